@@ -1,0 +1,130 @@
+"""AWS Lambda: a reservation around every invocation, settled before the handler's answer leaves.
+
+    @guarded(client, estimate=Amount.tokens(1000), action=Action("llm.completion", "gpt-4o"))
+    def handler(event, context):
+        current_guard().spend(742)
+
+The reservation lives as long as the invocation may, so that it needs no heartbeat; nothing here needs a thread, and
+everything that is sent has to fit into the time that the invocation has left. An environment may be frozen after any
+answer: nothing is left to be done in the background, and what could not be settled is in the journal (in the temporary
+folder, where the home is read-only) for the next invocation.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Callable
+
+from .checks import refuse
+from .deadline import deadline_in
+from .guard import ReservationGuard
+from .lifecycle import settle_call
+from .log import log
+from .values import Amount
+from .worker import Job, worker
+
+if TYPE_CHECKING:
+    from .client import CyclesClient
+
+#: What the reservation outlives the invocation by, in milliseconds: time for its last commit.
+MARGIN_MS = 5_000
+
+#: When what was metered is committed, in milliseconds before the invocation is cut off.
+LAST_CALL_MS = 500
+
+#: What is kept back from every call's deadline, in seconds, so that the handler's own answer still gets out.
+_KEPT_BACK = 0.1
+
+#: The protocol's bounds of a TTL, in milliseconds.
+_SHORTEST_TTL_MS, _LONGEST_TTL_MS = 1_000, 86_400_000
+
+#: Seconds that an invocation spends on what earlier ones left, at the most.
+_CATCH_UP = 2.0
+
+Handler = Callable[..., Any]
+
+
+def guarded(
+    client: CyclesClient,
+    *,
+    estimate: Any,
+    action: Any,
+    subject: Any = None,
+    actual: Any = None,
+) -> Callable[[Handler], Handler]:
+    """Guard every invocation of a handler: reserve before it, settle before its answer leaves.
+
+    `estimate`, `action` and `subject` are constants or callables of (event, context), `actual` a constant or a callable
+    of the handler's result; estimate and actual give Amounts. Without `actual`, what was metered is committed, else the
+    estimate. A handler that raises is released, or its meter committed. Half a second before the time is up, the meter
+    is committed by a timer, or without threads by the next `spend()`.
+
+    Raises what `CyclesClient.reserve` raises: the handler has not run then.
+    """
+    guarding = client.with_options(heartbeat=False)
+
+    def decorate(handler: Handler) -> Handler:
+        if not callable(handler):
+            raise refuse("handler", handler, "callable")
+
+        @functools.wraps(handler)
+        def invoke(event: Any, context: Any, *more: Any) -> Any:
+            left_ms = _left_ms(context)
+            with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
+                _catch_up(guarding, left_ms)
+                guard = guarding.reserve(
+                    _value(estimate, event, context),
+                    _value(action, event, context),
+                    subject=_value(subject, event, context),
+                    ttl_ms=min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS),
+                )
+                timer = _LastCall(guard, _left_ms(context))
+                try:
+                    with guard:
+                        result = handler(event, context, *more)
+                        settle_call(guard, actual, result)
+                    return result
+                finally:
+                    timer.cancel()
+
+        return invoke
+
+    return decorate
+
+
+class _LastCall:
+    """Commits what was metered shortly before the invocation is cut off."""
+
+    def __init__(self, guard: ReservationGuard, left_ms: int) -> None:
+        self._guard = guard
+        self._job: Job | None = None
+        if left_ms > LAST_CALL_MS:
+            self._job = worker.schedule((left_ms - LAST_CALL_MS) / 1000, self._commit)
+
+    def _commit(self) -> None:
+        guard = self._guard
+        if not guard.spent or not guard.is_active:
+            return
+        log().warning("the invocation is about to time out: what guard %r has metered is committed", guard)
+        with deadline_in(LAST_CALL_MS / 1000 - _KEPT_BACK):
+            settle_call(guard, Amount(guard.reserved.unit, guard.spent), None)
+
+    def cancel(self) -> None:
+        if self._job is not None:
+            self._job.cancel()
+
+
+def _left_ms(context: Any) -> int:
+    """What the invocation has left, in milliseconds; 0 is nothing, and a context that cannot tell is a minute."""
+    tell = getattr(context, "get_remaining_time_in_millis", None)
+    return max(0, int(tell())) if tell is not None else 60_000
+
+
+def _catch_up(client: CyclesClient, left_ms: int) -> None:
+    """Settle what earlier invocations left, for a quarter of the time at the most."""
+    if client.config.mode != "off":
+        client.flush(min(_CATCH_UP, left_ms / 4000))
+
+
+def _value(given: Any, event: Any, context: Any) -> Any:
+    return given(event, context) if callable(given) else given

@@ -1,0 +1,362 @@
+"""The programmatic client: the protocol's operations, one method each."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, TypeVar
+
+from . import wire
+from .checks import refuse
+from .config import CyclesConfig
+from .errors import ApiError, CyclesError, ResponseError, ValidationError
+from .fields import Model
+from .log import log
+from .models import BalanceRequest, ReservationCreateRequest, ReservationListRequest
+from .sending import Sender, open_transport
+from .values import SUBJECT_LEVELS
+
+if TYPE_CHECKING:
+    from .events import Event, Observer
+    from .guard import ReservationGuard
+    from .models import (
+        Balance,
+        BalanceResponse,
+        CommitRequest,
+        CommitResponse,
+        CyclesEvidenceEnvelope,
+        CyclesEvidenceJwks,
+        DecisionRequest,
+        DecisionResponse,
+        EventCreateRequest,
+        EventCreateResponse,
+        ReleaseRequest,
+        ReleaseResponse,
+        ReservationCreateResponse,
+        ReservationDetail,
+        ReservationExtendRequest,
+        ReservationExtendResponse,
+        ReservationListResponse,
+        ReservationSummary,
+    )
+    from .sending import Traceparent
+    from .settler import Settler
+    from .transport import Transport
+    from .values import Action, Amount, CommitOveragePolicy, Subject
+
+M = TypeVar("M", bound=Model)
+
+#: Settings that a transport is made of: clients that agree in them share one.
+_CONNECTION_SETTINGS = ("base_url", "ca_certs", "proxy", "max_connections")
+
+_EVIDENCE_ID = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class CyclesClient:
+    """A client of one authority. Thread-safe; make one and keep it.
+
+    Every method raises a `CyclesError`: `ValidationError` before anything is sent, `TransportError` or `ResponseError`
+    where the outcome is unknown, `ApiError` where the authority refused. What may have been carried out is sent once
+    more with the same idempotency key; reads are retried as the configuration says (see `cycles_lite.retry`).
+    """
+
+    _settler: Settler | None = None
+
+    def __init__(
+        self,
+        config: CyclesConfig,
+        *,
+        traceparent: Traceparent = None,
+        observer: Observer | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self._config = config
+        self._sender = Sender(config, open_transport(config) if transport is None else transport, traceparent)
+        self._observer = observer
+        self._subject: dict[str, str] = config.subject_defaults()
+
+    @classmethod
+    def from_env(
+        cls,
+        prefix: str = "CYCLES_",
+        *,
+        traceparent: Traceparent = None,
+        observer: Observer | None = None,
+        **changes: Any,
+    ) -> CyclesClient:
+        """A client configured by the environment (see `CyclesConfig.from_env`)."""
+        return cls(CyclesConfig.from_env(prefix, **changes), traceparent=traceparent, observer=observer)
+
+    @property
+    def config(self) -> CyclesConfig:
+        return self._config
+
+    def __repr__(self) -> str:
+        return f"CyclesClient({self._config!r})"
+
+    def with_options(self, **changes: Any) -> CyclesClient:
+        """A client with other settings, such as another tenant's key, that shares this one's connections."""
+        config = self._config.replace(**changes)
+        shares = all(getattr(config, name) == getattr(self._config, name) for name in _CONNECTION_SETTINGS)
+        transport = self._sender.transport if shares else None
+        return CyclesClient(config, traceparent=self._sender.traceparent, observer=self._observer, transport=transport)
+
+    def warm_up(self) -> bool:
+        """Connect ahead of the first call, for a cold start. Says whether the authority answered; raises nothing."""
+        try:
+            self._sender.get(wire.GET_EVIDENCE_KEYS, None, {}, retries=False)
+        except ApiError:
+            return True
+        except CyclesError:
+            return False
+        return True
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Settle what is pending, for at most `timeout` seconds (default `flush_timeout`); says how many are left."""
+        if self._config.mode == "off":
+            return 0
+        return self.settler.flush(self._config.flush_timeout if timeout is None else timeout)
+
+    def close(self) -> None:
+        """Flush, and let the connections go. Reads that wait to be retried give up; later calls connect anew, so that
+        no settlement is lost to an early close."""
+        if self._settler is not None:
+            self._settler.flush(self._config.flush_timeout)
+            self._settler.close()
+        self._sender.close()
+
+    def __enter__(self) -> CyclesClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def reserve(
+        self,
+        estimate: Amount,
+        action: Action,
+        *,
+        subject: Subject | None = None,
+        ttl_ms: int = 60_000,
+        grace_period_ms: int | None = None,
+        overage_policy: CommitOveragePolicy | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> ReservationGuard:
+        """Reserve an estimate and guard it: `with client.reserve(...) as guard: ...; guard.commit(actual)`.
+
+        The reservation lives `ttl_ms` (1000..86400000) and is extended while the guard does. Raises `BudgetDenied`
+        where the work must not run. Modes and `on_unavailable` are the configuration's.
+        """
+        from .guard import reserve  # only guards need it
+
+        named: Any = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
+        request = ReservationCreateRequest(
+            action=action,
+            estimate=estimate,
+            subject=subject,
+            ttl_ms=ttl_ms,
+            grace_period_ms=grace_period_ms,
+            overage_policy=overage_policy,
+            dry_run=self._config.mode == "shadow",
+            metadata=metadata,
+            **named,
+        )
+        return reserve(self, request)
+
+    # ---- Operations ----
+
+    def create_reservation(self, request: ReservationCreateRequest) -> ReservationCreateResponse:
+        """Hold an estimate (protocol: `POST /v1/reservations`). Returns the answer, a dry run's DENY included; a
+        denied live reservation is a 409 and raises a `BudgetDenied`."""
+        response: ReservationCreateResponse = self._post(wire.CREATE_RESERVATION, request)
+        return response
+
+    def commit_reservation(self, reservation_id: str, request: CommitRequest) -> CommitResponse:
+        """Settle a reservation with its actual cost (protocol: `POST /v1/reservations/{id}/commit`). A refusal for
+        the budget's state is a `SettlementRejectedError`."""
+        response: CommitResponse = self._post(wire.COMMIT_RESERVATION, request, reservation_id)
+        return response
+
+    def release_reservation(self, reservation_id: str, request: ReleaseRequest) -> ReleaseResponse:
+        """Give a reservation back unused (protocol: `POST /v1/reservations/{id}/release`)."""
+        response: ReleaseResponse = self._post(wire.RELEASE_RESERVATION, request, reservation_id)
+        return response
+
+    def extend_reservation(self, reservation_id: str, request: ReservationExtendRequest) -> ReservationExtendResponse:
+        """Move a reservation's expiry outward (protocol: `POST /v1/reservations/{id}/extend`)."""
+        response: ReservationExtendResponse = self._post(wire.EXTEND_RESERVATION, request, reservation_id)
+        return response
+
+    def decide(self, request: DecisionRequest) -> DecisionResponse:
+        """Ask what a reservation would be told (protocol: `POST /v1/decide`). Returns the answer, DENY included."""
+        response: DecisionResponse = self._post(wire.DECIDE, request)
+        return response
+
+    def create_event(self, request: EventCreateRequest) -> EventCreateResponse:
+        """Record spend without a reservation (protocol: `POST /v1/events`)."""
+        response: EventCreateResponse = self._post(wire.CREATE_EVENT, request)
+        return response
+
+    def list_reservations(
+        self, request: ReservationListRequest | None = None, **filters: Any
+    ) -> ReservationListResponse:
+        """One page of reservations (protocol: `GET /v1/reservations`). `filters` are the request's fields."""
+        response: ReservationListResponse = self._get(
+            wire.LIST_RESERVATIONS, filters=_request(ReservationListRequest, request, filters)
+        )
+        return response
+
+    def get_reservation(self, reservation_id: str) -> ReservationDetail:
+        """One reservation (protocol: `GET /v1/reservations/{id}`); an expired one is a `ReservationExpiredError`."""
+        response: ReservationDetail = self._get(wire.GET_RESERVATION, reservation_id)
+        return response
+
+    def get_balances(self, request: BalanceRequest | None = None, **filters: Any) -> BalanceResponse:
+        """One page of balances (protocol: `GET /v1/balances`). `filters` are the request's fields; where they name no
+        level, the configuration's tenant is asked for."""
+        response: BalanceResponse = self._get(wire.GET_BALANCES, filters=self._of_somebody(request, filters))
+        return response
+
+    def get_evidence(self, evidence_id: str) -> CyclesEvidenceEnvelope:
+        """A signed evidence envelope by its 64 hexadecimal digits (protocol: `GET /v1/evidence/{id}`). No key is
+        sent. The signature is not verified here; `body` holds the envelope's bytes."""
+        if not isinstance(evidence_id, str) or not _EVIDENCE_ID.match(evidence_id):
+            raise refuse("evidence_id", evidence_id, "64 lower-case hexadecimal digits")
+        response: CyclesEvidenceEnvelope = self._get(wire.GET_EVIDENCE, evidence_id)
+        return response
+
+    def get_evidence_keys(self) -> CyclesEvidenceJwks:
+        """The keys that evidence is signed with (protocol: `GET /v1/.well-known/cycles-jwks.json`). No key is sent."""
+        response: CyclesEvidenceJwks = self._get(wire.GET_EVIDENCE_KEYS)
+        return response
+
+    def iter_reservations(
+        self, request: ReservationListRequest | None = None, **filters: Any
+    ) -> Iterator[ReservationSummary]:
+        """Every matching reservation, page after page."""
+        wanted = _request(ReservationListRequest, request, filters)
+        for page in self._pages(wire.LIST_RESERVATIONS, wanted):
+            yield from page.reservations
+
+    def iter_balances(self, request: BalanceRequest | None = None, **filters: Any) -> Iterator[Balance]:
+        """Every matching balance, page after page."""
+        for page in self._pages(wire.GET_BALANCES, self._of_somebody(request, filters)):
+            yield from page.balances
+
+    # ---- Sending ----
+
+    def _of_somebody(self, request: BalanceRequest | None, filters: dict[str, Any]) -> BalanceRequest:
+        wanted = _request(BalanceRequest, request, filters)
+        if not any(getattr(wanted, level) for level in SUBJECT_LEVELS) and not self._config.tenant:
+            raise ValidationError("balances: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
+        return wanted
+
+    def _pages(self, operation: wire.Operation, wanted: Model) -> Iterator[Any]:
+        cursor: str | None = None
+        seen = {getattr(wanted, "cursor", None)}
+        while True:
+            page = self._get(operation, filters=wanted, cursor=cursor)
+            yield page
+            cursor = page.next_cursor
+            if not cursor:
+                return
+            if cursor in seen:
+                raise ResponseError(f"{operation.name}: the next page's cursor leads nowhere new", status=200)
+            seen.add(cursor)
+
+    def _post(
+        self, operation: wire.Operation, request: Any, reservation_id: str | None = None, retries: bool = True
+    ) -> Any:
+        wanted = operation.request
+        if wanted is None or not isinstance(request, wanted):
+            raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
+        return self._sender.post(operation, self.body_of(request), reservation_id, retries)
+
+    def body_of(self, request: Any) -> dict[str, Any]:
+        """The JSON object that a request sends, its subject's missing levels filled from the configuration."""
+        data: dict[str, Any] = request.to_json()
+        if hasattr(request, "subject"):
+            data["subject"] = self._merged(data.get("subject"))
+        return data
+
+    # ---- For guards, settlement and heartbeats ----
+
+    def send_once(self, operation: wire.Operation, body: dict[str, Any], reservation_id: str | None = None) -> Any:
+        """One attempt with a body that was made before, by this or another process."""
+        return self._sender.post(operation, body, reservation_id, retries=False)
+
+    def extend_once(self, reservation_id: str, request: ReservationExtendRequest) -> ReservationExtendResponse:
+        """One attempt to extend; the heartbeat decides on another, and tells of this one's failure."""
+        response: ReservationExtendResponse = self._post(
+            wire.EXTEND_RESERVATION, request, reservation_id, retries=False
+        )
+        return response
+
+    @property
+    def settler(self) -> Settler:
+        """What settles this client's spend."""
+        if self._settler is None:
+            from .settler import Settler  # only guards need it
+
+            self.__dict__.setdefault("_settler", Settler(self))  # atomic: one for all threads
+        settler: Settler = self.__dict__["_settler"]
+        return settler
+
+    def observe(self, event: Event) -> None:
+        """Tell the observer; what it gets wrong is logged and stops nothing."""
+        if self._observer is None:
+            return
+        try:
+            self._observer(event)
+        except Exception:
+            log().exception("the observer failed on %s", type(event).__name__)
+
+    def _merged(self, subject: dict[str, Any] | None) -> dict[str, Any]:
+        """The request's subject, its missing levels filled from the configuration."""
+        merged = {**self._subject, **(subject or {})}
+        if not merged:
+            raise ValidationError("subject: neither the request nor the configuration names one")
+        return merged
+
+    def _get(
+        self,
+        operation: wire.Operation,
+        id: str | None = None,
+        filters: Model | None = None,
+        cursor: str | None = None,
+    ) -> Any:
+        query = wire.query(filters) if filters is not None else {}
+        if filters is not None and self._config.tenant:
+            query.setdefault("tenant", self._config.tenant)
+        if cursor is not None:
+            query["cursor"] = cursor
+        return self._sender.get(operation, id, query)
+
+
+def _request(model: type[M], request: M | None, filters: dict[str, Any]) -> M:
+    if request is None:
+        unknown = sorted(set(filters) - {entry.name for entry in model.layout()})
+        if unknown:
+            raise ValidationError(f"{unknown[0]} is not a field of {model.__name__}")
+        return model(**filters)
+    if filters or not isinstance(request, model):
+        raise refuse("request", request, f"a {model.__name__}, or its fields as keywords")
+    return request
+
+
+def _finish_imports() -> None:
+    """Before a fork: import what is imported when it is first needed, and wait for what another thread is importing
+    right now. A child would wait for that thread for ever."""
+    package = __name__.rpartition(".")[0] + "."
+    needed = [package + "guard", package + "settler"]
+    for name in [*needed, *(name for name in list(sys.modules) if name.startswith(package))]:
+        try:
+            __import__(name)
+        except ImportError:  # which that thread is told
+            continue
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_finish_imports)

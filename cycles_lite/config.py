@@ -1,0 +1,266 @@
+"""The configuration: one frozen object, from code or from the environment, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping
+
+from .checks import shown, text
+from .errors import ConfigError
+from .values import SUBJECT_LEVELS
+
+#: Seconds that a number of seconds may be at the most: a day.
+_LONGEST = 86_400.0
+_MOST = 999_999_999
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+#: A host or an IPv6 address in brackets, and a port.
+_HOST = r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@\\:\[\]]+)(?::([0-9]{1,5}))?"
+
+
+def _url(value: Any) -> str:
+    """An http, https or sqlite URL, without the trailing slash."""
+    if not isinstance(value, str):
+        raise ValueError("a URL")
+    scheme, colon, rest = value.strip().partition(":")
+    scheme = scheme.lower()
+    if not colon or (scheme not in ("http", "https", "sqlite") and "//" not in rest[:2]):
+        raise ValueError("a URL with a scheme: http://..., https://... or sqlite:...")
+    if scheme not in ("http", "https", "sqlite"):
+        raise ValueError("a URL of a known scheme: http, https or sqlite")
+    if scheme == "sqlite":
+        if not re.match(r"//[/?]|//\Z|(?!//)[^?]", rest):
+            raise ValueError("a file's URL: sqlite:///absolute/path, sqlite:relative/path or sqlite:// (memory)")
+        return scheme + ":" + rest
+    if re.match(r"//[^/?#@\\]*@", rest):
+        raise ValueError("a URL without a user name or password in it; the key goes to api_key")
+    if not rest.isprintable() or not re.match(r"//[^ /?#@\\]+(/[^ ?#\\]*)?\Z", rest):
+        raise ValueError("a URL with a host, and without query, fragment or blanks")
+    if not _is_address(re.match(rf"//{_HOST}(?:/|\Z)", rest)):
+        raise ValueError("a URL with a host in ASCII, and where it names a port, one of 1..65535")
+    return scheme + ":" + rest.rstrip("/")
+
+
+def _is_address(match: re.Match[str] | None) -> bool:
+    """Whether a host in ASCII was found, and the port that it comes with, if any, is one."""
+    if match is None:
+        return False
+    host, port = match.groups()
+    if not host.isascii() or not host.isprintable() or not 1 <= int(port or 80) <= 65535:
+        return False
+    return host[0] != "[" or _is_ipv6(host[1:-1])
+
+
+def _is_ipv6(address: str) -> bool:
+    import ipaddress  # rarely needed
+
+    try:
+        ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _proxy(value: Any) -> str:
+    """The URL of a proxy; without a scheme it is http."""
+    url = value.strip() if isinstance(value, str) else ""
+    if not _is_address(re.match(rf"(?:[hH][tT][tT][pP][sS]?://)?(?:[^\s/?#]*@)?{_HOST}/?\Z", url)):
+        raise ValueError("an http or https URL: http://[user:password@]host:port")
+    return url
+
+
+def _secret(value: Any) -> str:
+    """An API key without the blanks around it. What is wrong with one is said without showing it."""
+    key = value.strip() if isinstance(value, str) else ""
+    if not re.match(r"[\x21-\x7e]+\Z", key):
+        raise ValueError("visible ASCII characters without blanks between them")
+    return key
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text that is not blank")
+    return str(value.strip())
+
+
+def _level(value: Any) -> str:
+    try:
+        return text("level", _text(value), 128)
+    except ValueError:
+        raise ValueError("a text of 1..128 characters, none of them a control character") from None
+
+
+def _path(value: Any) -> str:
+    return _text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
+def _number(expected: str, low: float, high: float) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, (bool, bytes, bytearray)) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not low <= number <= high:
+            raise ValueError(expected)
+        return number
+
+    return parse
+
+
+_seconds = _number(f"a number of seconds from 0.001 to {_LONGEST:.0f}", 0.001, _LONGEST)
+_wait = _number(f"a number of seconds from 0 to {_LONGEST:.0f}", 0.0, _LONGEST)
+_factor = _number("a number from 1 to 100", 1.0, 100.0)
+
+
+def _count(low: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, str) and re.match(r"\s*[0-9]{1,9}\s*\Z", value):
+            value = int(value)
+        if type(value) is not int or not low <= value <= _MOST:
+            raise ValueError(f"a whole number from {low} to {_MOST}")
+        return value
+
+    return parse
+
+
+def _flag(value: Any) -> bool:
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word in _TRUE or word is True:
+        return True
+    if word in _FALSE or word is False:
+        return False
+    raise ValueError("true or false (also 1/0, yes/no, on/off)")
+
+
+def _choice(*words: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        word = value.strip().lower() if isinstance(value, str) else ""
+        if word not in words:
+            raise ValueError("one of " + ", ".join(words))
+        return word
+
+    return parse
+
+
+def _setting(parse: Callable[[Any], Any]) -> Mapping[str, Any]:
+    return {"parse": parse}
+
+
+@dataclass(frozen=True)
+class CyclesConfig:
+    """How to reach the authority, for whom, and what to do when it does not answer.
+
+    Seconds are floats. A value that cannot be used raises `ConfigError` that names it, what was given and what is
+    expected. The repr shows neither the key nor a proxy's password.
+    """
+
+    #: `http(s)://host[:port][/prefix]` of a server, or `sqlite:///abs/path`, `sqlite:rel`, `sqlite://` (memory).
+    base_url: str | None = field(default=None, metadata=_setting(_url))
+    #: Needed for http and https. Blanks around it are dropped.
+    api_key: str | None = field(default=None, repr=False, metadata=_setting(_secret))
+    #: Defaults for the levels of a subject that a request does not name.
+    tenant: str | None = field(default=None, metadata=_setting(_level))
+    workspace: str | None = field(default=None, metadata=_setting(_level))
+    app: str | None = field(default=None, metadata=_setting(_level))
+    workflow: str | None = field(default=None, metadata=_setting(_level))
+    agent: str | None = field(default=None, metadata=_setting(_level))
+    toolset: str | None = field(default=None, metadata=_setting(_level))
+    #: One attempt takes at most `connect_timeout + read_timeout` seconds, whatever the server does.
+    connect_timeout: float = field(default=2.0, metadata=_setting(_seconds))
+    read_timeout: float = field(default=5.0, metadata=_setting(_seconds))
+    #: Retries of reads, and of settlements in the background.
+    retry_enabled: bool = field(default=True, metadata=_setting(_flag))
+    retry_max_attempts: int = field(default=5, metadata=_setting(_count(1)))
+    retry_initial_delay: float = field(default=0.5, metadata=_setting(_wait))
+    retry_multiplier: float = field(default=2.0, metadata=_setting(_factor))
+    retry_max_delay: float = field(default=30.0, metadata=_setting(_wait))
+    #: Seconds that `close()` and the interpreter's exit wait for pending settlements.
+    flush_timeout: float = field(default=2.0, metadata=_setting(_wait))
+    journal_enabled: bool = field(default=True, metadata=_setting(_flag))
+    journal_dir: str | None = field(default=None, metadata=_setting(_path))
+    journal_fsync: bool = field(default=False, metadata=_setting(_flag))
+    heartbeat: bool = field(default=True, metadata=_setting(_flag))
+    #: `enforce`; `shadow` asks and never stops the work; `off` asks nothing and needs neither URL nor key.
+    mode: str = field(default="enforce", metadata=_setting(_choice("enforce", "shadow", "off")))
+    #: `raise`, or `allow` the work when the authority cannot be reached.
+    on_unavailable: str = field(default="raise", metadata=_setting(_choice("raise", "allow")))
+    #: Connections to the server at the same time; a call that finds none free waits for one.
+    max_connections: int = field(default=16, metadata=_setting(_count(1)))
+    #: A file or folder of certificates to trust; else REQUESTS_CA_BUNDLE, else SSL_CERT_FILE, else the system's.
+    ca_certs: str | None = field(default=None, metadata=_setting(_path))
+    #: A proxy's URL; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide.
+    proxy: str | None = field(default=None, repr=False, metadata=_setting(_proxy))
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            value = _parsed(setting.name, setting, getattr(self, setting.name))
+            object.__setattr__(self, setting.name, value)
+        _refuse_missing(self.__dict__, str)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the authority is the embedded one."""
+        return _is_local(self.base_url)
+
+    @classmethod
+    def from_env(cls, prefix: str = "CYCLES_", **changes: Any) -> CyclesConfig:
+        """The configuration in the variables `<prefix><NAME>`; blank ones count as unset, `changes` win."""
+        _refuse_unknown(changes)
+        found: dict[str, Any] = {}
+        for setting in dataclasses.fields(cls):
+            name = prefix + setting.name.upper()
+            value = os.environ.get(name, "")
+            if setting.name in changes:
+                found[setting.name] = _parsed(setting.name, setting, changes[setting.name])
+            elif value.strip():
+                found[setting.name] = _parsed(name, setting, value)
+        _refuse_missing(found, lambda name: prefix + name.upper())
+        return cls(**found)
+
+    def replace(self, **changes: Any) -> CyclesConfig:
+        """A copy with other values."""
+        _refuse_unknown(changes)
+        return dataclasses.replace(self, **changes)
+
+    def subject_defaults(self) -> dict[str, str]:
+        """The levels that are set, from the root down."""
+        levels = ((level, getattr(self, level)) for level in SUBJECT_LEVELS)
+        return {level: value for level, value in levels if value is not None}
+
+
+def _is_local(base_url: str | None) -> bool:
+    return base_url is not None and base_url.startswith("sqlite:")
+
+
+def _refuse_unknown(changes: Mapping[str, Any]) -> None:
+    unknown = sorted(set(changes) - {setting.name for setting in dataclasses.fields(CyclesConfig)})
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is not a setting")
+
+
+def _refuse_missing(settings: Mapping[str, Any], name: Callable[[str], str]) -> None:
+    """What must be set depends on the mode and on the kind of authority; `name` says it as the user would set it."""
+    if settings.get("mode") == "off":
+        return
+    if settings.get("base_url") is None:
+        raise ConfigError(name("base_url") + " is not set: the URL of a server, or of a budget file (sqlite:...)")
+    if settings.get("api_key") is None and not _is_local(settings["base_url"]):
+        raise ConfigError("{} is not set: {} needs one".format(name("api_key"), settings["base_url"]))
+
+
+def _parsed(name: str, setting: Any, value: Any) -> Any:
+    """The value as it is kept; None only where that is the default. `name` is what the user knows the setting by."""
+    if value is None and setting.default is None:
+        return None
+    try:
+        return setting.metadata["parse"](value)
+    except ValueError as e:
+        secret = setting.name in ("api_key", "proxy") or "@" in str(value)
+        given = "its value" if secret else shown(value)
+        raise ConfigError(f"{name}: {given} is not {e}") from None

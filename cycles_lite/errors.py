@@ -1,0 +1,254 @@
+"""The errors of cycles_lite.
+
+Three questions decide the class: was anything sent (`ConfigError`, `ValidationError`: no), is there a usable
+answer (`TransportError`, `ResponseError`: no, so the outcome is unknown), and what did the authority say
+(`ApiError` and below). Every class pickles: all state beside the message lives in the instance's dictionary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Mapping
+
+if TYPE_CHECKING:
+    from .values import CyclesEvidenceRef
+
+
+class CyclesError(Exception):
+    """The root of everything that cycles_lite raises on its own account."""
+
+    #: Whether the same call, with the same idempotency key, may succeed later.
+    is_retryable: bool = False
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+        trace_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        #: What went wrong, in words.
+        self.message = message
+        #: Seconds that the authority asked to wait, from the body's `retry_after_ms` or the `Retry-After` header.
+        self.retry_after = retry_after
+        #: The server's id for this HTTP request (`X-Request-Id`).
+        self.request_id = request_id
+        #: The trace that the request belongs to (`X-Cycles-Trace-Id`).
+        self.trace_id = trace_id
+
+
+class ConfigError(CyclesError, ValueError):
+    """The configuration cannot be used. Nothing was sent."""
+
+
+class ValidationError(CyclesError, ValueError):
+    """A value that the protocol refuses. Nothing was sent."""
+
+
+class GuardFinalizedError(CyclesError, RuntimeError):
+    """A guard was committed or released twice. Nothing was sent."""
+
+
+class TransportError(CyclesError):
+    """There is no usable answer: whether the authority acted on the request is unknown."""
+
+    is_retryable = True
+
+    #: A kept-alive connection was closed by the peer before the answer: a fresh one may serve at once.
+    stale: bool = False
+
+
+class TransportTimeout(TransportError):
+    """The answer did not come in time."""
+
+
+class ResponseError(CyclesError):
+    """An answer came that is not the protocol's: whether the authority acted on the request is unknown."""
+
+    is_retryable = True
+
+    def __init__(self, message: str = "", *, status: int = 0, **known: Any) -> None:
+        super().__init__(message, **known)
+        #: The HTTP status of the answer.
+        self.status = status
+
+
+class ApiError(CyclesError):
+    """The authority said no (protocol: `ErrorResponse`).
+
+    Also what an error code that this version does not know becomes: codes are an open set.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int = 0,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        evidence: CyclesEvidenceRef | None = None,
+        note: str = "",
+        **known: Any,
+    ) -> None:
+        super().__init__(message, **known)
+        #: The HTTP status; 200 where an answer said `decision: DENY`.
+        self.status = status
+        #: The protocol's error or reason code; None when the answer named none.
+        self.code = code
+        #: The answer's `details`, or an empty mapping.
+        self.details: dict[str, Any] = dict(details or {})
+        #: The signed evidence of this refusal, where the server issues it.
+        self.evidence = evidence
+        self._note = note
+
+    def __str__(self) -> str:
+        parts = ["{} ({})".format(self.code or "refused", self.status)]
+        if self.message:
+            parts.append(": " + self.message)
+        facts = [f"{name}={self.details[name]}" for name in _SHOWN_DETAILS if name in self.details]
+        if self._note:
+            facts.append(self._note)
+        if self.request_id:
+            facts.append("request_id=" + self.request_id)
+        if facts:
+            parts.append(" [" + ", ".join(facts) + "]")
+        return "".join(parts)
+
+
+#: Which of the details a message shows, in this order.
+_SHOWN_DETAILS = ("scope", "unit", "requested", "remaining", "requested_unit", "expected_units")
+
+
+class BudgetDenied(ApiError):
+    """The work must not run. Raised for a reservation alone, also when the answer is `decision: DENY`."""
+
+    @property
+    def is_retryable(self) -> bool:  # type: ignore[override]
+        return self.retry_after is not None
+
+
+class BudgetExceededError(BudgetDenied):
+    """Too little remains in one of the affected scopes."""
+
+
+class OverdraftLimitExceededError(BudgetDenied):
+    """A scope is over its overdraft limit and takes no new reservation until it is funded."""
+
+
+class DebtOutstandingError(BudgetDenied):
+    """A scope has debt and no overdraft limit to carry it."""
+
+
+class BudgetFrozenError(BudgetDenied):
+    """An operator froze a budget."""
+
+
+class BudgetClosedError(BudgetDenied):
+    """A budget is closed for good."""
+
+
+class TenantClosedError(BudgetDenied):
+    """The tenant is closed."""
+
+
+class SettlementRejectedError(ApiError):
+    """A commit or an event was refused for its budget's or tenant's state. The work *has* run.
+
+    Never a `BudgetDenied`: code that falls back on a denial must not do the work a second time.
+    """
+
+
+class ReservationExpiredError(ApiError):
+    """The reservation's lifetime, and for settlements its grace period, has passed."""
+
+
+class ReservationFinalizedError(ApiError):
+    """The reservation was committed or released before."""
+
+
+class MaxExtensionsExceededError(ApiError):
+    """The authority extends this reservation no further."""
+
+
+class InvalidRequestError(ApiError):
+    """The authority refused the request's form."""
+
+
+class UnitMismatchError(ApiError):
+    """The amount is in another unit than the budget or the reservation."""
+
+
+class IdempotencyMismatchError(ApiError):
+    """The idempotency key was used before with another payload."""
+
+
+class NotFoundError(ApiError):
+    """There is no such reservation, budget or evidence."""
+
+
+class AuthenticationError(ApiError):
+    """The API key is missing, unknown, revoked or expired (401)."""
+
+
+class ForbiddenError(ApiError):
+    """The API key belongs to another tenant, or may not do this (403)."""
+
+
+class RateLimitedError(ApiError):
+    """The server throttles; see `retry_after` (429)."""
+
+    is_retryable = True
+
+
+class ServerError(ApiError):
+    """The server failed; whether it acted on the request is unknown (5xx)."""
+
+    is_retryable = True
+
+
+#: Codes that deny a reservation. On a commit or an event they are a `SettlementRejectedError`.
+DENIALS: dict[str, type[BudgetDenied]] = {
+    "BUDGET_EXCEEDED": BudgetExceededError,
+    "OVERDRAFT_LIMIT_EXCEEDED": OverdraftLimitExceededError,
+    "DEBT_OUTSTANDING": DebtOutstandingError,
+    "BUDGET_FROZEN": BudgetFrozenError,
+    "BUDGET_CLOSED": BudgetClosedError,
+    "TENANT_CLOSED": TenantClosedError,
+}
+
+#: Codes that mean the same on every operation.
+_BY_CODE: dict[str, type[ApiError]] = {
+    "RESERVATION_EXPIRED": ReservationExpiredError,
+    "RESERVATION_FINALIZED": ReservationFinalizedError,
+    "MAX_EXTENSIONS_EXCEEDED": MaxExtensionsExceededError,
+    "INVALID_REQUEST": InvalidRequestError,
+    "UNIT_MISMATCH": UnitMismatchError,
+    "IDEMPOTENCY_MISMATCH": IdempotencyMismatchError,
+    "NOT_FOUND": NotFoundError,
+    "UNAUTHORIZED": AuthenticationError,
+    "FORBIDDEN": ForbiddenError,
+    "LIMIT_EXCEEDED": RateLimitedError,
+    "INTERNAL_ERROR": ServerError,
+}
+
+#: Statuses that say enough, whatever code a proxy or a newer server puts beside them.
+_BY_STATUS: dict[int, type[ApiError]] = {
+    401: AuthenticationError,
+    403: ForbiddenError,
+    410: ReservationExpiredError,
+    429: RateLimitedError,
+}
+
+
+def error_class(status: int, code: str | None, *, reserves: bool, settles: bool) -> type[ApiError]:
+    """The class for an error answer: first by what the status alone decides, then by the code."""
+    if status >= 500:
+        return ServerError
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if code in DENIALS:
+        if reserves:
+            return DENIALS[code]
+        return SettlementRejectedError if settles else ApiError
+    return _BY_CODE.get(code or "", ApiError)

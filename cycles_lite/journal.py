@@ -1,0 +1,376 @@
+"""Unsettled spend on disk: one file per reservation, written before its commit leaves, removed when it is settled.
+
+    <journal_dir>/<identity>/v2-<sha256 of the reservation id>.json
+
+The identity keeps servers and tenants apart. A record is the JSON that the official SDKs write too, so that each can
+settle what the other left behind; no API key is in it. Files come into being by a rename, so that a reader sees the
+whole record or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+import time
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
+
+from .checks import INT64_MAX
+from .wire import loads
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+VERSION = 1
+COMMIT, EVENT = "commit", "event"
+
+_SUFFIX = ".json"
+
+#: What an unreadable record's name ends in, once it is set aside.
+_ASIDE = ".corrupt"
+_STANDARD_NAME = re.compile(r"v2-[0-9a-f]{64}\.json\Z")
+
+#: The folders that this process has claimed, each with its lock's file. A forked child has none of its parent's.
+_claims: dict[str, list[int]] = {}
+
+
+def _forget_claims() -> None:
+    for files in _claims.values():
+        for file in files:
+            os.close(file)
+    _claims.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_claims)
+
+#: Seconds after which a temporary file is a dead writer's.
+_STALE_AFTER = 3600.0
+
+
+class Record(NamedTuple):
+    """Spend that is known and not yet settled."""
+
+    reservation_id: str
+    #: The server that it is owed to, normalised.
+    base_url: str
+    #: `commit`, or `event` once the reservation has expired or never was.
+    mode: str
+    commit_body: dict[str, Any] | None
+    event_fallback_body: dict[str, Any] | None
+    recorded_at_ms: int
+    #: No request before this time, in milliseconds since the epoch: a 429's Retry-After.
+    not_before_ms: int | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What to send in the record's mode."""
+        return (self.commit_body if self.mode == COMMIT else self.event_fallback_body) or {}
+
+    def to_json(self) -> bytes:
+        return json.dumps({"version": VERSION, **self._asdict()}, separators=(",", ":")).encode("ascii")
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Record:
+        """The record in a file. Raises `ValueError` that says why it is none of this version's."""
+        data = loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("not an object")
+        if type(data.get("version")) is not int or data["version"] != VERSION:
+            raise ValueError(f"version {data.get('version')!r:.40}, not {VERSION}")
+        for name, is_legal in _LEGAL.items():
+            if not is_legal(data.get(name)):
+                raise ValueError(f"{name} is {data.get(name)!r:.40}")
+        values: Any = [data.get(name) for name in cls._fields]
+        record = cls(*values)
+        if not record.body:
+            raise ValueError(f"no body for mode {record.mode}")
+        return record
+
+
+def _is_body(value: Any) -> bool:
+    """Whether it can be sent at all. What else is wrong with it the authority says."""
+    return value is None or (isinstance(value, dict) and isinstance(value.get("actual", {}), dict))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= INT64_MAX
+
+
+#: What each field of a record may be.
+_LEGAL: dict[str, Callable[[Any], bool]] = {
+    "reservation_id": lambda value: isinstance(value, str) and value != "",
+    "base_url": lambda value: isinstance(value, str),
+    "mode": lambda value: value in (COMMIT, EVENT),
+    "commit_body": _is_body,
+    "event_fallback_body": _is_body,
+    "recorded_at_ms": _is_time,
+    "not_before_ms": lambda value: value is None or _is_time(value),
+}
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch: times in records must mean something to the next process."""
+    return int(time.time() * 1000)
+
+
+def file_name(reservation_id: str) -> str:
+    """The name that belongs to exactly this id."""
+    return "v2-" + hashlib.sha256(reservation_id.encode("utf-8", "surrogatepass")).hexdigest() + _SUFFIX
+
+
+def normalised(base_url: str) -> str:
+    """A base URL as records and identities hold it: equal for equal servers."""
+    return base_url.strip().rstrip("/")
+
+
+def identity(base_url: str, tenant: str | None, api_key: str | None) -> str:
+    """The folder of one server and tenant; without a tenant, of the key, through a slow one-way hash.
+
+    A tenant's folder stays the same when its key is rotated.
+    """
+    if tenant or not api_key:
+        text = f"{normalised(base_url)}\n{tenant or ''}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    salt = ("cycles-lite journal\n" + normalised(base_url)).encode("utf-8", "surrogatepass")
+    return hashlib.pbkdf2_hmac("sha256", api_key.encode("utf-8"), salt, 20_000).hex()[:32]
+
+
+class Journal:
+    """The records of one identity folder. Every method raises `OSError` for what the disk refuses."""
+
+    def __init__(self, folder: str, fsync: bool = False) -> None:
+        self.folder = folder
+        self._fsync = fsync
+        self._written = 0
+        self._claim: list[int] | None = None
+
+    def write(self, record: Record) -> None:
+        """Put the record on disk, over one of the same reservation."""
+        target = os.path.join(self.folder, file_name(record.reservation_id))
+        self._written += 1
+        temporary = f"{target}.{os.getpid()}-{self._written}-{os.urandom(4).hex()}.tmp"
+        try:
+            self._fill(temporary, record.to_json())
+            os.replace(temporary, target)
+        except BaseException:
+            _remove(temporary)
+            raise
+        if self._fsync:
+            _sync_folder(self.folder)
+
+    def _fill(self, path: str, content: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            file = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            make_private(self.folder)
+            file = os.open(path, flags, 0o600)
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(file, left) :]
+            if self._fsync:
+                os.fsync(file)
+        finally:
+            os.close(file)
+
+    def remove(self, reservation_id: str) -> None:
+        """Forget a settled reservation."""
+        _remove(os.path.join(self.folder, file_name(reservation_id)))
+
+    def claim(self) -> bool:
+        """Whether this process is to take up what is here: another one may be at it, or an earlier client of this one.
+
+        The claim lasts until `release` or the end of the process. Without it nothing would break, because records are
+        sent with their own keys; it saves a fleet of workers from all sending the same.
+        """
+        mine: list[int] = []
+        if _claims.setdefault(self.folder, mine) is not mine:  # atomic: one of several threads
+            return False
+        self._claim = mine
+        is_free = False
+        try:
+            is_free = fcntl is None or self._lock(mine)
+        finally:
+            if not is_free:
+                self.release()
+        return is_free
+
+    def _lock(self, files: list[int]) -> bool:
+        locks: Any = fcntl
+        files.append(os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600))
+        try:
+            locks.lockf(files[0], locks.LOCK_EX | locks.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # another process has it; POSIX leaves open which of the two it is
+            return False
+        except OSError:  # a file system without locks: who comes first is not known, and need not be
+            return True
+        return True
+
+    def release(self) -> None:
+        """Give the claim up, if it is this journal's."""
+        mine, self._claim = self._claim, None
+        if mine is not None and _claims.get(self.folder) is mine:
+            del _claims[self.folder]
+            for file in mine:
+                os.close(file)
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to load; costs one look at the folder."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return not any(entry.name.endswith(_SUFFIX) for entry in entries)
+        except FileNotFoundError:
+            return True
+
+    def peek(self) -> list[Record]:
+        """The readable records, the oldest first; nothing is changed."""
+        found = []
+        for name in sorted(os.listdir(self.folder)):
+            if name.endswith(_SUFFIX):
+                try:
+                    with open(os.path.join(self.folder, name), "rb") as file:
+                        found.append(Record.from_json(file.read()))
+                except (OSError, ValueError):  # settled meanwhile, or none of ours
+                    continue
+        return sorted(found, key=lambda record: record.recorded_at_ms)
+
+    def load(self) -> tuple[list[Record], list[str]]:
+        """Every record, the oldest first, and a sentence for each file that had to be set aside."""
+        found: dict[str, Record] = {}
+        problems: list[str] = []
+        for name in self._names():
+            path = os.path.join(self.folder, name)
+            try:
+                with open(path, "rb") as file:
+                    record = Record.from_json(file.read())
+                if name != file_name(record.reservation_id):
+                    self._migrate(path, record)
+            except FileNotFoundError:  # settled, or migrated, by another process meanwhile
+                continue
+            except OSError as e:  # a folder, somebody else's file: the others are read all the same
+                problems.append(f"journal record {path} cannot be read: {e}")
+                continue
+            except ValueError as e:
+                problems.append(_quarantine(path, str(e)))
+                continue
+            found.setdefault(record.reservation_id, record)
+        return sorted(found.values(), key=lambda record: record.recorded_at_ms), problems
+
+    def _names(self) -> Sequence[str]:
+        """The records' files, standard names first; what dead writers left is cleared away."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return ()
+        for name in names:
+            if name.endswith(".tmp"):
+                _remove_stale(os.path.join(self.folder, name))
+        records = (name for name in names if name.endswith(_SUFFIX))
+        return sorted(records, key=lambda name: (not _STANDARD_NAME.match(name), name))
+
+    def _migrate(self, path: str, record: Record) -> None:
+        """Give a record of an older naming scheme its own name. Two ids that shared a name no longer do."""
+        standard = os.path.join(self.folder, file_name(record.reservation_id))
+        if os.path.exists(standard):
+            _remove(path)  # the standard file is the same reservation's, and newer
+        else:
+            os.replace(path, standard)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:  # another process, with the same key, was first
+        return
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if time.time() - os.stat(path).st_mtime > _STALE_AFTER:
+            os.unlink(path)
+    except OSError:  # it is gone, or not ours to touch
+        return
+
+
+def _quarantine(path: str, why: str) -> str:
+    aside = path[: -len(_SUFFIX)] + _ASIDE
+    try:
+        os.replace(path, aside)
+    except OSError as e:
+        return f"journal record {path} cannot be read ({why}) nor set aside ({e})"
+    return f"journal record set aside as {aside}: {why}"
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename durable, where folders can be synced."""
+    try:
+        file = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def make_private(folder: str) -> None:
+    """Make a folder and its missing parents, for this user alone."""
+    parent = os.path.dirname(folder)
+    if parent and not os.path.isdir(parent):
+        make_private(parent)
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        return
+
+
+def default_folder() -> str:
+    """`~/.cycles-lite/journal`."""
+    return os.path.join(os.path.expanduser("~"), ".cycles-lite", "journal")
+
+
+def usable_folder(wanted: str | None) -> tuple[str, str | None]:
+    """Where the identity folders go, and a sentence to log where it is not the default.
+
+    A folder that the user names is taken as it is. The default one may lie in a home that is read-only, as on Lambda:
+    then it is a folder of ours below the temporary one. Raises `OSError` where that is somebody else's.
+    """
+    if wanted is not None:
+        return os.path.abspath(os.path.expanduser(wanted)), None
+    folder = default_folder()
+    try:
+        make_private(folder)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder, None
+        reason = "it is not writable"
+    except OSError as e:
+        reason = str(e.strerror or e)
+    fallback = _temporary_folder()
+    return fallback, f"the journal is in {fallback}, because {folder} cannot be used: {reason}"
+
+
+def _temporary_folder() -> str:
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = os.path.join(tempfile.gettempdir(), f"cycles-lite-{user}")
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        seen = os.lstat(folder)
+        ours = not hasattr(os, "getuid") or seen.st_uid == user
+        if not stat.S_ISDIR(seen.st_mode) or not ours or stat.S_IMODE(seen.st_mode) != 0o700:
+            raise PermissionError(f"{folder} is not a folder of this user with mode 0700") from None
+    return folder
+
+
+def identity_folders(folder: str) -> Iterator[str]:
+    """The folder itself where it holds records, or what was set aside, and those of its folders that do."""
+    for candidate in [folder, *sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())]:
+        if any(name.endswith((_SUFFIX, _ASIDE)) for name in os.listdir(candidate)):
+            yield candidate

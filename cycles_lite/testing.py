@@ -1,0 +1,107 @@
+"""An authority for tests: real budgets, a clock that can be moved, and faults on demand."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from typing import Any, NamedTuple
+
+from .errors import TransportTimeout, ValidationError
+from .local.answers import error_answer
+from .local.authority import Authority, Caller
+from .local.instants import now_ms
+from .values import Amount, Caps
+from .wire import GET_RESERVATION, OPERATIONS, Answer, Call
+
+
+class _Fault(NamedTuple):
+    """What happens to one call."""
+
+    operation: str | None
+    status: int | None
+    code: str
+    is_served: bool
+    retry_after: int | None
+
+
+class TestAuthority(Authority):
+    """The embedded authority with what tests need beside: `budget`, `expire`, `fail_next`."""
+
+    __test__ = False  # its name begins as test classes' names do
+
+    def __init__(self, url: str) -> None:
+        self._ahead_ms = 0
+        self._faults: deque[_Fault] = deque()
+        super().__init__(url, clock=lambda: now_ms() + self._ahead_ms)
+
+    def budget(
+        self, scope: str, amount: Amount, *, caps: Caps | None = None, overdraft_limit: int | Amount | None = None
+    ) -> None:
+        """Set a budget, such as `budget("tenant:acme", Amount.tokens(1000), caps=Caps(max_tokens=50))`."""
+        self.set_budget(scope, amount, overdraft_limit=overdraft_limit, caps=caps)
+
+    def expire(self, reservation_id: str) -> None:
+        """Move the authority's clock just past a reservation's expiry and grace period; all else ages with it."""
+        call = Call(GET_RESERVATION, reservation_id, {}, b"", {}, None, 2.0, 5.0)
+        answer = super().answer(call, Caller(None, admin=True))
+        if answer.status != 200:
+            raise ValidationError(f"reservation {reservation_id} cannot be expired: {answer.body.decode('utf-8')}")
+        expires_at_ms: int = json.loads(answer.body.decode("utf-8"))["expires_at_ms"]
+        longest_grace_ms = 60_000
+        self._ahead_ms = max(self._ahead_ms, expires_at_ms + longest_grace_ms + 1 - now_ms())
+
+    def fail_next(
+        self,
+        operation: str | None = None,
+        *,
+        times: int = 1,
+        status: int | None = None,
+        code: str = "INTERNAL_ERROR",
+        after: bool = False,
+        retry_after: int | None = None,
+    ) -> None:
+        """Let the next calls fail: of one operation, such as "commit_reservation", or of any.
+
+        Without a status the answer is lost: a timeout in process, a 500 over HTTP; with one, the answer is that error.
+        With `after` the request is served first, so that only its answer is lost.
+        """
+        names = [known.name for known in OPERATIONS]
+        if operation is not None and operation not in names:
+            raise ValidationError(f"operation: {operation!r} is not one of {', '.join(names)}")
+        for _ in range(times):
+            self._faults.append(_Fault(operation, status, code, after, retry_after))
+
+    def answer(self, call: Call, caller: Caller = Caller()) -> Answer:  # noqa: B008
+        fault = self._due(call.operation.name)
+        if fault is None:
+            return super().answer(call, caller)
+        if fault.is_served:
+            super().answer(call, caller)
+        if fault.status is None:
+            raise TransportTimeout(f"{call.operation.name}: this answer was lost on demand")
+        answer = error_answer(fault.status, fault.code, "This call failed on demand.", call.headers)
+        if fault.retry_after is not None:
+            answer = answer._replace(headers={**answer.headers, "retry-after": str(fault.retry_after)})
+        return answer
+
+    def _due(self, operation: str) -> _Fault | None:
+        for fault in self._faults:
+            if fault.operation in (None, operation):
+                self._faults.remove(fault)
+                return fault
+        return None
+
+    def transport(self) -> Any:
+        """A transport to this very object, so that clients meet its faults."""
+        return _Transport(self)
+
+
+class _Transport:
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+
+    def send(self, call: Call) -> Answer:
+        return self._authority.answer(call, Caller(call.tenant))
+
+    def close(self) -> None:
+        """The authority is the test's to close."""

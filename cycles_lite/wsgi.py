@@ -1,0 +1,253 @@
+"""WSGI: a reservation around every request, and one table for what errors become in HTTP.
+
+    application = CyclesMiddleware(application, client, estimate=Amount.tokens(500), action=Action("http.post", "chat"))
+
+The reservation is settled when the response's body is closed, whoever closes it. Inside the application the guard is
+`environ["cycles.guard"]` and `current_guard()`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
+
+from .errors import (
+    BudgetExceededError,
+    BudgetFrozenError,
+    CyclesError,
+    DebtOutstandingError,
+    OverdraftLimitExceededError,
+    RateLimitedError,
+    ResponseError,
+    ServerError,
+    TransportError,
+    ValidationError,
+)
+from .guard import ReservationGuard, inside
+from .lifecycle import settle_by_estimate, settle_call
+from .values import Subject
+
+if TYPE_CHECKING:
+    from typing import Dict
+
+    from .client import CyclesClient
+
+    Environ = Dict[str, Any]
+    StartResponse = Callable[..., Any]
+    Application = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+#: Where the application finds its guard in the environment.
+GUARD_KEY = "cycles.guard"
+
+#: Seconds to wait that an exceeded budget names when the authority names none.
+_DEFAULT_RETRY_AFTER = 60
+
+#: What a tenant from a request may be; it is hostile input.
+_TENANT = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z")
+
+#: What an error becomes: the first row that it is an instance of. None: only where the authority named a time.
+HTTP_ERRORS: Sequence[tuple[type[BaseException], int, str, int | None]] = (
+    (BudgetExceededError, 429, "BUDGET_EXCEEDED", _DEFAULT_RETRY_AFTER),
+    (DebtOutstandingError, 503, "DEBT_OUTSTANDING", None),
+    (OverdraftLimitExceededError, 503, "OVERDRAFT_LIMIT_EXCEEDED", None),
+    (BudgetFrozenError, 503, "BUDGET_FROZEN", None),
+    (RateLimitedError, 503, "UNAVAILABLE", None),
+    (TransportError, 503, "UNAVAILABLE", None),
+    (ResponseError, 503, "UNAVAILABLE", None),
+    (ServerError, 503, "UNAVAILABLE", None),
+)
+
+_MESSAGES = {
+    "BUDGET_EXCEEDED": "The budget for this is used up.",
+    "DEBT_OUTSTANDING": "The budget for this is in debt.",
+    "OVERDRAFT_LIMIT_EXCEEDED": "The budget for this is over its limit.",
+    "BUDGET_FROZEN": "The budget for this is frozen.",
+    "UNAVAILABLE": "The budget authority cannot be asked right now.",
+    "INTERNAL_ERROR": "This request could not be budgeted.",
+    "INVALID_TENANT": "The tenant of this request is missing or malformed.",
+}
+
+_STATUS_LINES = {
+    400: "400 Bad Request",
+    429: "429 Too Many Requests",
+    500: "500 Internal Server Error",
+    503: "503 Service Unavailable",
+}
+
+
+def http_error(exc: BaseException) -> tuple[str, list[tuple[str, str]], bytes]:
+    """What an exception of this library becomes in an HTTP answer: status line, headers, JSON body.
+
+    An exceeded budget is a 429 with Retry-After; debt, overdraft and frozen budgets and an authority that cannot be
+    reached are a 503; everything else is a 500. The body names a code, and nothing of scopes, amounts or keys.
+    """
+    for kind, status, code, wait in HTTP_ERRORS:
+        if isinstance(exc, kind):
+            return _answer(status, code, _seconds(exc, wait))
+    return _answer(500, "INTERNAL_ERROR", None)
+
+
+def _seconds(exc: BaseException, default: int | None) -> int | None:
+    asked = getattr(exc, "retry_after", None)
+    return default if asked is None else math.ceil(asked)
+
+
+def _answer(status: int, code: str, wait: int | None) -> tuple[str, list[tuple[str, str]], bytes]:
+    body = json.dumps({"error": code, "message": _MESSAGES[code]}).encode("ascii")
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    if wait is not None:
+        headers.append(("Retry-After", str(wait)))
+    return _STATUS_LINES[status], headers, body
+
+
+class CyclesMiddleware:
+    """Guards every request to a WSGI application; see the module.
+
+    `estimate`, `action`, `subject` and `actual` are constants or callables of the environment; `estimate` and `actual`
+    give Amounts. Without `actual`, what was metered is committed, else the estimate. A request whose application raises
+    is released, or its meter committed.
+
+    `tenant_header` names a header, or is a callable of the environment, that tells each request's tenant: missing or
+    malformed, the answer is a 400 and nothing is sent. `client_for(tenant)` gives the client with that tenant's key.
+    Paths in `exclude`, and those below them, are not guarded.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        client: CyclesClient | None = None,
+        *,
+        estimate: Any,
+        action: Any,
+        subject: Any = None,
+        actual: Any = None,
+        tenant_header: str | Callable[[Environ], str | None] | None = None,
+        client_for: Callable[[str], CyclesClient] | None = None,
+        exclude: Sequence[str] = (),
+        ttl_ms: int = 60_000,
+    ) -> None:
+        if client is None and client_for is None:
+            raise ValidationError("client: a client is needed, or client_for")
+        if client_for is not None and tenant_header is None:
+            raise ValidationError("client_for: tenant_header must tell the tenant")
+        if isinstance(exclude, str):
+            raise ValidationError("exclude: a list of paths is needed")
+        self._app, self._client, self._client_for = app, client, client_for
+        self._estimate, self._action, self._subject, self._actual = estimate, action, subject, actual
+        self._tenant_header, self._ttl_ms = tenant_header, ttl_ms
+        self._exclude = tuple(path.rstrip("/") for path in exclude)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if self._is_excluded(environ.get("PATH_INFO", "")):
+            return self._app(environ, start_response)
+        try:
+            tenant = self._tenant(environ)
+            if tenant is _MALFORMED:
+                status, headers, body = _answer(400, "INVALID_TENANT", None)
+            else:
+                return self._guarded(environ, start_response, self._reserve(environ, tenant))
+        except _Unreserved as e:
+            status, headers, body = http_error(e.error)
+        start_response(status, headers)
+        return [body]
+
+    def _is_excluded(self, path: str) -> bool:
+        return any(path == excluded or path.startswith(excluded + "/") for excluded in self._exclude)
+
+    def _tenant(self, environ: Environ) -> str | None:
+        """The request's tenant, None where none is asked for."""
+        header = self._tenant_header
+        if header is None:
+            return None
+        given = header(environ) if callable(header) else environ.get("HTTP_" + header.upper().replace("-", "_"))
+        return given if isinstance(given, str) and _TENANT.match(given) else _MALFORMED
+
+    def _reserve(self, environ: Environ, tenant: str | None) -> ReservationGuard:
+        try:
+            client = self._client_for(tenant) if self._client_for is not None and tenant else self._client
+            if client is None:
+                raise ValidationError("client: there is none for this tenant")
+            return client.reserve(
+                _value(self._estimate, environ),
+                _value(self._action, environ),
+                subject=_subject(_value(self._subject, environ), tenant),
+                ttl_ms=self._ttl_ms,
+            )
+        except CyclesError as e:
+            raise _Unreserved(e) from e
+
+    def _guarded(self, environ: Environ, start_response: StartResponse, guard: ReservationGuard) -> Iterable[bytes]:
+        environ[GUARD_KEY] = guard
+        with inside(guard):
+            try:
+                body = self._app(environ, start_response)
+            except BaseException as e:
+                guard.fail(e)
+                raise
+        return _Body(body, guard, environ, self._actual)
+
+
+#: A tenant that no request may have.
+_MALFORMED = "\0"
+
+
+class _Unreserved(Exception):
+    """There is no reservation, and so no request to the application."""
+
+    def __init__(self, error: CyclesError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _value(given: Any, environ: Mapping[str, Any]) -> Any:
+    return given(environ) if callable(given) else given
+
+
+def _subject(subject: Subject | None, tenant: str | None) -> Subject | None:
+    if tenant is None:
+        return subject
+    return Subject(**{**(subject.to_json() if subject else {}), "tenant": tenant})
+
+
+class _Body:
+    """The application's body; whoever closes it settles the request, once."""
+
+    def __init__(self, body: Iterable[bytes], guard: ReservationGuard, environ: Environ, actual: Any) -> None:
+        self._body, self._guard, self._environ, self._actual = body, guard, environ, actual
+        self._steps: Iterator[bytes] | None = None
+        self._is_whole = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        with inside(self._guard):
+            try:
+                if self._steps is None:
+                    self._steps = iter(self._body)
+                return next(self._steps)
+            except StopIteration:
+                self._is_whole = True
+                raise
+            except BaseException as e:
+                self._guard.fail(e)
+                raise
+
+    def close(self) -> None:
+        """Close the application's body, then settle; PEP 3333 has servers call this however the request ends."""
+        with inside(self._guard):
+            try:
+                close = getattr(self._body, "close", None)
+                if close is not None:
+                    close()
+            except BaseException as e:
+                self._guard.fail(e)
+                raise
+        if not self._guard.is_active:
+            return
+        if self._actual is None and not self._is_whole:
+            settle_by_estimate(self._guard)  # the client hung up, or the answer had no body to send
+        else:
+            settle_call(self._guard, self._actual, self._environ)
