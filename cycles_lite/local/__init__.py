@@ -1,0 +1,25 @@
+"""The embedded authority: a budget ledger in one SQLite file, and the protocol over it (design: section 9).
+
+`Authority` is loaded on first use, so that a program whose budgets are on a server never imports sqlite3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .authority import Authority
+
+__all__ = ["Authority"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Authority":
+        from .authority import Authority
+
+        return Authority
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(list(globals()) + __all__)

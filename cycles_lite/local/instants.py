@@ -1,0 +1,58 @@
+"""Points in time as the protocol's queries write them: ISO 8601 date-times with an offset. Pure.
+
+Python 3.7 reads no `Z` and no odd number of fraction digits, so this is done by hand, in whole nanoseconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+
+_FORM = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]"
+    r"([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,9}))?)?"
+    r"(?:[Zz]|([+-])([0-9]{2})(?::?([0-9]{2}))?)\Z"
+)
+_EPOCH = datetime.date(1970, 1, 1).toordinal()
+_NANOS = 10**9
+_NANOS_PER_MS = 10**6
+
+
+def now_ms() -> int:
+    """The time in milliseconds since 1970-01-01 UTC."""
+    return int(time.time() * 1000)
+
+
+def nanoseconds(text: str) -> int | None:
+    """Nanoseconds since 1970 for a date-time with an offset or `Z`; None for anything else.
+
+    >>> nanoseconds("1970-01-01T01:00:00.5+01:00")
+    500000000
+    """
+    match = _FORM.match(text)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, fraction, sign, off_hour, off_minute = match.groups()
+    clock = (int(hour), int(minute), int(second or 0))
+    offset = (int(off_hour or 0), int(off_minute or 0))
+    if clock > (23, 59, 59) or max(clock[1:]) > 59 or offset > (23, 59) or offset[1] > 59:
+        return None
+    try:
+        days = datetime.date(int(year), int(month), int(day)).toordinal() - _EPOCH
+    except ValueError:
+        return None
+    seconds = days * 86400 + clock[0] * 3600 + clock[1] * 60 + clock[2]
+    away = offset[0] * 3600 + offset[1] * 60
+    seconds += away if sign == "-" else -away
+    return seconds * _NANOS + int((fraction or "").ljust(9, "0"))
+
+
+def first_ms(nanos: int) -> int:
+    """The first whole millisecond at or after a point in time: an inclusive lower bound."""
+    return -(-nanos // _NANOS_PER_MS)
+
+
+def last_ms(nanos: int) -> int:
+    """The last whole millisecond at or before a point in time: an inclusive upper bound."""
+    return nanos // _NANOS_PER_MS

@@ -1,0 +1,135 @@
+"""Where a ledger lives: `sqlite:` URLs, and whether a file's disk is this machine's own."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Iterable, NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+
+from ..checks import shown
+from ..errors import ConfigError
+
+SYNCHRONOUS = ("normal", "full")
+
+_FORMS = "sqlite:///absolute/path, sqlite:relative/path or sqlite:// (memory)"
+
+
+class Location(NamedTuple):
+    """What a `sqlite:` URL says."""
+
+    #: An absolute path, or None for memory.
+    path: str | None
+    #: `normal` survives a killed process; `full` also a power cut.
+    synchronous: str = "normal"
+
+    @property
+    def url(self) -> str:
+        """A URL that names the same place from any folder."""
+        if self.path is None:
+            return "sqlite://"
+        path = self.path if self.path.startswith("/") else "/" + self.path.replace(os.sep, "/")
+        url = "sqlite://" + quote(os.fsencode(path))
+        return url + "?synchronous=" + self.synchronous if self.synchronous != "normal" else url
+
+
+def parse(url: object) -> Location:
+    """The location in a `sqlite:` URL. Raises `ConfigError`. Relative paths are taken from the present folder."""
+    if not isinstance(url, str) or url[:7].lower() != "sqlite:":
+        raise ConfigError(f"{shown(url)} is not a budget file's URL: {_FORMS}")
+    rest, _, query = url[7:].partition("?")
+    synchronous = _parameters(url, query).get("synchronous", "normal")
+    if rest == "//":
+        return Location(None, synchronous)
+    if rest.startswith("//") and not rest.startswith("///"):
+        raise ConfigError(f"{shown(url)}: an absolute path has three slashes: {_FORMS}")
+    # More slashes, as other libraries' URLs have them, mean the same: POSIX gives `//` at the start a sense of its own.
+    path = _decoded(url, "/" + rest.lstrip("/") if rest.startswith("///") else rest)
+    if os.name == "nt" and re.match(r"/[A-Za-z]:", path):
+        path = path[1:]
+    return Location(os.path.abspath(path), synchronous)
+
+
+def _decoded(url: str, quoted: str) -> str:
+    path = os.fsdecode(unquote_to_bytes(quoted))
+    if not path or "\0" in path:
+        raise ConfigError(f"{shown(url)} names no file: {_FORMS}")
+    return path
+
+
+def _parameters(url: str, query: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in query.split("&") if query else ():
+        name, _, value = pair.partition("=")
+        if name != "synchronous" or value.lower() not in SYNCHRONOUS or name in found:
+            raise ConfigError(f"{shown(url)}: the one parameter is synchronous=normal or synchronous=full")
+        found[name] = value.lower()
+    return found
+
+
+#: File systems that other machines may write too, or whose memory maps are not shared: WAL must not be used there.
+NETWORK_FILE_SYSTEMS = frozenset(
+    [
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "fuse.ceph",
+        "fuse.glusterfs",
+        "fuse.gcsfuse",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "fuse.vmhgfs-fuse",
+        "gfs",
+        "gfs2",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "orangefs",
+        "prl_fs",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "vboxsf",
+        "virtiofs",
+    ]
+)
+
+
+def is_on_network(path: str) -> bool:
+    """Whether a file's disk is shared with other machines. Where the system does not tell, it is taken for local."""
+    if path.startswith("\\\\"):
+        return True
+    try:
+        with open("/proc/mounts", "rb") as mounts:
+            lines = mounts.read().splitlines()
+    except OSError:
+        return False
+    return file_system(os.path.realpath(path), lines) in NETWORK_FILE_SYSTEMS
+
+
+def file_system(path: str, mounts: Iterable[bytes]) -> str:
+    """The type of the file system that a path is on, from the lines of /proc/mounts: the deepest mount wins."""
+    best: tuple[int, str] = (-1, "")
+    for point, kind in _mounts(mounts):
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= best[0]:  # a later mount on the same point hides the earlier
+            best = (len(point), kind)
+    return best[1]
+
+
+def _mounts(lines: Iterable[bytes]) -> list[tuple[str, str]]:
+    found = []
+    for line in lines:
+        fields = line.split()
+        if len(fields) > 2:
+            point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal.group(1), 8) & 255]), fields[1])
+            found.append((os.fsdecode(point), fields[2].decode("ascii", "replace")))
+    return found

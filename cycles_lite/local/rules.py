@@ -1,0 +1,270 @@
+"""The budget rules of the embedded authority, pure: budgets in, budgets or a refusal out (design: section 9).
+
+A budget is a (scope, unit). All amounts are Python integers; what would leave int64 is refused, never wrapped.
+
+    remaining = allocated - spent - reserved - debt         (protocol: Balance, LEDGER INVARIANT)
+
+Budgets always come in canonical order, from the tenant down, and an operation changes all of them or none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping, NamedTuple, Sequence, Tuple
+
+from ..checks import INT64_MAX, INT64_MIN
+from ..errors import ValidationError
+from ..models import Balance
+from .scopes import leaf
+
+ACTIVE = "ACTIVE"
+FROZEN = "FROZEN"
+CLOSED = "CLOSED"
+
+REJECT = "REJECT"
+ALLOW_IF_AVAILABLE = "ALLOW_IF_AVAILABLE"
+ALLOW_WITH_OVERDRAFT = "ALLOW_WITH_OVERDRAFT"
+
+
+class Budget(NamedTuple):
+    """What one scope may spend in one unit."""
+
+    scope: str
+    unit: str
+    allocated: int
+    spent: int = 0
+    reserved: int = 0
+    debt: int = 0
+    overdraft_limit: int = 0
+    is_over_limit: bool = False
+    #: ACTIVE, FROZEN (by an operator, for now) or CLOSED (for good).
+    status: str = ACTIVE
+    #: The protocol's `Caps` as JSON, or None.
+    caps: Mapping[str, Any] | None = None
+
+    @property
+    def remaining(self) -> int:
+        """What new reservations may take; negative in overdraft."""
+        return self.allocated - self.spent - self.reserved - self.debt
+
+    @property
+    def balance(self) -> Balance:
+        """As the protocol's `Balance`."""
+        return Balance.from_json(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The protocol's `Balance` as JSON: debt, limit and over-limit only where there is something to say."""
+        unit = self.unit
+        shown: dict[str, Any] = {
+            "scope": leaf(self.scope),
+            "scope_path": self.scope,
+            "remaining": {"unit": unit, "amount": self.remaining},
+            "reserved": {"unit": unit, "amount": self.reserved},
+            "spent": {"unit": unit, "amount": self.spent},
+            "allocated": {"unit": unit, "amount": self.allocated},
+        }
+        if self.debt > 0:
+            shown["debt"] = {"unit": unit, "amount": self.debt}
+        if self.overdraft_limit > 0:
+            shown["overdraft_limit"] = {"unit": unit, "amount": self.overdraft_limit}
+        if self.is_over_limit:
+            shown["is_over_limit"] = True
+        return shown
+
+
+Budgets = Tuple[Budget, ...]
+
+
+class Refusal(NamedTuple):
+    """Why an operation did not happen: the protocol's code, a sentence, and facts for `details`."""
+
+    code: str
+    message: str
+    details: Mapping[str, Any] = {}
+
+
+class Refused(Exception):
+    """A refusal on its way out of a transaction, which it rolls back."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class Charge(NamedTuple):
+    """What settling an amount does."""
+
+    budgets: Budgets
+    charged: int
+    #: What goes back of a hold; 0 where there was none.
+    released: int
+
+
+# ---- Reserving ----
+
+
+class Check(NamedTuple):
+    """One reason to refuse; `fails` is asked with a budget and the requested amount."""
+
+    code: str
+    fails: Callable[[Budget, int], bool]
+    message: str
+
+
+_SPENDABLE = (
+    Check("BUDGET_FROZEN", lambda budget, amount: budget.status == FROZEN, "Budget {scope} ({unit}) is frozen."),
+    Check("BUDGET_CLOSED", lambda budget, amount: budget.status == CLOSED, "Budget {scope} ({unit}) is closed."),
+)
+
+_COVERED = Check(
+    "BUDGET_EXCEEDED",
+    lambda budget, amount: budget.remaining < amount,
+    "Budget {scope} has {remaining} {unit} left; {requested} were requested.",
+)
+
+#: What a reservation must pass in every budgeted scope, in this order (protocol: ERROR SEMANTICS).
+RESERVE_CHECKS = (
+    *_SPENDABLE,
+    Check(
+        "OVERDRAFT_LIMIT_EXCEEDED",
+        lambda budget, amount: budget.is_over_limit,
+        "Budget {scope} ({unit}) is over its limit and takes no new reservation until it is funded.",
+    ),
+    Check(
+        "DEBT_OUTSTANDING",
+        lambda budget, amount: budget.debt > 0 and budget.overdraft_limit == 0,
+        "Budget {scope} has a debt of {debt} {unit} and no overdraft limit; fund it first.",
+    ),
+    _COVERED,
+)
+
+#: Events record what has happened: debt and over-limit do not stop them.
+EVENT_CHECKS = _SPENDABLE
+
+
+def refuse_reserve(budgets: Budgets, amount: int) -> Refusal | None:
+    """Why an amount cannot be reserved, or None. Scope by scope, each with all checks."""
+    return _first_failure(budgets, amount, RESERVE_CHECKS)
+
+
+def _first_failure(budgets: Budgets, amount: int, checks: Sequence[Check]) -> Refusal | None:
+    for budget in budgets:
+        for check in checks:
+            if check.fails(budget, amount):
+                return _refusal(check.code, check.message, budget, amount)
+    return None
+
+
+def _refusal(code: str, message: str, budget: Budget, requested: int) -> Refusal:
+    details: dict[str, Any] = {
+        "scope": budget.scope,
+        "unit": budget.unit,
+        "requested": requested,
+        "remaining": budget.remaining,
+    }
+    if budget.debt or budget.overdraft_limit:
+        details.update(debt=budget.debt, overdraft_limit=budget.overdraft_limit)
+    return Refusal(code, message.format(**{"debt": 0, "overdraft_limit": 0, **details}), details)
+
+
+def hold(budgets: Budgets, amount: int) -> Budgets:
+    """The budgets with an amount reserved; `refuse_reserve` has allowed it, so nothing can overflow."""
+    return tuple([budget._replace(reserved=budget.reserved + amount) for budget in budgets])
+
+
+def free(budgets: Budgets, amount: int) -> Budgets:
+    """The budgets with a hold given back."""
+    return hold(budgets, -amount)
+
+
+# ---- Settling ----
+
+
+def charge(budgets: Budgets, held: int, actual: int, policy: str) -> Charge | Refusal:
+    """Settle a hold with what an action really cost (protocol: CommitOveragePolicy).
+
+    Frozen, closed and over-limit budgets settle like others: the action already happened.
+    """
+    if actual <= held:
+        settled = tuple([b._replace(reserved=b.reserved - held, spent=b.spent + actual) for b in budgets])
+        return _in_range(Charge(settled, actual, held - actual), actual)
+    if policy == REJECT:
+        short = next((b for b in budgets if b.remaining < actual - held), budgets[-1])
+        message = "{requested} {unit} are more than was reserved in {scope}, and the overage policy is REJECT."
+        return _refusal("BUDGET_EXCEEDED", message, short, actual)
+    return _cover(budgets, held, actual, policy)
+
+
+def charge_event(budgets: Budgets, actual: int, policy: str) -> Charge | Refusal:
+    """Charge an amount that was never reserved, under the same policies (protocol: EventCreateRequest)."""
+    refusal = _first_failure(budgets, actual, EVENT_CHECKS)
+    if refusal is None and policy == REJECT:
+        refusal = _first_failure(budgets, actual, (_COVERED,))
+    return refusal or _cover(budgets, 0, actual, policy)
+
+
+def _cover(budgets: Budgets, held: int, actual: int, policy: str) -> Charge | Refusal:
+    """Charge a hold and the extra above it.
+
+    A budget that may not owe caps the extra to what it has left (floor 0), and is over limit when that is not all of
+    it. A budget that may owe takes what is missing of the capped extra as debt, up to its overdraft limit.
+    """
+    extra = actual - held
+    capped = min([extra] + [max(0, b.remaining) for b in budgets if not _may_owe(b, policy)])
+    settled: list[Budget] = []
+    for budget in budgets:
+        owed = max(0, capped - max(0, budget.remaining))  # 0 in all that capped
+        if owed and budget.debt + owed > budget.overdraft_limit:
+            message = "{requested} {unit} would take the debt of {scope} past its overdraft limit of {overdraft_limit}."
+            return _refusal("OVERDRAFT_LIMIT_EXCEEDED", message, budget, actual)
+        short = capped < extra and budget.remaining < extra and not _may_owe(budget, policy)
+        settled.append(
+            budget._replace(
+                reserved=budget.reserved - held,
+                spent=budget.spent + held + capped - owed,
+                debt=budget.debt + owed,
+                is_over_limit=budget.is_over_limit or short,
+            )
+        )
+    return _in_range(Charge(tuple(settled), held + capped, 0), actual)
+
+
+def _may_owe(budget: Budget, policy: str) -> bool:
+    return policy == ALLOW_WITH_OVERDRAFT and budget.overdraft_limit > 0
+
+
+def _in_range(made: Charge, actual: int) -> Charge | Refusal:
+    for budget in made.budgets:
+        if not is_legal(budget):
+            message = "{requested} {unit} would take {scope} out of the range of amounts."
+            return _refusal("OVERDRAFT_LIMIT_EXCEEDED", message, budget, actual)
+    return made
+
+
+def is_legal(budget: Budget) -> bool:
+    """Whether every amount is in 0..2^63-1, and what remains at least -2^63."""
+    amounts = (budget.allocated, budget.spent, budget.reserved, budget.debt, budget.overdraft_limit)
+    return min(amounts) >= 0 and max(amounts) <= INT64_MAX and budget.remaining >= INT64_MIN
+
+
+# ---- Funding ----
+
+
+def allocate(budget: Budget, amount: int, overdraft_limit: int | None = None) -> Budget:
+    """The budget with another allocation, and another overdraft limit where one is given. Debt stays."""
+    limit = budget.overdraft_limit if overdraft_limit is None else overdraft_limit
+    return _funded(budget._replace(allocated=amount, overdraft_limit=limit))
+
+
+def fund(budget: Budget, amount: int) -> Budget:
+    """The budget with an amount more to spend; debt is repaid first, so what remains grows by just that amount."""
+    repaid = min(budget.debt, amount)
+    return _funded(
+        budget._replace(allocated=budget.allocated + amount, spent=budget.spent + repaid, debt=budget.debt - repaid)
+    )
+
+
+def _funded(budget: Budget) -> Budget:
+    if not is_legal(budget):
+        raise ValidationError(f"budget {budget.scope} ({budget.unit}): an amount would leave 0..2^63-1")
+    # Funding reconciles (protocol: OVERDRAFT RECONCILIATION), also what capping had marked.
+    return budget._replace(is_over_limit=budget.debt > budget.overdraft_limit)

@@ -1,0 +1,132 @@
+"""The tables of a budget file.
+
+SQLite 3.8 is enough. Amounts are int64 and are only ever computed in Python: SQL arithmetic past 2^63 turns into
+floats without a word. Times are milliseconds since 1970. JSON is compact text.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+#: "cycL": how a budget file is told from other SQLite databases.
+APPLICATION_ID = 0x6379634C
+
+#: Of the tables below. A file with a higher one was written by a newer cycles_lite and is left alone.
+VERSION = 1
+
+TABLES = (
+    """
+    CREATE TABLE budgets (
+        scope TEXT NOT NULL,
+        unit TEXT NOT NULL,
+        allocated INTEGER NOT NULL,
+        spent INTEGER NOT NULL,
+        reserved INTEGER NOT NULL,
+        debt INTEGER NOT NULL,
+        overdraft_limit INTEGER NOT NULL,
+        is_over_limit INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        caps TEXT,
+        PRIMARY KEY (scope, unit)
+    ) WITHOUT ROWID
+    """,
+    # `number`: insertion order. `held`: the scopes that were budgeted at reserve, the only ones its end touches.
+    # `deadline_ms`: expiry plus grace, when the hold is freed. `forget_at_ms`: when a finished one is pruned.
+    # `request`: canonical JSON after `defaults`, the JSON of what it left to the tenant's settings; with `answer` and
+    # `reply_until_ms` the idempotency record of reserving.
+    """
+    CREATE TABLE reservations (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        tenant TEXT NOT NULL,
+        idempotency_key TEXT NOT NULL,
+        status TEXT NOT NULL,
+        unit TEXT NOT NULL,
+        reserved INTEGER NOT NULL,
+        committed INTEGER,
+        overage_policy TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        expires_at_ms INTEGER NOT NULL,
+        deadline_ms INTEGER NOT NULL,
+        finalized_at_ms INTEGER,
+        forget_at_ms INTEGER,
+        extensions INTEGER NOT NULL,
+        scope_path TEXT NOT NULL,
+        held TEXT NOT NULL,
+        request TEXT NOT NULL,
+        defaults TEXT NOT NULL,
+        answer BLOB NOT NULL,
+        reply_until_ms INTEGER NOT NULL
+    )
+    """,
+    "CREATE INDEX reservations_due ON reservations (deadline_ms) WHERE status = 'ACTIVE'",
+    "CREATE INDEX reservations_listed ON reservations (tenant, created_at_ms DESC, id)",
+    "CREATE INDEX reservations_by_key ON reservations (tenant, idempotency_key)",
+    # How a reservation was committed or released, under its `number`. Rows that grow would cost more than added ones.
+    """
+    CREATE TABLE settlements (
+        number INTEGER PRIMARY KEY,
+        idempotency_key TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        answer BLOB NOT NULL,
+        metadata TEXT
+    )
+    """,
+    # The idempotency records of what leaves no row of its own: dry runs, decisions, events and extensions.
+    # `payload`, here and above: SHA-256 of the canonical request after `defaults`.
+    """
+    CREATE TABLE replies (
+        tenant TEXT NOT NULL,
+        operation TEXT NOT NULL,
+        target TEXT NOT NULL,
+        idempotency_key TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        defaults TEXT NOT NULL,
+        answer BLOB NOT NULL,
+        expires_at_ms INTEGER NOT NULL,
+        PRIMARY KEY (tenant, operation, target, idempotency_key)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX replies_done ON replies (expires_at_ms)",
+    # NULL settings are the protocol's fallbacks.
+    """
+    CREATE TABLE tenants (
+        id TEXT NOT NULL PRIMARY KEY,
+        name TEXT NOT NULL,
+        status TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        default_ttl_ms INTEGER,
+        max_ttl_ms INTEGER,
+        default_overage_policy TEXT,
+        max_extensions INTEGER
+    ) WITHOUT ROWID
+    """,
+    # Of a secret only its SHA-256 is kept.
+    """
+    CREATE TABLE api_keys (
+        key_id TEXT NOT NULL PRIMARY KEY,
+        secret_sha256 BLOB NOT NULL UNIQUE,
+        key_prefix TEXT NOT NULL,
+        tenant TEXT NOT NULL,
+        name TEXT,
+        permissions TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        expires_at_ms INTEGER,
+        revoked_at_ms INTEGER
+    )
+    """,
+)
+
+
+def create(db: sqlite3.Connection) -> None:
+    """Write the tables into an empty database, in the caller's transaction."""
+    for statement in TABLES:
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def identity(db: sqlite3.Connection) -> tuple[int, int]:
+    """The application id and the schema version that a database says it has."""
+    application_id = db.execute("PRAGMA application_id").fetchone()[0]
+    return application_id & 0xFFFFFFFF, db.execute("PRAGMA user_version").fetchone()[0]

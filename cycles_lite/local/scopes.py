@@ -1,0 +1,96 @@
+"""Scopes: how a subject names its budgets (protocol: SCOPE DERIVATION). Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ..checks import refuse, shown
+from ..errors import ValidationError
+from ..values import SUBJECT_LEVELS
+
+if TYPE_CHECKING:
+    from ..values import Subject
+
+_VALUE = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z")
+_TENANT_ID = re.compile(r"[a-z0-9-]{3,64}\Z")
+
+TENANT_PREFIX = "tenant:"
+
+
+def is_tenant_id(tenant: str) -> bool:
+    """Whether a tenant may own anything: ownership is case-sensitive while scopes are not, so case has no room."""
+    return _TENANT_ID.match(tenant) is not None
+
+
+def tenant_id(tenant: object) -> str:
+    """A tenant's id, checked."""
+    if isinstance(tenant, str) and is_tenant_id(tenant):
+        return tenant
+    raise refuse("tenant_id", tenant, "3 to 64 of the characters a-z, 0-9 and -")
+
+
+def levels_of(subject: Subject) -> list[tuple[str, str]]:
+    """The levels that a subject names, from the root down."""
+    values = subject.__dict__
+    return [(level, values[level]) for level in SUBJECT_LEVELS if values.get(level) is not None]
+
+
+def illegal_level(subject: Subject) -> str | None:
+    """The first level whose value has no stable scope (protocol: `Subject`, CHARSET)."""
+    for level, value in levels_of(subject):
+        if _VALUE.match(value) is None:
+            return level
+    return None
+
+
+def derive(subject: Subject | None) -> tuple[str, ...]:
+    """The affected scopes of a subject in canonical order; the last is its `scope_path`. Gaps are skipped."""
+    assert subject is not None  # a program may leave it to the configuration, a body may not
+    made = []
+    path = ""
+    for level, value in levels_of(subject):
+        path += "{}{}:{}".format("/" if path else "", level, value.lower())
+        made.append(path)
+    return tuple(made)
+
+
+def prefixes(scope_path: str) -> tuple[str, ...]:
+    """Every scope from the root down to a `scope_path`."""
+    parts = scope_path.split("/")
+    return tuple(["/".join(parts[: depth + 1]) for depth in range(len(parts))])
+
+
+def leaf(scope_path: str) -> str:
+    """The last segment of a scope path, such as `agent:bot`."""
+    return scope_path[scope_path.rfind("/") + 1 :]
+
+
+def owner(scope_path: str) -> str:
+    """The tenant of a budget's scope."""
+    return scope_path.split("/", 1)[0][len(TENANT_PREFIX) :]
+
+
+def budget_scope(text: object) -> str:
+    """A scope that may have a budget, in canonical form: it begins with a tenant and keeps the levels' order.
+
+    >>> budget_scope("tenant:acme/agent:Bot")
+    'tenant:acme/agent:bot'
+    """
+    if not isinstance(text, str):
+        raise refuse("scope", text, "a string such as tenant:acme/agent:bot")
+    scope = text.lower()
+    depth = -1
+    for part in scope.split("/"):
+        level, colon, value = part.partition(":")
+        if not colon or level not in SUBJECT_LEVELS or _VALUE.match(value) is None:
+            raise ValidationError(f"scope {shown(text)}: {shown(part)} is not LEVEL:VALUE with one of {_LEVELS}")
+        if SUBJECT_LEVELS.index(level) <= depth:
+            raise ValidationError(f"scope {shown(text)}: the order of levels is {_LEVELS}")
+        depth = SUBJECT_LEVELS.index(level)
+    if not scope.startswith(TENANT_PREFIX) or not is_tenant_id(owner(scope)):
+        raise ValidationError(f"scope {shown(text)}: it must begin with tenant: and 3 to 64 of a-z, 0-9, -")
+    return scope
+
+
+_LEVELS = ", ".join(SUBJECT_LEVELS)

@@ -1,0 +1,314 @@
+"""The embedded authority behind HTTP: a WSGI application, and waitress to serve it (extra `[server]`)."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
+from urllib.parse import parse_qsl
+
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import create_server
+from waitress.task import ErrorTask
+
+from .. import wire
+from ..errors import ConfigError, TransportError
+from .admin import ADMIN_ROUTES, AdminCall
+from .answers import error_answer, new_answer
+from .authority import Authority, Caller
+
+if TYPE_CHECKING:
+    StartResponse = Callable[..., Any]
+
+#: Larger request bodies are refused; the largest legal ones are far below.
+MAX_BODY_BYTES = 1024 * 1024
+
+#: Up to here they are read before they are refused, because most clients send all before they look for an answer.
+_READ_AT_MOST = 8 * MAX_BODY_BYTES
+
+#: Kept-alive connections; further ones wait. Each may cost a file descriptor or two, of which systems give 1024.
+_CONNECTIONS = 400
+
+#: Seconds that a request waits for the budget file at the most, as the client's two timeouts.
+_PATIENCE = (2.0, 5.0)
+
+#: What the admin key is good for beside provisioning (protocol: `security` of these operations).
+_ADMIN_OPERATIONS = (wire.LIST_RESERVATIONS, wire.GET_RESERVATION, wire.RELEASE_RESERVATION)
+
+_REASONS = {
+    200: "OK",
+    201: "Created",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    410: "Gone",
+    413: "Content Too Large",
+    500: "Internal Server Error",
+}
+
+_ADMIN_KEY_HEADER = "X-Admin-API-Key"
+_ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
+
+_log = logging.getLogger("cycles_lite")
+
+
+class _Request(NamedTuple):
+    """What a WSGI environment says."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    body: bytes
+    headers: dict[str, str]
+
+
+class Application:
+    """The WSGI application: routes, keys, and answers as JSON. `admin_key` opens the provisioning calls."""
+
+    def __init__(self, authority: Authority, admin_key: str | None = None) -> None:
+        if admin_key is not None and _ADMIN_KEY.match(admin_key) is None:
+            raise ConfigError("the admin key is empty, or has other characters than visible ASCII")
+        self._authority = authority
+        self._admin_key = admin_key
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        answer = self._answer(environ)
+        headers = [*_titled(answer), ("Content-Length", str(len(answer.body)))]
+        start_response(f"{answer.status} {_REASONS.get(answer.status, 'Unknown')}", headers)
+        return [answer.body] if environ["REQUEST_METHOD"] != "HEAD" else []
+
+    def _answer(self, environ: dict[str, Any]) -> wire.Answer:
+        headers = _headers(environ)
+        try:
+            request = _read(environ, headers)
+            if isinstance(request, wire.Answer):
+                return request
+            return self._route(request)
+        except (TransportError, ConfigError) as e:  # the budget file is locked, broken or gone
+            _log.error("%s", e.message)  # it names the file, which is no caller's business
+            message = "The budget file cannot be used at present; the server's log tells why."
+            return error_answer(500, "INTERNAL_ERROR", message, headers)
+        except Exception:
+            _log.exception("the server failed on %s", environ["REQUEST_METHOD"])
+            return error_answer(500, "INTERNAL_ERROR", "The server failed; see its log.", headers)
+
+    def _route(self, request: _Request) -> wire.Answer:
+        if request.path == "/actuator/health":
+            if request.method not in ("GET", "HEAD"):
+                return _not_allowed(request, ["GET", "HEAD"])
+            return new_answer(200, {"status": "UP"}, request.headers, None)
+        if self._admin_key is not None and request.path in ADMIN_ROUTES:
+            return self._provision(request)
+        allowed = []
+        for pattern, operation in _ROUTES:
+            match = pattern.match(request.path)
+            if match and operation.method == request.method:
+                return self._operate(request, operation, match.groupdict().get("id"))
+            if match:
+                allowed.append(operation.method)
+        if allowed:
+            return _not_allowed(request, allowed)
+        return error_answer(404, "NOT_FOUND", f"There is nothing at {request.path[:200]}.", request.headers)
+
+    def _operate(self, request: _Request, operation: wire.Operation, id: str | None) -> wire.Answer:
+        caller = self._caller(request, operation)
+        if caller is None:
+            return _unauthorized(request)
+        call = wire.Call(operation, id, request.query, request.body, request.headers, caller.tenant, *_PATIENCE)
+        return self._authority.answer(call, caller)
+
+    def _caller(self, request: _Request, operation: wire.Operation) -> Caller | None:
+        """Who asks, or None: a key that is not known, or none where one is needed."""
+        if operation.public:
+            return Caller()
+        key = request.headers.get(wire.API_KEY_HEADER)
+        if key is not None:
+            tenant = self._authority.authenticate(key)
+            return None if tenant is None else Caller(tenant)
+        if operation in _ADMIN_OPERATIONS and self._is_admin(request):
+            return Caller(None, admin=True)
+        return None
+
+    def _is_admin(self, request: _Request) -> bool:
+        given = request.headers.get(_ADMIN_KEY_HEADER)
+        if given is None or self._admin_key is None:
+            return False
+        return hmac.compare_digest(given.encode("utf-8"), self._admin_key.encode("ascii"))
+
+    def _provision(self, request: _Request) -> wire.Answer:
+        if request.method != "POST":
+            return _not_allowed(request, ["POST"])
+        key = request.headers.get(wire.API_KEY_HEADER)
+        tenant = self._authority.authenticate(key) if key is not None else None
+        call = AdminCall(self._authority, request.body, request.headers, self._is_admin(request), tenant)
+        return ADMIN_ROUTES[request.path](call)
+
+
+def _routes() -> Iterator[tuple[Any, wire.Operation]]:
+    for operation in wire.OPERATIONS:
+        path = re.escape(operation.path).replace(re.escape("{id}"), "(?P<id>[^/]+)")
+        yield re.compile(path + r"\Z"), operation
+
+
+_ROUTES = tuple(_routes())
+
+
+def _headers(environ: dict[str, Any]) -> dict[str, str]:
+    """The headers that the authority reads, under the protocol's names."""
+    names = (wire.API_KEY_HEADER, _ADMIN_KEY_HEADER, wire.IDEMPOTENCY_KEY_HEADER, "X-Cycles-Trace-Id", "traceparent")
+    found = {name: environ.get("HTTP_" + name.upper().replace("-", "_")) for name in names}
+    return {name: _utf8(value) for name, value in found.items() if value is not None}
+
+
+def _utf8(value: str) -> str:
+    """A header's text: WSGI gives its bytes as Latin-1, idempotency keys of other scripts come as UTF-8."""
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
+
+
+def _titled(answer: wire.Answer) -> list[tuple[str, str]]:
+    return [(name.title(), value) for name, value in answer.headers.items()]
+
+
+def _read(environ: dict[str, Any], headers: dict[str, str]) -> _Request | wire.Answer:
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    if length > MAX_BODY_BYTES:
+        return error_answer(413, "INVALID_REQUEST", f"The body is larger than {MAX_BODY_BYTES} bytes.", headers)
+    path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
+    query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace"))
+    return _Request(environ["REQUEST_METHOD"], path, query, environ["wsgi.input"].read(length), headers)
+
+
+def _not_allowed(request: _Request, allowed: list[str]) -> wire.Answer:
+    message = f"{request.method[:20]} is not possible here; {', '.join(sorted(allowed))} is."
+    status, headers, body = error_answer(405, "INVALID_REQUEST", message, request.headers)
+    return wire.Answer(status, {**headers, "allow": ", ".join(sorted(allowed))}, body)
+
+
+def _unauthorized(request: _Request) -> wire.Answer:
+    return error_answer(401, "UNAUTHORIZED", "A valid key in X-Cycles-API-Key is needed.", request.headers)
+
+
+class _Fault:
+    """An error that waitress reports, as it asks for it: told as the protocol's errors are."""
+
+    def __init__(self, error: Any, headers: dict[str, str]) -> None:
+        code = "INVALID_REQUEST" if error.code < 500 else "INTERNAL_ERROR"
+        self._status = f"{error.code} {error.reason}"
+        self._answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
+
+    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
+        return self._status, _titled(self._answer), self._answer.body
+
+
+class _FaultTask(ErrorTask):  # type: ignore[misc]
+    """The answer to what is not proper HTTP, and so never reaches the application."""
+
+    def execute(self) -> None:
+        request: Any = self.request
+        headers = _headers({"HTTP_" + name: value for name, value in request.headers.items()})
+        request.error = _Fault(request.error, headers)
+        super().execute()
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    error_task_class = _FaultTask
+
+
+class Server:
+    """An authority at an address. Port 0 picks a free one; `url` tells which."""
+
+    def __init__(
+        self, authority: Authority, host: str = "127.0.0.1", port: int = 0, *, admin_key: str | None = None
+    ) -> None:
+        application = Application(authority, admin_key)
+        self._socket = _listen(host, port)
+        self._map: dict[Any, Any] = {}
+        self._ending = self._closed = False
+        self._server: Any = create_server(
+            application,
+            sockets=[self._socket],
+            map=self._map,
+            threads=8,
+            ident=None,
+            connection_limit=_CONNECTIONS,
+            max_request_body_size=_READ_AT_MOST,
+            clear_untrusted_proxy_headers=True,  # as waitress 3 does; 2.1 warns where it is not said
+        )
+        self._server.channel_class = _Channel
+        address = self._socket.getsockname()
+        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+        #: A key to give to clients with it, where whoever serves has made one.
+        self.api_key: str | None = None
+        #: The address to give to clients as `base_url`.
+        self.url = f"http://{shown}:{address[1]}"
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def run(self) -> None:
+        """Serve until `stop()`, Ctrl-C or `SystemExit`; requests at work are finished."""
+        try:
+            while not self._ending:
+                # Only for a second: a signal that comes just before the wait does not interrupt it.
+                wasyncore.loop(timeout=1, use_poll=True, map=self._map, count=1)
+        except (KeyboardInterrupt, SystemExit):
+            pass
+
+    def stop(self) -> None:
+        """Let `run()` return, from any thread or signal handler."""
+        self._ending = True
+        if not self._closed:  # else the trigger's descriptor may be another file's by now
+            self._server.pull_trigger()
+
+    @contextmanager
+    def in_background(self) -> Iterator[Server]:
+        """Serve from a thread for as long as the context lasts."""
+        thread = threading.Thread(target=self.run, name="cycles-lite-server")
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+            thread.join()
+
+    def close(self) -> None:
+        """Let the address, the connections and the threads go."""
+        self._closed = True
+        self._server.task_dispatcher.shutdown()
+        wasyncore.close_all(self._map)
+        self._socket.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """One listening socket, on the first address that the host has."""
+    if not 0 <= port <= 65535:  # the resolver takes others too, and makes something of them
+        raise ConfigError(f"cannot listen on {host}:{port}: a port is in 0..65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(1024)  # two that are bound at once can only be told apart here
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+    except (OSError, UnicodeError) as e:  # a UnicodeError is a name that cannot be one
+        raise ConfigError(f"cannot listen on {host}:{port}: {getattr(e, 'strerror', None) or e}") from e
