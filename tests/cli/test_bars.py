@@ -1,0 +1,86 @@
+"""Bars: every figure shows, whatever the amounts."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from cycles_lite import Amount, Balance, SignedAmount, Unit
+from cycles_lite.cli import bars
+
+
+def balance(allocated, spent=0, reserved=0, debt=0, unit=Unit.TOKENS, **more):
+    return Balance(
+        scope="tenant:acme",
+        scope_path="tenant:acme",
+        remaining=SignedAmount(unit, allocated - spent - reserved - debt),
+        allocated=Amount(unit, allocated),
+        spent=Amount(unit, spent),
+        reserved=Amount(unit, reserved),
+        debt=Amount(unit, debt) if debt else None,
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "drawn"),
+    [
+        (balance(100), "." * 32),
+        (balance(100, 50), "#" * 16 + "." * 16),
+        (balance(100, 1, 1), "#+" + "." * 30),
+        (balance(100, 100), "#" * 32),
+        (balance(100, 100, 0, 100), "#" * 16 + "!" * 16),
+        (balance(0), "." * 32),
+        (balance(2**63 - 1, 2**62), "#" * 16 + "." * 16),
+        (balance(10**9, 1, 1, 1), "#+" + "." * 29 + "!"),
+    ],
+)
+def test_parts_of_a_bar(row, drawn):
+    """Whatever is not nothing gets at least one cell, and all cells together are always as wide."""
+    assert "".join(bars.bar_of(row, bars.ASCII).values()) == drawn
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (balance(100, 40), "60 of 100 tokens left"),
+        (balance(1000, 1000, 0, 40), "-40 of 1,000 tokens left, debt 40"),
+        (balance(5, 0, 3, unit=Unit.RISK_POINTS), "2 of 5 risk points left, reserved 3"),
+        (balance(10**8, 1, unit=Unit.USD_MICROCENTS), "0.99999999 of 1.00 USD left"),
+        (balance(1, is_over_limit=True), "1 of 1 tokens left, OVER LIMIT"),
+    ],
+)
+def test_figures(row, said):
+    assert bars.figures(row) == said
+
+
+def test_a_negative_amount_of_money():
+    assert bars.shown(-150_000_000, Unit.USD_MICROCENTS) == "-1.50"
+
+
+def test_scopes_line_up():
+    rows = [balance(1), Balance("agent:b", "tenant:acme/agent:b", SignedAmount(Unit.TOKENS, 1))]
+    starts = {line.index("  ", 20) for line in bars.render(rows, io.StringIO())}
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "look"), [("utf-8", bars.UNICODE), ("ascii", bars.ASCII), ("latin-1", bars.ASCII)]
+)
+def test_the_look_follows_the_streams_encoding(encoding, look, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    assert bars.look_of(io.TextIOWrapper(io.BytesIO(), encoding=encoding)) is look
+
+
+def test_colour_is_for_terminals_that_want_it(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert any("\x1b[" in line for line in bars.render([balance(2, 1)], Terminal()))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not any("\x1b[" in line for line in bars.render([balance(2, 1)], Terminal()))
+    assert not bars.is_coloured(io.StringIO())

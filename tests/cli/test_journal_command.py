@@ -1,0 +1,114 @@
+"""`cycles-lite journal`: what is on disk can be seen and settled, this library's records and the official SDK's."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from cycles_lite import Action, Amount, CyclesClient, CyclesConfig, ReservationCreateRequest
+from cycles_lite.cli import main
+from cycles_lite.journal import COMMIT, EVENT, Journal, Record, now_ms
+from cycles_lite.local import Authority
+
+
+@pytest.fixture
+def url(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path}/budgets.db"
+    monkeypatch.setenv("CYCLES_BASE_URL", url)
+    monkeypatch.setenv("CYCLES_TENANT", "acme")
+    with Authority(url) as authority:
+        authority.set_budget("tenant:acme", Amount.tokens(1000))
+    return url
+
+
+def ledger(url):
+    with Authority(url) as authority:
+        (budget,) = authority.budgets()
+        return budget.spent, budget.reserved
+
+
+def held(url, amount=10):
+    with CyclesClient(CyclesConfig(base_url=url, tenant="acme")) as client:
+        request = ReservationCreateRequest(Action("a", "b"), Amount.tokens(amount))
+        return client.create_reservation(request).reservation_id
+
+
+def left_behind(url, reservation_id, amount=7, **changes):
+    body = {"idempotency_key": "key-" + reservation_id, "actual": {"unit": "TOKENS", "amount": amount}}
+    event = {**body, "subject": {"tenant": "acme"}, "action": {"kind": "a", "name": "b"}}
+    return Record(reservation_id, url, COMMIT, body, event, now_ms() - 5000)._replace(**changes)
+
+
+def test_replay_settles_what_is_there(url, tmp_path, capsys):
+    folder = str(tmp_path / "journal" / "one")
+    Journal(folder).write(left_behind(url, held(url)))
+    Journal(folder).write(left_behind(url, "degraded:x", 5, mode=EVENT, commit_body=None))
+    assert main(["journal", "replay", str(tmp_path / "journal")]) == 0
+    assert capsys.readouterr().out == "everything is settled\n"
+    assert ledger(url) == (12, 0)
+    assert main(["journal", "replay", folder]) == 0
+    assert ledger(url) == (12, 0)
+
+
+def test_replay_settles_what_the_official_sdk_left(url, tmp_path):
+    """Its records in its own file, written by the SDK's own code."""
+    journal = pytest.importorskip("runcycles.journal", reason="the official SDK needs Python 3.10")
+    from pathlib import Path
+
+    folder = tmp_path / "commit-journal" / "0123456789abcdef"
+    record = left_behind(url, held(url))
+    journal.CommitJournal(Path(folder)).record(journal.PendingCommitRecord(*record))
+    assert main(["journal", "replay", str(folder)]) == 0
+    assert ledger(url) == (7, 0)
+    assert os.listdir(folder) == []
+
+
+def test_records_of_another_server_are_reported_and_never_sent(url, tmp_path, capsys, caplog):
+    folder = str(tmp_path / "journal")
+    Journal(folder).write(left_behind("https://other.example.com", held(url)))
+    assert main(["journal", "replay", folder]) == 1
+    assert "1 on disk" in capsys.readouterr().out
+    assert "other.example.com: not sent" in caplog.text
+    assert ledger(url) == (0, 10)
+
+
+def test_list_and_show(url, tmp_path, capsys):
+    folder = str(tmp_path / "journal" / "one")
+    Journal(folder).write(left_behind(url, "rsv_1"))
+    (tmp_path / "journal" / "one" / "v2-x.corrupt").write_bytes(b"{")
+    assert main(["journal", "list", str(tmp_path / "journal")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    reservation_id, mode, amount, age, server = first.split("\t")
+    assert (reservation_id, mode, amount, server) == ("rsv_1", "commit", "7 tokens", url)
+    assert 5 <= int(age.split()[0]) < 600
+    assert second.endswith("v2-x.corrupt\tset aside, unreadable")
+    assert main(["journal", "show", "rsv_1", folder]) == 0
+    assert json.loads(capsys.readouterr().out)["commit_body"]["idempotency_key"] == "key-rsv_1"
+
+
+def test_the_default_folder_is_the_clients(url, capsys):
+    with CyclesClient(CyclesConfig(base_url=url, tenant="acme")) as client:
+        client.settler.open()
+        journal = client.settler._journal
+    journal.write(left_behind(url, held(url)))
+    assert main(["journal", "list"]) == 0
+    assert "commit\t7 tokens" in capsys.readouterr().out
+    assert main(["journal", "replay"]) == 0
+    assert ledger(url) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["list", "/nowhere"], "no folder /nowhere"),
+        (["show", "rsv_9"], "no record of reservation rsv_9"),
+        (["replay", "/nowhere"], "no folder /nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_status_2(url, arguments, said, capsys):
+    assert main(["journal", *arguments]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert said in told.err

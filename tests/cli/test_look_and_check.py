@@ -1,0 +1,125 @@
+"""`cycles-lite balances`, `reservations`, `release` and `check`, on a file and on a server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cycles_lite import Action, Amount, CyclesClient, ReservationCreateRequest, Subject
+from cycles_lite.cli import main
+from cycles_lite.local import Authority
+
+
+@pytest.fixture
+def authority(tmp_path):
+    with Authority(f"sqlite:///{tmp_path}/budgets.db") as authority:
+        authority.set_budget("tenant:acme", Amount.tokens(1000))
+        authority.set_budget("tenant:acme/agent:bot", Amount.tokens(500))
+        yield authority
+
+
+@pytest.fixture(params=["file", "server"])
+def place(request, authority, monkeypatch):
+    """The environment of a user of either."""
+    monkeypatch.setenv("CYCLES_TENANT", "acme")
+    if request.param == "file":
+        monkeypatch.setenv("CYCLES_BASE_URL", authority.url)
+        yield request.param
+        return
+    server_module = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
+    with server_module.Server(authority) as server, server.in_background():
+        monkeypatch.setenv("CYCLES_BASE_URL", server.url)
+        monkeypatch.setenv("CYCLES_API_KEY", authority.create_key("acme").key_secret)
+        yield request.param
+
+
+def hold(amount, **subject):
+    with CyclesClient.from_env() as client:
+        request = ReservationCreateRequest(
+            Action("llm.completion", "x"), Amount.tokens(amount), subject=Subject(**subject) if subject else None
+        )
+        return client.create_reservation(request).reservation_id
+
+
+def said(capsys, *arguments):
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def test_balances(place, capsys):
+    hold(10)
+    lines = said(capsys, "balances").splitlines()
+    assert lines[0].endswith("990 of 1,000 tokens left, reserved 10")
+    assert lines[1].startswith("tenant:acme/agent:bot ")
+    (line,) = said(capsys, "balances", "--agent", "bot", "--json").splitlines()
+    assert json.loads(line)["remaining"] == {"unit": "TOKENS", "amount": 500}
+
+
+def test_reservations(place, capsys):
+    first, second = hold(10), hold(20, agent="bot")
+    lines = said(capsys, "reservations").splitlines()
+    assert {line.split("\t")[0] for line in lines} == {first, second}
+    (line,) = said(capsys, "reservations", "--agent", "bot").splitlines()
+    assert line == f"{second}\tACTIVE\t20 tokens\tllm.completion:x\ttenant:acme/agent:bot"
+    assert len(said(capsys, "reservations", "--limit", "1").splitlines()) == 1
+    assert said(capsys, "reservations", "--status", "COMMITTED") == ""
+    assert json.loads(said(capsys, "reservations", "--agent", "bot", "--json"))["reservation_id"] == second
+
+
+def test_release(place, capsys, authority):
+    reservation_id = hold(10)
+    assert said(capsys, "release", reservation_id) == "released 10 tokens\n"
+    assert main(["release", reservation_id]) == 2
+    assert "RESERVATION_FINALIZED" in capsys.readouterr().err
+
+
+def test_check_finds_all_well(place, capsys):
+    lines = said(capsys, "check").splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["ok", step] for step in ("configuration", "reachability", "key", "tenant", "clock", "latency")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "advice"),
+    [
+        ({"CYCLES_BASE_URL": "http://127.0.0.1:1"}, "reachability", "no answer from http://127.0.0.1:1"),
+        ({"CYCLES_API_KEY": "wrong"}, "key", "set CYCLES_API_KEY to a valid one"),
+        ({"CYCLES_TENANT": "other-co"}, "key", "mend CYCLES_TENANT or CYCLES_API_KEY"),
+        ({"CYCLES_TENANT": ""}, "tenant", "set CYCLES_TENANT"),
+    ],
+)
+@pytest.mark.parametrize("place", ["server"], indirect=True)
+def test_check_tells_what_to_do(place, changes, step, advice, capsys, monkeypatch):
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    assert main(["check"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.split()[:2] == ["FAIL", step]
+    assert advice in last
+
+
+def test_check_misses_budgets(tmp_path, capsys, monkeypatch):
+    with Authority(f"sqlite:///{tmp_path}/empty.db") as authority:
+        monkeypatch.setenv("CYCLES_BASE_URL", authority.url)
+    monkeypatch.setenv("CYCLES_TENANT", "acme")
+    assert main(["check"]) == 1
+    assert "tenant acme has no budget" in capsys.readouterr().out
+
+
+def test_check_tells_how_to_make_a_missing_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CYCLES_BASE_URL", f"sqlite:///{tmp_path}/none.db")
+    assert main(["check"]) == 1
+    assert "cycles-lite budget set" in capsys.readouterr().out
+
+
+def test_check_without_configuration_is_one_line_and_2(capsys):
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err.startswith("cycles-lite: CYCLES_BASE_URL is not set")
+
+
+def test_check_in_mode_off(capsys, monkeypatch):
+    monkeypatch.setenv("CYCLES_MODE", "off")
+    assert said(capsys, "check") == "ok    configuration  mode off\n"

@@ -1,0 +1,204 @@
+"""The interpreter's end: bounded, without a complaint, and with everything settled or on disk."""
+
+from __future__ import annotations
+
+import peers
+import pytest
+from desks import DOWN, requests_of
+from hosts import WARNINGS, run, running
+
+#: Guards that a program deliberately leaves open; that they are told of in development is proven elsewhere.
+UNFINISHED = WARNINGS + ",ignore:<ReservationGuard:ResourceWarning"
+
+#: Seconds that an exit may take over its `flush_timeout`, on a machine that does other things too. Without a bound the
+#: programs here would take their requests' timeouts, which are a minute, or for ever.
+MARGIN = 12.0
+
+
+def quiet(ended):
+    """Whether nothing but the library's own log was written."""
+    lines = ended.err.splitlines()
+    return ended.status == 0 and all(line.startswith("spend of reservation ") for line in lines)
+
+
+PENDING = """
+from program import *
+
+client = new_client(connect_timeout=60, read_timeout=60)
+
+def pending(client):
+    with reserve(client) as guard:
+        assert guard.commit(Amount.tokens(1)).status.value == "PENDING"
+"""
+
+UNREACHABLE = (
+    PENDING
+    + """
+clients = [client] + [client.with_options(tenant="tenant-{}".format(number)) for number in range(4)]
+for each in clients:
+    pending(each)
+say("pending")
+assert hear() == "go"
+"""
+)
+
+NAMELESS = (
+    PENDING
+    + """
+import socket
+
+other = client.with_options(tenant="other")
+for each in (client, client, client, other):
+    pending(each)
+
+def hang(*args, **kwargs):
+    threading.Event().wait()
+
+socket.getaddrinfo = hang  # in place of a resolver that hangs, which a test cannot have
+assert client.flush(0.2) == 3
+other.close()
+say("pending")
+assert hear() == "go"
+"""
+)
+
+
+@pytest.mark.parametrize("how", ["refusing", "silent"])
+def test_exit_is_bounded_while_the_authority_is_down(desk, scripted, records, tmp_path, how):
+    """Five clients with pending spend: the exit waits for `flush_timeout` once, not for each, and not for the
+    requests' timeouts; what is left is on disk."""
+    with peers.Peer(desk) as peer:
+        desk.answers["commit"] = DOWN
+        environment = {**scripted, "CYCLES_BASE_URL": peer.url, "CYCLES_FLUSH_TIMEOUT": "3"}
+        with running(UNREACHABLE, tmp_path, **environment) as program:
+            program.expect("pending")
+            desk.answers["commit"] = peers.silent if how == "silent" else peers.reset
+            program.say()
+            ended = program.end(within=3 + 7)  # five times 3 would be more
+    assert quiet(ended), ended
+    assert len(records()) == 5
+
+
+def test_flush_close_and_exit_are_bounded_while_the_resolver_hangs(desk, peer, scripted, records, tmp_path):
+    """Name resolution cannot be interrupted: flush, close and exit leave it to threads, and do not wait for those."""
+    desk.answers["commit"] = peers.answer({}, 503, headers=[("Connection", "close")])
+    with running(NAMELESS, tmp_path, CYCLES_FLUSH_TIMEOUT="0.5", **scripted) as program:
+        program.expect("pending")
+        program.say()
+        ended = program.end(within=MARGIN)
+    assert quiet(ended), ended
+    assert len(records()) == 4
+
+
+ORDER = """
+import atexit
+
+atexit.register(lambda: last())  # the first to register runs last
+from program import *
+
+def last():
+    spend(client, idempotency_key="last")
+    client.close()
+
+client = new_client(flush_timeout=40)
+with reserve(client, idempotency_key="pending") as guard:
+    assert guard.commit(Amount.tokens(1)).status.value == "PENDING"
+say("pending")
+assert hear() == "go"
+"""
+
+
+def test_pending_spend_is_settled_at_exit(desk, peer, scripted, records, tmp_path):
+    """Where the authority is back: while connections can still be had, which finalizers close at exit too. And an exit
+    handler of the program's that runs later can use the client."""
+    desk.answers["commit"] = DOWN
+    with running(ORDER, tmp_path, **scripted) as program:
+        program.expect("pending")
+        del desk.answers["commit"]
+        program.say()
+        ended = program.end(within=30)
+    assert quiet(ended), ended
+    commits = [request.target for request in requests_of(peer, "commit")]
+    assert commits == ["/v1/reservations/rsv_pending/commit"] * 3 + ["/v1/reservations/rsv_last/commit"]
+    assert records() == []
+
+
+OPEN = """
+from program import *
+
+client = new_client()
+metered, plain = reserve(client), reserve(client)
+metered.spend(1)
+
+class Cycle:
+    pass
+
+cycle = Cycle()
+cycle.itself, cycle.guard = cycle, reserve(client)
+cycle.guard.spend(2)
+del cycle
+
+def steps(tokens):
+    with reserve(client) as guard:
+        guard.spend(tokens)
+        yield
+
+suspended, suspended_plain = steps(4), steps(0)
+next(suspended), next(suspended_plain)
+
+def work():
+    with reserve(client) as guard:
+        guard.spend(8)
+        at_work.set()
+        threading.Event().wait()
+
+at_work = threading.Event()
+threading.Thread(target=work, daemon=True).start()
+at_work.wait()
+"""
+
+
+def test_guards_that_are_open_at_exit(place, ledger, tmp_path):
+    """In a module's globals, in a cycle, in a suspended generator, in a daemon thread: what they have metered is
+    committed; those without a meter are left to expire, because nobody knows what their work costs."""
+    run(OPEN, tmp_path, PYTHONWARNINGS=UNFINISHED, **place)
+    assert ledger.amounts == (1 + 2 + 4 + 8, 2 * 10)
+
+
+FIRST_THREAD = """
+from program import *
+
+client = new_client(heartbeat=False)
+reserve(client).spend(3)  # and forgotten: what it leaves to do waits for the next call
+assert threading.active_count() == 1
+"""
+
+
+def test_a_first_thread_at_exit(place, ledger, tmp_path):
+    """Python 3.12 and later start none then: what there is to do is done inline, and nobody is warned."""
+    run(FIRST_THREAD, tmp_path, PYTHONWARNINGS=UNFINISHED, **place)
+    assert ledger.amounts == (3, 0)
+
+
+LAST_THREAD = """
+from program import *
+
+client = new_client()
+
+def work():
+    assert hear() == "go"
+    spend(client)
+
+threading.Thread(target=work).start()
+say("the main thread has ended")
+"""
+
+
+def test_threads_that_outlive_the_main_one(ledger, tmp_path):
+    """A thread that reserves for the first time while the interpreter waits for it gets what it needs."""
+    with running(LAST_THREAD, tmp_path, **ledger.over_http) as program:
+        program.expect("the main thread has ended")
+        program.say()
+        ended = program.end()
+    assert (ended.status, ended.err) == (0, "")
+    assert ledger.amounts == (1, 0)

@@ -1,0 +1,97 @@
+"""What holds for every test: nothing comes in from outside, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples each time where a run is judged, new ones on a desk; no deadline, because the cores are shared;
+# no example database, because a run must not depend on the one before.
+settings.register_profile(
+    "ci",
+    max_examples=50,
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("thorough", settings.get_profile("ci"), max_examples=2000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+SETTINGS_FOR_TESTS = {"CYCLES_TEST_BASE_URL", "CYCLES_TEST_API_KEY"}
+SECONDS_TO_END = 5.0
+# multiprocessing's own helpers live as long as the process that first needed them.
+HELPER_PROCESS = re.compile(rb"from multiprocessing\.(resource_tracker|semaphore_tracker|forkserver) import")
+
+
+def _isolate(monkeypatch, homes):
+    for name in list(os.environ):
+        if name.startswith("CYCLES_") and name not in SETTINGS_FOR_TESTS:
+            monkeypatch.delenv(name)
+    # Not tmp_path_factory: its numbering looks through all the folders there are, thousands at the end of a run.
+    monkeypatch.setenv("HOME", tempfile.mkdtemp(dir=str(homes)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def homes(tmp_path_factory):
+    """Where homes are; and one for fixtures of a wider scope than a test, which are made before `isolated` runs."""
+    folder = tmp_path_factory.mktemp("homes")
+    monkeypatch = pytest.MonkeyPatch()
+    _isolate(monkeypatch, folder)
+    yield folder
+    monkeypatch.undo()
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, homes):
+    """A home of its own, because the journal's default folder is there."""
+    _isolate(monkeypatch, homes)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Fails a test that leaves a thread or a child process; autouse fixtures end after those a test asks for."""
+    threads_before, children_before = set(threading.enumerate()), _children()
+    yield
+    deadline = time.monotonic() + SECONDS_TO_END
+    while True:
+        threads = [thread for thread in threading.enumerate() if thread not in threads_before]
+        children = {pid: name for pid, name in _children().items() if pid not in children_before}
+        if not threads and not children:
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    for pid in children:  # so that only the test that left them fails
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    pytest.fail(f"left behind: threads {threads}, child processes {children}")
+
+
+def _children():
+    """This process's children by pid, unwaited ones included. Linux tells; elsewhere none are seen."""
+    pids = []
+    for task in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ():
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                pids += [int(pid) for pid in file.read().split()]
+        except OSError:  # that thread has just ended
+            continue
+    named = {pid: _command_line(pid) for pid in pids}
+    return {pid: name for pid, name in named.items() if not HELPER_PROCESS.search(name)}
+
+
+def _command_line(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().replace(b"\0", b" ")
+    except OSError:
+        return b"?"

@@ -1,0 +1,292 @@
+"""A second, plain reading of the design's section 9, for random operations to be held against.
+
+It shares no code with the package: dictionaries, no transactions, no laziness (holds are freed whenever time moves).
+Every operation returns what a client can tell apart: a code for a refusal, or the facts of a success.
+"""
+
+from __future__ import annotations
+
+DAY = 24 * 3600 * 1000
+ORDER = ("tenant", "workspace", "app", "workflow", "agent", "toolset")
+
+
+class Budget:
+    def __init__(self):
+        self.allocated = self.spent = self.reserved = self.debt = self.limit = 0
+        self.over = False
+        self.status = "ACTIVE"
+
+    @property
+    def remaining(self):
+        return self.allocated - self.spent - self.reserved - self.debt
+
+    def state(self):
+        return self.remaining, self.reserved, self.spent, self.debt, self.over
+
+
+class Reference:
+    def __init__(self, now):
+        self.now = now
+        self.budgets = {}
+        self.reservations = {}
+        self.replies = {}
+        self.closed = set()
+
+    # ---- Provisioning ----
+
+    def set_budget(self, scope, unit, amount, limit):
+        budget = self.budgets.setdefault((scope, unit), Budget())
+        if budget.status == "CLOSED":
+            return "refused"
+        budget.allocated = amount
+        if limit is not None:
+            budget.limit = limit
+        budget.over = budget.debt > budget.limit
+        return "ok"
+
+    def fund(self, scope, unit, amount):
+        budget = self.budgets.get((scope, unit))
+        if budget is None or budget.status == "CLOSED":
+            return "refused"
+        repaid = min(amount, budget.debt)
+        budget.debt -= repaid
+        budget.spent += repaid
+        budget.allocated += amount
+        budget.over = budget.debt > budget.limit
+        return "ok"
+
+    def set_status(self, scope, unit, status):
+        budget = self.budgets.get((scope, unit))
+        if budget is None or (budget.status == "CLOSED" and status != "CLOSED"):
+            return "refused"
+        budget.status = status
+        return "ok"
+
+    def pass_time(self, ms):
+        self.now += ms
+        for one in self.reservations.values():
+            if one["status"] == "ACTIVE" and self.now > one["expires"] + one["grace"]:
+                one["status"] = "EXPIRED"
+                one["ended"] = one["expires"] + one["grace"]
+                for budget in one["held"]:
+                    budget.reserved -= one["amount"]
+
+    # ---- Idempotency ----
+
+    def replayed(self, slot, payload):
+        kept = self.replies.get(slot)
+        if kept is None or self.now > kept["until"]():
+            return None
+        return kept["answer"] if kept["payload"] == payload else "IDEMPOTENCY_MISMATCH"
+
+    def keep(self, slot, payload, answer, until):
+        self.replies[slot] = {"payload": payload, "answer": answer, "until": until}
+        return answer
+
+    # ---- What budgets say ----
+
+    def scopes(self, subject):
+        path, found = [], []
+        for level in ORDER:
+            if level in subject:
+                path.append(f"{level}:{subject[level].lower()}")
+                found.append("/".join(path))
+        return found
+
+    def find(self, subject, unit):
+        """The budgets in a unit, or the code that says why there is none."""
+        scopes = self.scopes(subject)
+        found = [self.budgets[scope, unit] for scope in scopes if (scope, unit) in self.budgets]
+        if found:
+            return found
+        return "UNIT_MISMATCH" if any(scope in scopes for scope, _ in self.budgets) else "NOT_FOUND"
+
+    def reserve_refusal(self, budgets, amount):
+        for budget in budgets:
+            if budget.status != "ACTIVE":
+                return "BUDGET_" + budget.status
+            if budget.over:
+                return "OVERDRAFT_LIMIT_EXCEEDED"
+            if budget.debt > 0 and budget.limit == 0:
+                return "DEBT_OUTSTANDING"
+            if amount > budget.remaining:
+                return "BUDGET_EXCEEDED"
+        return None
+
+    def evaluate(self, subject, unit, amount):
+        """None, or the code that a live reservation would be refused with."""
+        if subject["tenant"] in self.closed:
+            return "TENANT_CLOSED"
+        budgets = self.find(subject, unit)
+        return budgets if isinstance(budgets, str) else self.reserve_refusal(budgets, amount)
+
+    def charge(self, budgets, extra, policy):
+        """Take an extra out of every budget; what was taken, or a code with nothing changed."""
+        takes = extra
+        for budget in budgets:
+            owes = policy == "ALLOW_WITH_OVERDRAFT" and budget.limit > 0
+            if not owes:
+                takes = min(takes, max(budget.remaining, 0))
+        for budget in budgets:
+            if policy == "ALLOW_WITH_OVERDRAFT" and budget.limit > 0:
+                missing = takes - max(budget.remaining, 0)
+                if missing > 0 and budget.debt + missing > budget.limit:
+                    return "OVERDRAFT_LIMIT_EXCEEDED"
+        for budget in budgets:
+            owes = policy == "ALLOW_WITH_OVERDRAFT" and budget.limit > 0
+            available = max(budget.remaining, 0)
+            if not owes and extra > available:
+                budget.over = True
+            budget.spent += min(takes, available)
+            budget.debt += max(takes - available, 0)
+        return takes
+
+    # ---- Operations ----
+
+    def reserve(self, tenant, key, subject, unit, amount, policy, ttl, grace, dry_run):
+        slot, payload = (tenant, "reserve", "", key), (subject, unit, amount, policy, ttl, grace, dry_run)
+        answer = self.replayed(slot, payload)
+        if answer is not None:
+            return answer
+        refusal = self.evaluate(subject, unit, amount)
+        if dry_run:
+            if refusal == "UNIT_MISMATCH":
+                return refusal
+            until = self.now + DAY
+            return self.keep(slot, payload, ("DENY" if refusal else "ALLOW", reason(refusal)), lambda: until)
+        if refusal:
+            return refusal
+        held = self.find(subject, unit)
+        for budget in held:
+            budget.reserved += amount
+        ttl = min(ttl, 3_600_000)
+        name = len(self.reservations)
+        self.reservations[name] = {
+            "tenant": tenant,
+            "status": "ACTIVE",
+            "unit": unit,
+            "amount": amount,
+            "policy": policy,
+            "expires": self.now + ttl,
+            "grace": grace,
+            "held": held,
+            "extended": 0,
+            "settled": None,
+            "ended": None,
+        }
+        until = self.now + max(ttl + grace, DAY)
+        return self.keep(slot, payload, ("reserved", name), lambda: until)
+
+    def decide(self, tenant, key, subject, unit, amount):
+        slot, payload = (tenant, "decide", "", key), (subject, unit, amount)
+        answer = self.replayed(slot, payload)
+        if answer is not None:
+            return answer
+        refusal = self.evaluate(subject, unit, amount)
+        if refusal == "UNIT_MISMATCH":
+            return refusal
+        until = self.now + DAY
+        return self.keep(slot, payload, ("DENY" if refusal else "ALLOW", reason(refusal)), lambda: until)
+
+    def event(self, tenant, key, subject, unit, amount, policy):
+        slot, payload = (tenant, "event", "", key), (subject, unit, amount, policy)
+        answer = self.replayed(slot, payload)
+        if answer is not None:
+            return answer
+        if tenant in self.closed:
+            return "TENANT_CLOSED"
+        budgets = self.find(subject, unit)
+        if isinstance(budgets, str):
+            return budgets
+        for budget in budgets:
+            if budget.status != "ACTIVE":
+                return "BUDGET_" + budget.status
+        if policy == "REJECT" and any(amount > budget.remaining for budget in budgets):
+            return "BUDGET_EXCEEDED"
+        took = self.charge(budgets, amount, policy)
+        if isinstance(took, str):
+            return took
+        until = self.now + 7 * DAY
+        return self.keep(slot, payload, ("applied", took), lambda: until)
+
+    def gone(self, one):
+        return one["ended"] is not None and self.now > one["ended"] + 30 * DAY
+
+    def settle(self, name, operation, key, payload):
+        """The answer to a settlement that needs no budget, or None where it may go ahead."""
+        one = self.reservations[name]
+        if self.gone(one):
+            return "NOT_FOUND"
+        if one["settled"] is not None and one["settled"][:2] == (operation, key):
+            return one["settled"][3] if one["settled"][2] == payload else "IDEMPOTENCY_MISMATCH"
+        if one["tenant"] in self.closed:
+            return "TENANT_CLOSED"
+        if one["status"] == "EXPIRED":
+            return "RESERVATION_EXPIRED"
+        return None if one["status"] == "ACTIVE" else "RESERVATION_FINALIZED"
+
+    def commit(self, name, key, unit, amount):
+        one = self.reservations[name]
+        answer = self.settle(name, "commit", key, (unit, amount))
+        if answer is not None:
+            return answer
+        if unit != one["unit"]:
+            return "UNIT_MISMATCH"
+        extra = amount - one["amount"]
+        if extra > 0:
+            if one["policy"] == "REJECT":
+                return "BUDGET_EXCEEDED"
+            took = self.charge(one["held"], extra, one["policy"])
+            if isinstance(took, str):
+                return took
+            charged = one["amount"] + took
+        else:
+            charged = amount
+        for budget in one["held"]:
+            budget.reserved -= one["amount"]
+            budget.spent += min(amount, one["amount"])
+        answer = ("committed", charged, max(-extra, 0))
+        one.update(status="COMMITTED", ended=self.now, settled=("commit", key, (unit, amount), answer))
+        return answer
+
+    def release(self, name, key):
+        one = self.reservations[name]
+        answer = self.settle(name, "release", key, ())
+        if answer is not None:
+            return answer
+        for budget in one["held"]:
+            budget.reserved -= one["amount"]
+        answer = ("released", one["amount"])
+        one.update(status="RELEASED", ended=self.now, settled=("release", key, (), answer))
+        return answer
+
+    def extend(self, name, key, by):
+        one = self.reservations[name]
+        if self.gone(one):
+            return "NOT_FOUND"
+        slot = (one["tenant"], "extend", name, key)
+        answer = self.replayed(slot, by)
+        if answer is not None:
+            return answer
+        if one["tenant"] in self.closed:
+            return "TENANT_CLOSED"
+        if one["status"] in ("COMMITTED", "RELEASED"):
+            return "RESERVATION_FINALIZED"
+        if self.now > one["expires"]:
+            return "RESERVATION_EXPIRED"
+        if one["extended"] >= 10:
+            return "MAX_EXTENSIONS_EXCEEDED"
+        one["extended"] += 1
+        one["expires"] += by
+        return self.keep(slot, by, ("extended", one["expires"]), lambda: one["expires"])
+
+    def shown(self, name):
+        """What a GET says of a reservation."""
+        one = self.reservations[name]
+        if self.gone(one):
+            return "NOT_FOUND"
+        return "RESERVATION_EXPIRED" if one["status"] == "EXPIRED" else one["status"]
+
+
+def reason(refusal):
+    return "BUDGET_NOT_FOUND" if refusal == "NOT_FOUND" else refusal

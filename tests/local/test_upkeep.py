@@ -1,0 +1,151 @@
+"""Expiry and pruning, done lazily by whoever comes along."""
+
+from __future__ import annotations
+
+import pytest
+
+from cycles_lite.local import upkeep
+
+from .helpers import START
+
+DAY = 24 * 3600 * 1000
+
+
+@pytest.fixture
+def made(bench):
+    """A reservation of 100 that expires after 10 s and is held for 5 s more."""
+    return bench.reserve(100, ttl_ms=10_000)
+
+
+AT_EXPIRY = START + 10_000
+AT_DEADLINE = START + 15_000
+
+STATES = [
+    # now, extend, commit, release, get
+    (AT_EXPIRY, 200, 200, 200, 200),
+    (AT_EXPIRY + 1, 410, 200, 200, 200),
+    (AT_DEADLINE, 410, 200, 200, 200),
+    (AT_DEADLINE + 1, 410, 410, 410, 410),
+    (AT_DEADLINE + 29 * DAY, 410, 410, 410, 410),
+    (AT_DEADLINE + 30 * DAY + 1, 404, 404, 404, 404),
+]
+
+
+@pytest.mark.parametrize(("now", "extend", "commit", "release", "get"), STATES)
+def test_what_is_still_accepted(bench, made, now, extend, commit, release, get):
+    """Extensions until expiry; settlements until expiry plus grace; a GET is 200 ACTIVE until then, 410 after."""
+    bench.clock.now = now
+    shown = bench.get(made.id)
+    assert shown.status == get
+    assert shown.data.get("status", "ACTIVE") == "ACTIVE"
+    assert bench.extend(made.id, 1).status == extend
+    bench.clock.now = now
+    assert (bench.commit if now % 2 else bench.release)(made.id).status == (commit if now % 2 else release)
+    for answer in (shown, bench.get(made.id)):
+        if answer.status == 410:
+            assert answer.error == "RESERVATION_EXPIRED"
+
+
+READERS = {
+    "get": lambda bench, made: bench.get(made.id),
+    "list": lambda bench, made: bench.list(),
+    "balances": lambda bench, made: bench.balances(),
+    "decide": lambda bench, made: bench.decide(),
+    "dry run": lambda bench, made: bench.reserve(dry_run=True),
+    "refused": lambda bench, made: bench.reserve(5000),
+    "provisioning": lambda bench, made: bench.authority.budgets(),
+    "check": lambda bench, made: bench.authority.check(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_holds_are_freed_by_whoever_comes(bench, made, reader):
+    """Any operation frees what is due, readers and refused ones too; none frees it before."""
+    bench.clock.now = AT_DEADLINE
+    READERS[reader](bench, made)
+    assert _reserved(bench) == 100
+    bench.clock.now += 1
+    READERS[reader](bench, made)
+    assert _reserved(bench) == 0
+
+
+def _reserved(bench):
+    with bench.authority._ledger.store.read() as db:
+        return db.execute("SELECT reserved FROM budgets").fetchone()[0]
+
+
+def test_freed_budget_can_be_reserved_at_once(bench, made):
+    """The reservation that finds a due hold may have its amount."""
+    assert bench.reserve(901).error == "BUDGET_EXCEEDED"
+    bench.clock.now = AT_DEADLINE + 1
+    assert bench.reserve(1000).status == 200
+
+
+def test_extension_moves_the_deadline(bench, made):
+    """The grace comes after the new expiry."""
+    bench.extend(made.id, 20_000)
+    bench.clock.now = AT_DEADLINE + 20_000
+    assert bench.get(made.id).status == 200
+    bench.clock.now += 1
+    assert bench.get(made.id).status == 410
+
+
+def test_no_grace(bench):
+    """A grace of 0 ends with the expiry."""
+    made = bench.reserve(100, ttl_ms=10_000, grace_period_ms=0)
+    bench.clock.now = AT_EXPIRY
+    assert bench.get(made.id).status == 200
+    bench.clock.now += 1
+    assert bench.commit(made.id).error == "RESERVATION_EXPIRED"
+
+
+def test_expired_ones_are_listed(bench, made):
+    """A list shows them as EXPIRED, without an end."""
+    bench.clock.now = AT_DEADLINE + 1
+    (row,) = bench.list(status="EXPIRED").data["reservations"]
+    assert row["status"] == "EXPIRED"
+    assert "finalized_at_ms" not in row
+    assert bench.listed(status="ACTIVE") == []
+
+
+def test_many_are_freed(bench, monkeypatch):
+    """More than one batch is freed at once, in every scope and unit."""
+    monkeypatch.setattr(upkeep, "FREE_AT_ONCE", 7)
+    bench.budget("tenant:acme/agent:bot", 1000)
+    for _ in range(20):
+        bench.reserve(1, ttl_ms=1000)
+        bench.reserve(2, {"tenant": "acme", "agent": "bot"}, ttl_ms=1000)
+    kept = bench.reserve(3, {"tenant": "acme", "agent": "bot"})
+    assert bench.amounts()[1] == 63
+    bench.clock.now += 6001
+    assert bench.reserve(937).status == 200
+    assert bench.amounts()[1] == 940
+    assert bench.amounts("tenant:acme/agent:bot")[1] == 3
+    assert bench.listed(status="ACTIVE", agent="bot") == [kept.id]
+
+
+def test_pruning(bench, monkeypatch):
+    """Old answers and finished reservations go away in bounded steps; what lives stays."""
+    for _ in range(30):
+        bench.event(1)
+        bench.decide(1)
+        bench.commit(bench.reserve(1).id, 1)
+        bench.reserve(1)
+    assert _rows(bench) == {"reservations": 60, "settlements": 30, "replies": 60}
+    bench.clock.now += 31 * DAY
+    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(upkeep, "PRUNE_AT_ONCE", 25)
+    live = bench.reserve(1)
+    for left in (36, 11, 1, 1):
+        assert _rows(bench)["reservations"] == left
+        assert bench.decide(5000).status == 200
+    assert _rows(bench) == {"reservations": 1, "settlements": 0, "replies": 4}
+    assert bench.get(live.id).status == 200
+
+
+def _rows(bench):
+    with bench.authority._ledger.store.read() as db:
+        return {
+            table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("reservations", "settlements", "replies")
+        }

@@ -1,0 +1,407 @@
+"""The promise about spend (design: section 5) where the profile's scenarios do not look: bad moments, bad disks, bad
+observers, bad servers."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from faults import failed, intact, lost_answer, swallowed_answer
+from peers import Peer, allowed, answer, client_of, committed, ends_within, refusal, silent
+from serving import PATIENCE, ROOT
+from stage import ACTION, Stage, key_of, kinds_and_keys
+
+from cycles_lite import Amount, SettlementStatus, Subject, events, heartbeat, journal
+from cycles_lite.journal import Journal, now_ms
+
+ESTIMATE, ACTUAL = Amount.tokens(100), Amount.tokens(42)
+
+#: No retry in the background while a test looks.
+SLOW = {"retry_initial_delay": 600.0, "retry_max_delay": 600.0}
+
+DAY_MS = 24 * 3600 * 1000
+
+
+@pytest.fixture
+def stage(tmp_path):
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+def leave_pending(stage, count=1, **changes):
+    """Guards whose commits failed, and whose client is closed: their records are on disk."""
+    stage.faults["/commit"] = [failed] * (2 * count)
+    with stage.client(**SLOW, flush_timeout=0.0, **changes) as client:
+        for _ in range(count):
+            with client.reserve(ESTIMATE, ACTION) as guard:
+                assert guard.commit(ACTUAL).status is SettlementStatus.PENDING
+    assert len(stage.records()) == count
+
+
+# ---- Bad moments ----
+
+
+def test_threads_that_use_a_new_client_at_once_all_write_before_they_send(stage):
+    """Finding the journal takes a while, without a tenant more; nobody settles before it is found."""
+    unwritten = []
+
+    def look(passage, line):
+        id = passage.target.split("/")[-2]
+        if id not in [record["reservation_id"] for record in stage.records().values()]:
+            unwritten.append(id)
+        intact(passage, line)
+
+    for number in range(5):
+        stage.faults["/commit"] = [look] * 6
+        start = threading.Barrier(6)
+        with stage.client(tenant=None, agent="bot", journal_dir=str(stage.journal / str(number))) as client:
+
+            def work(start=start):
+                start.wait(PATIENCE)
+                with client.reserve(ESTIMATE, ACTION, subject=Subject(tenant="acme")) as guard:
+                    guard.commit(Amount.tokens(1))
+
+            run_together([work] * 6)
+    assert unwritten == []
+    assert stage.spent() == 30
+
+
+def test_a_record_is_tried_by_one_thread_at_a_time(stage):
+    """A flush right after the start does not send what the worker is about to send."""
+    leave_pending(stage, 20)
+    told, before = [], len(stage.sent("/commit"))
+    with stage.client(observer=told.append) as client:
+        assert client.flush(PATIENCE) == 0
+    assert len(stage.sent("/commit")) - before == 20
+    assert len([event for event in told if isinstance(event, events.Settled)]) == 20
+    assert stage.spent() == 20 * 42
+
+
+def test_a_flush_during_an_attempt_ends_with_it(stage):
+    """It does not wait for the one after it, which is minutes away."""
+    leave_pending(stage)
+    reached, release = threading.Event(), threading.Event()
+
+    def hold(passage, line):
+        reached.set()
+        assert release.wait(PATIENCE)
+        failed(passage, line)
+
+    stage.faults["/commit"] = [hold]
+    with stage.client(**SLOW, flush_timeout=0.0) as client:
+        assert client.flush(0.0) == 1
+        assert reached.wait(PATIENCE)
+        with ends_within(PATIENCE / 2):
+            release_soon = threading.Timer(0.2, release.set)  # once the flush waits
+            release_soon.start()
+            assert client.flush(PATIENCE) == 1
+            release_soon.join()
+
+
+def test_ctrl_c_while_the_record_is_written_loses_nothing(stage, monkeypatch):
+    """The exception goes on, and the spend is settled in the background."""
+    replace, interrupts = os.replace, [KeyboardInterrupt()]
+
+    def interrupted(*paths):
+        if interrupts:
+            raise interrupts.pop()
+        replace(*paths)
+
+    with stage.client() as client:
+        monkeypatch.setattr(journal.os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            with client.reserve(ESTIMATE, ACTION) as guard:
+                guard.commit(ACTUAL)
+        assert client.flush(PATIENCE) == 0
+    assert stage.spent() == 42
+    assert stage.sent("/release") == []
+    assert stage.files() == []
+
+
+def test_an_expired_commit_of_last_week_is_still_recorded(stage):
+    """The authority remembers events for seven days, counted from the first; none was sent before."""
+    leave_pending(stage)
+    age(stage, 8)
+    with stage.client() as client:
+        assert client.flush(PATIENCE) == 0
+    assert kinds_and_keys(stage.settlements())[-2:] == ["commit same key", "event same key"]
+    assert stage.spent() == 42
+    assert stage.files() == []
+
+
+def test_a_commit_whose_key_may_be_forgotten_is_reported_and_not_sent(stage):
+    leave_pending(stage)
+    age(stage, 31)
+    told, sent = [], len(stage.proxy.requests)
+    with stage.client(observer=told.append) as client:
+        client.flush(PATIENCE)
+    assert len(stage.proxy.requests) == sent
+    (problem,) = (event.problem for event in told if isinstance(event, events.JournalFailed))
+    assert "too old" in problem
+    assert '"amount":42' in problem
+    assert len(stage.records()) == 1
+
+
+def age(stage, days):
+    """Let days pass since the record was written."""
+    stage.ahead_ms = days * DAY_MS
+    (path,) = (path for path in stage.files() if path.suffix == ".json")
+    record = json.loads(path.read_bytes().decode())
+    path.write_bytes(json.dumps({**record, "recorded_at_ms": now_ms() - days * DAY_MS}).encode())
+
+
+# ---- Bad disks ----
+
+
+@pytest.fixture(params=["a full disk", "no journal"])
+def forgetful(request, stage, monkeypatch):
+    """A client whose spend is nowhere but in memory."""
+    if request.param == "a full disk":
+
+        def full(*args):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Journal, "_fill", full)
+    with stage.client(**SLOW, flush_timeout=0.0, journal_enabled=request.param != "no journal") as client:
+        yield client
+        assert client.flush(PATIENCE) == 0
+
+
+def test_what_is_in_memory_alone_survives_the_clients_close(stage, forgetful):
+    """Nobody else could take it up."""
+    stage.faults["/commit"] = [failed, failed]
+    with forgetful.reserve(ESTIMATE, ACTION) as guard:
+        assert guard.commit(ACTUAL).status is SettlementStatus.PENDING
+    forgetful.close()
+    assert stage.spent() == 0
+    assert forgetful.flush(PATIENCE) == 0
+    assert stage.spent() == 42
+
+
+def test_a_file_system_without_locks_is_replayed_all_the_same(stage, monkeypatch):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    leave_pending(stage)
+    monkeypatch.setattr(journal.fcntl, "lockf", unsupported)
+    with stage.client() as client:
+        assert client.flush(PATIENCE) == 0
+    assert stage.spent() == 42
+
+
+def test_a_client_that_nobody_closes_gives_its_claim_up(stage):
+    """Else no other process could take up what comes later."""
+    leave_pending(stage)
+    client = stage.client()
+    assert client.flush(PATIENCE) == 0
+    found = Journal(str(stage.identity_folder))
+    assert not found.claim()
+    client._sender.close()  # its connections; not what `close` does for the journal
+    del client
+    gc.collect()
+    assert found.claim()
+    found.release()
+    heartbeat.worker.leave()
+
+
+def test_a_client_gives_up_only_its_own_claim(stage):
+    leave_pending(stage)
+    stage.faults["/commit"] = [failed]
+    with stage.client(**SLOW, flush_timeout=0.0) as first:
+        first.flush(0.0)
+        with stage.client() as second:
+            second.flush(0.0)
+        assert not Journal(str(stage.identity_folder)).claim()
+        assert first.flush(PATIENCE) == 0
+
+
+# ---- Bad observers ----
+
+
+def test_an_observer_that_exits_does_not_end_the_retries(stage):
+    """In the background there is nobody to exit."""
+    seen = []
+
+    def observe(event):
+        if isinstance(event, events.Pending) and threading.current_thread().name == "cycles-lite-worker":
+            seen.append(event)
+            raise SystemExit
+
+    stage.faults["/commit"] = [failed] * 3
+    with stage.client(observer=observe) as client:
+        with client.reserve(ESTIMATE, ACTION) as guard:
+            guard.commit(ACTUAL)
+        settle(client)
+        assert len(seen) == 1
+        stage.faults["/commit"] = [failed] * 2
+        with client.reserve(ESTIMATE, ACTION) as guard:
+            guard.commit(ACTUAL)
+        settle(client)
+    assert stage.spent() == 84
+
+
+def settle(client):
+    for _ in range(100):
+        if client.flush(1.0) == 0:
+            return
+    raise AssertionError("still pending")
+
+
+# ---- Bad servers ----
+
+
+def test_a_server_that_says_retry_after_0_for_ever_is_not_hammered():
+    """Once at once, then with a growing delay."""
+    came = []
+
+    def serve(line, request):
+        if request.target == "/v1/reservations":
+            line.send(answer(allowed()))
+        elif len(came) < 6:
+            came.append(now_ms())
+            line.send(refusal("LIMIT_EXCEEDED", 429, headers=[("Retry-After", "0")]))
+        else:
+            line.send(answer(committed()))
+
+    with Peer(serve) as peer:
+        with client_of(peer, retry_initial_delay=0.1, retry_max_delay=0.2, heartbeat=False) as client:
+            with client.reserve(ESTIMATE, ACTION) as guard:
+                assert guard.commit(ACTUAL).status is SettlementStatus.PENDING
+            peer.wait_for(8)
+            settle(client)
+    gaps = [after - before for before, after in zip(came, came[1:])]
+    assert all(gap >= 190 for gap in gaps[1:]), gaps
+
+
+def test_spend_of_a_degraded_guard_survives_a_kill(stage):
+    """It has no reservation: it is an event from the start, and on disk before it is sent."""
+    stage.faults["/v1/reservations"] = [failed, failed]
+
+    def look_first(passage, line):
+        stage.at_request = stage.records()
+        swallowed_answer(passage, line)
+
+    stage.faults["/events"] = [look_first, lost_answer]
+    killed = stage.actor("commit 42", on_unavailable="allow")
+    stage.wait_for("/events", 1)
+    killed.kill()
+    (record,) = stage.at_request.values()
+    assert record["reservation_id"] == "degraded:" + key_of(stage.sent("/events")[0])
+    assert (record["mode"], record["commit_body"]) == ("event", None)
+    restarted = stage.actor("flush", "flush", "flush")
+    restarted.end()
+    assert len({key_of(request) for request in stage.sent("/events")}) == 1
+    assert stage.spent() == 42
+    assert stage.files() == []
+
+
+def test_an_extension_of_the_programs_own_leaves_one_heartbeat(stage, monkeypatch):
+    """Also where a beat is under way meanwhile: two chains of beats would use up the extensions twice as fast."""
+    jobs, schedule = [], heartbeat.worker.schedule
+    monkeypatch.setattr(heartbeat.worker, "schedule", lambda *args: jobs.append(schedule(*args)) or jobs[-1])
+    reached, release = threading.Event(), threading.Event()
+
+    def hold(passage, line):
+        reached.set()
+        assert release.wait(PATIENCE)
+        intact(passage, line)
+
+    stage.faults["/extend"] = [hold]
+    with stage.client(heartbeat=True) as client:
+        with client.reserve(ESTIMATE, ACTION, ttl_ms=4000, grace_period_ms=60_000) as guard:
+            assert reached.wait(PATIENCE)
+            guard.extend(60_000)
+            release.set()
+            end = time.monotonic() + PATIENCE
+            while heartbeat.worker.is_busy():  # the beat that was held
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert [job.is_waiting for job in jobs].count(True) == 1
+            guard.commit(ACTUAL)
+    assert not any(job.is_waiting for job in jobs)
+
+
+# ---- The interpreter's end ----
+
+ENDING = """
+import atexit, sys, time
+ends = []
+atexit.register(lambda: print("exit took", time.monotonic() - ends[0]))  # the first one in is the last one out
+sys.path[:0] = {path!r}
+from peers import ACTION, client_of
+from cycles_lite import Amount
+clients = []
+for number in range({count}):
+    client = client_of({url!r}, tenant="t{{}}".format(number), journal_dir={folder!r}, heartbeat=False,
+                       flush_timeout={flush}, read_timeout=60.0, retry_initial_delay=600.0, retry_max_delay=600.0)
+    clients.append(client)
+    with client.reserve(Amount.tokens(100), ACTION) as guard:
+        print(guard.commit(Amount.tokens(42)).status)
+    if {close}:
+        client.close()
+ends.append(time.monotonic())
+"""
+
+
+def seconds_at_the_end(tmp_path, count, flush, close):
+    """How long the exit handlers of a process take whose commits failed, and are not answered when tried again."""
+    failures = [refusal("INTERNAL_ERROR", 500)] * (2 * count)
+
+    def serve(line, request):
+        if request.target == "/v1/reservations":
+            line.send(answer(allowed()))
+        elif failures:
+            line.send(failures.pop())
+        else:
+            silent(line, request)
+
+    with Peer(serve) as peer:
+        path = [ROOT, os.path.join(ROOT, "tests")]
+        program = ENDING.format(
+            path=path, count=count, url=peer.url, folder=str(tmp_path / "journal"), flush=flush, close=close
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONWARNINGS": "error"},
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+    assert ran.returncode == 0, ran.stderr.decode()
+    *statuses, last = ran.stdout.decode().splitlines()
+    assert statuses == ["PENDING"] * count
+    assert len(list((tmp_path / "journal").glob("*/*.json"))) == count
+    return float(last.replace("exit took ", ""))
+
+
+def test_the_exit_waits_for_all_clients_together(tmp_path):
+    """Not for one after the other. What is left is on disk."""
+    assert seconds_at_the_end(tmp_path, count=5, flush=1.5, close=False) < 4.5
+
+
+def test_the_exit_does_not_wait_for_closed_clients_again(tmp_path):
+    assert seconds_at_the_end(tmp_path, count=1, flush=3.0, close=True) < 2.0
+
+
+def run_together(work):
+    failures = []
+
+    def run(one):
+        try:
+            one()
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=run, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]

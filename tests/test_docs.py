@@ -1,0 +1,54 @@
+"""Every snippet in docs/ runs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from cycles_lite import Amount
+from cycles_lite.local import Authority
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def blocks():
+    for path in sorted(glob.glob(os.path.join(ROOT, "docs", "*.rst"))):
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        for match in re.finditer(r"(\.\. code-block:: python|::)\n\n((?:    .*\n|\n)+)", text):
+            line = text.count("\n", 0, match.start()) + 1
+            kind = "python" if "python" in match.group(1) else "shell"
+            yield pytest.param(kind, textwrap.dedent(match.group(2)), id=f"{os.path.basename(path)}:{line}")
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    with Authority(f"sqlite:///{tmp_path}/budgets.db") as authority:
+        authority.set_budget("tenant:acme", Amount.tokens(100_000))
+        monkeypatch.setenv("CYCLES_BASE_URL", authority.url)
+    monkeypatch.setenv("CYCLES_TENANT", "acme")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("kind", "block"), list(blocks()))
+def test_a_snippet_runs(kind, block, environment):
+    if kind == "shell":
+        commands = [shlex.split(line)[1:] for line in block.strip().splitlines()]
+        commands = [[sys.executable, "-m", "cycles_lite", *words] for words in commands]
+    else:
+        for module in re.findall(r"^(?:from|import) (bottle|django|flask)", block, re.MULTILINE):
+            pytest.importorskip(module)
+        (environment / "test_snippet.py").write_text(block, encoding="utf-8")
+        is_test = "def test_" in block
+        commands = [[sys.executable, *(["-m", "pytest", "-q"] if is_test else []), "test_snippet.py"]]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, timeout=120, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,272 @@
+"""The tree of errors: what is what, what may be tried again, and what an error shows and keeps."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+
+from cycles_lite import errors
+from cycles_lite.errors import (
+    ApiError,
+    BudgetDenied,
+    BudgetExceededError,
+    ConfigError,
+    CyclesError,
+    GuardFinalizedError,
+    ResponseError,
+    SettlementRejectedError,
+    TransportError,
+    TransportTimeout,
+    ValidationError,
+    error_class,
+)
+from cycles_lite.values import CyclesEvidenceRef
+
+#: Design, section 4, as it stands there: each class and what it is directly below.
+TREE = {
+    "CyclesError": ("Exception",),
+    "ConfigError": ("CyclesError", "ValueError"),
+    "ValidationError": ("CyclesError", "ValueError"),
+    "GuardFinalizedError": ("CyclesError", "RuntimeError"),
+    "TransportError": ("CyclesError",),
+    "TransportTimeout": ("TransportError",),
+    "ResponseError": ("CyclesError",),
+    "ApiError": ("CyclesError",),
+    "BudgetDenied": ("ApiError",),
+    "BudgetExceededError": ("BudgetDenied",),
+    "OverdraftLimitExceededError": ("BudgetDenied",),
+    "DebtOutstandingError": ("BudgetDenied",),
+    "BudgetFrozenError": ("BudgetDenied",),
+    "BudgetClosedError": ("BudgetDenied",),
+    "TenantClosedError": ("BudgetDenied",),
+    "SettlementRejectedError": ("ApiError",),
+    "ReservationExpiredError": ("ApiError",),
+    "ReservationFinalizedError": ("ApiError",),
+    "MaxExtensionsExceededError": ("ApiError",),
+    "InvalidRequestError": ("ApiError",),
+    "UnitMismatchError": ("ApiError",),
+    "IdempotencyMismatchError": ("ApiError",),
+    "NotFoundError": ("ApiError",),
+    "AuthenticationError": ("ApiError",),
+    "ForbiddenError": ("ApiError",),
+    "RateLimitedError": ("ApiError",),
+    "ServerError": ("ApiError",),
+}
+CLASSES = [getattr(errors, name) for name in TREE]
+
+#: Those that the same call may follow, whatever else the error tells.
+RETRYABLE = {"TransportError", "TransportTimeout", "ResponseError", "RateLimitedError", "ServerError"}
+
+EVERYTHING = {
+    "status": 409,
+    "code": "BUDGET_EXCEEDED",
+    "details": {"scope": "tenant:acme", "other": [1]},
+    "evidence": CyclesEvidenceRef("e" * 64, "https://example.com"),
+    "note": "unit sent: TOKENS",
+    "retry_after": 1.5,
+    "request_id": "req-1",
+    "trace_id": "trace-1",
+}
+
+
+def named(value):
+    return value.__name__
+
+
+def made(kind):
+    """An error of the class with everything that it can tell."""
+    if issubclass(kind, ApiError):
+        return kind("what happened", **EVERYTHING)
+    known = {name: EVERYTHING[name] for name in ("retry_after", "request_id", "trace_id")}
+    if issubclass(kind, ResponseError):
+        known["status"] = 200
+    return kind("what happened", **known)
+
+
+# ---- The tree ----
+
+
+def test_the_tree_is_that_of_the_design():
+    found = {
+        name: tuple(base.__name__ for base in value.__bases__)
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, BaseException)
+    }
+    assert found == TREE
+
+
+def test_a_refused_settlement_and_a_denial_are_never_each_other():
+    """`except BudgetDenied: fallback()` must not do work a second time."""
+    assert not issubclass(SettlementRejectedError, BudgetDenied)
+    for kind in CLASSES:
+        if issubclass(kind, BudgetDenied):
+            assert not issubclass(kind, SettlementRejectedError)
+
+
+def test_an_unknown_outcome_is_never_a_refusal():
+    for kind in (TransportError, TransportTimeout, ResponseError, ConfigError, ValidationError, GuardFinalizedError):
+        assert not issubclass(kind, ApiError)
+    assert not issubclass(TransportTimeout, TimeoutError)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=named)
+def test_every_class_says_what_it_means(kind):
+    own = kind.__dict__["__doc__"]
+    assert own.strip().endswith((".", ")."))
+    assert len(own) > 20
+
+
+# ---- What may be tried again ----
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=named)
+def test_what_may_be_tried_again(kind):
+    for retry_after in (None, 0.0, 1.5):
+        error = kind("m", retry_after=retry_after)
+        if issubclass(kind, BudgetDenied):
+            assert error.is_retryable is (retry_after is not None)
+        else:
+            assert error.is_retryable is (kind.__name__ in RETRYABLE)
+
+
+# ---- What an error keeps ----
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=named)
+def test_an_error_can_be_made_of_a_message_alone_or_of_nothing(kind):
+    for error in (kind("m"), kind()):
+        assert error.message in ("m", "")
+        assert error.args == (error.message,)
+        assert error.retry_after is None
+        assert error.request_id is None
+        assert error.trace_id is None
+        assert isinstance(str(error), str)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=named)
+def test_a_copied_or_pickled_error_keeps_everything(kind):
+    error = made(kind)
+    error.told_by_a_worker = {"pid": 7}
+    copies = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for again in [*copies, copy.copy(error), copy.deepcopy(error)]:
+        assert type(again) is kind
+        assert vars(again) == vars(error)
+        assert again.args == error.args == ("what happened",)
+        assert str(again) == str(error)
+        assert repr(again) == repr(error)
+        assert again.is_retryable is error.is_retryable
+        assert again.retry_after == 1.5
+        assert again.request_id == "req-1"
+        assert again.trace_id == "trace-1"
+        assert again.told_by_a_worker == {"pid": 7}
+
+
+def test_a_transport_error_tells_of_a_stale_connection_after_pickling_too():
+    error = TransportTimeout("m")
+    assert error.stale is False
+    error.stale = True
+    assert pickle.loads(pickle.dumps(error)).stale is True
+    assert TransportTimeout("m").stale is False
+
+
+def test_an_api_error_has_every_fact_as_an_attribute():
+    error = made(BudgetExceededError)
+    assert error.status == 409
+    assert error.code == "BUDGET_EXCEEDED"
+    assert error.details == {"scope": "tenant:acme", "other": [1]}
+    assert error.evidence == CyclesEvidenceRef("e" * 64, "https://example.com")
+    assert ApiError("m").details == {}
+    assert ApiError("m").details is not ApiError("m").details
+    assert (ApiError("m").status, ApiError("m").code, ApiError("m").evidence) == (0, None, None)
+    assert made(ResponseError).status == 200
+    assert ResponseError("m").status == 0
+
+
+def test_details_are_the_errors_own():
+    details = {"scope": "tenant:acme"}
+    error = ApiError("m", details=details)
+    details["scope"] = "other"
+    assert error.details == {"scope": "tenant:acme"}
+
+
+# ---- What an error shows ----
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (CyclesError("what happened"), "what happened"),
+        (ResponseError("what happened", status=200, request_id="r"), "what happened"),
+        (ApiError(), "refused (0)"),
+        (ApiError("what happened", status=418), "refused (418): what happened"),
+        (ApiError("", status=404, code="NOT_FOUND"), "NOT_FOUND (404)"),
+        (ApiError("no", status=404, code="NOT_FOUND", request_id="r"), "NOT_FOUND (404): no [request_id=r]"),
+        (
+            BudgetExceededError(
+                "no",
+                status=409,
+                code="BUDGET_EXCEEDED",
+                details={"remaining": 7, "requested": 1000, "unit": "TOKENS", "scope": "tenant:acme", "other": "x"},
+                request_id="r",
+            ),
+            "BUDGET_EXCEEDED (409): no [scope=tenant:acme, unit=TOKENS, requested=1000, remaining=7, request_id=r]",
+        ),
+        (
+            ApiError(
+                "wrong unit",
+                status=400,
+                code="UNIT_MISMATCH",
+                details={"scope": "tenant:acme", "requested_unit": "TOKENS", "expected_units": ["CREDITS"]},
+            ),
+            "UNIT_MISMATCH (400): wrong unit [scope=tenant:acme, requested_unit=TOKENS, expected_units=['CREDITS']]",
+        ),
+        (
+            ApiError("no budget", status=404, code="NOT_FOUND", note="unit sent: TOKENS", request_id="r"),
+            "NOT_FOUND (404): no budget [unit sent: TOKENS, request_id=r]",
+        ),
+        (ApiError("m", status=409, details={"remaining": 0}), "refused (409): m [remaining=0]"),
+    ],
+)
+def test_an_error_shows_code_scope_unit_and_amounts(error, text):
+    assert str(error) == text
+
+
+def test_details_that_are_not_for_messages_are_not_shown():
+    """They may hold whatever a server or a proxy put there."""
+    error = ApiError("m", status=400, details={"api_key": "cyc_secret", "header": "Bearer secret", "scope": "s"})
+    assert "secret" not in str(error)
+    assert "secret" not in repr(error)
+
+
+# ---- From answers to classes ----
+
+
+@pytest.mark.parametrize("status", [401, 403, 410, 429, 500, 599])
+def test_the_status_alone_decides_where_it_says_enough(status):
+    expected = {
+        401: "AuthenticationError",
+        403: "ForbiddenError",
+        410: "ReservationExpiredError",
+        429: "RateLimitedError",
+    }
+    for code in (None, "", "NEW", "BUDGET_EXCEEDED", "RESERVATION_FINALIZED", "INVALID_REQUEST", "LIMIT_EXCEEDED"):
+        for reserves, settles in ((True, False), (False, True), (False, False)):
+            kind = error_class(status, code, reserves=reserves, settles=settles)
+            assert kind.__name__ == expected.get(status, "ServerError")
+
+
+@pytest.mark.parametrize("code", [None, "", "NEW", "budget_exceeded", "BUDGET_NOT_FOUND"])
+def test_an_unknown_code_is_a_plain_refusal(code):
+    for reserves, settles in ((True, False), (False, True), (False, False)):
+        assert error_class(409, code, reserves=reserves, settles=settles) is ApiError
+
+
+def test_a_denial_is_one_only_before_the_work():
+    for code, denial in errors.DENIALS.items():
+        assert error_class(409, code, reserves=True, settles=False) is denial
+        assert error_class(409, code, reserves=False, settles=True) is SettlementRejectedError
+        assert error_class(409, code, reserves=False, settles=False) is ApiError
+    assert len(set(errors.DENIALS.values())) == len(errors.DENIALS) == 6

@@ -1,0 +1,527 @@
+"""`with_cycles` and `@cycles`: the value is never lost, and a cost that nobody knows is never committed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+
+import pytest
+from peers import FakeTransport, allowed, committed, replied
+
+from cycles_lite import (
+    Action,
+    Amount,
+    BudgetExceededError,
+    CyclesClient,
+    CyclesConfig,
+    Decision,
+    Subject,
+    TransportError,
+    ValidationError,
+    current_guard,
+    cycles,
+    set_default_client,
+    with_cycles,
+)
+from cycles_lite.local import Authority
+
+ACTION = Action("llm.completion", "gpt-4o")
+
+
+class Broken(Exception):
+    pass
+
+
+def tokens(amount):
+    return Amount.tokens(amount)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Authority(f"sqlite:///{tmp_path}/budgets.db") as authority:
+        authority.set_budget("tenant:acme", tokens(1000))
+        yield authority
+        assert authority.check() == []
+
+
+@pytest.fixture
+def client(ledger, tmp_path):
+    with CyclesClient(CyclesConfig(base_url=f"sqlite:///{tmp_path}/budgets.db", tenant="acme")) as client:
+        yield client
+
+
+def spent(ledger):
+    (budget,) = ledger.budgets()
+    return budget.spent, budget.reserved
+
+
+def last(client):
+    """The newest reservation."""
+    (row,) = client.list_reservations(limit=1, include=("committed_metadata",)).reservations
+    return row
+
+
+# ---- with_cycles ----
+
+
+def call(client, fn, estimate=100):
+    return with_cycles(client, fn, estimate=tokens(estimate), action=ACTION)
+
+
+def test_the_value_is_returned_and_the_amount_committed(client, ledger):
+    def work(guard):
+        assert current_guard() is guard
+        return "reply", tokens(42)
+
+    assert call(client, work) == "reply"
+    assert spent(ledger) == (42, 0)
+
+
+def test_what_the_work_raises_is_raised_and_the_reservation_released(client, ledger):
+    def work(guard):
+        raise Broken
+
+    with pytest.raises(Broken):
+        call(client, work)
+    assert spent(ledger) == (0, 0)
+
+
+def test_a_denial_keeps_the_work_from_running(client):
+    with pytest.raises(BudgetExceededError):
+        call(client, lambda guard: pytest.fail("it ran"), estimate=5000)
+
+
+@pytest.mark.parametrize(
+    "result", [None, "reply", ("reply",), ("reply", 5), ("a", "b", "c"), ("reply", None), ["reply", 1]]
+)
+def test_a_result_without_an_amount_is_returned_and_nothing_guessed(client, ledger, result, caplog):
+    """The estimate is no cost: what nobody knows is released, with an error."""
+    assert call(client, lambda guard: result) == result
+    assert spent(ledger) == (0, 0)
+    assert "told no cost" in caplog.text
+
+
+def test_a_result_without_an_amount_commits_the_meter(client, ledger):
+    def work(guard):
+        guard.spend(9)
+        return "reply"
+
+    assert call(client, work) == "reply"
+    assert spent(ledger) == (9, 0)
+
+
+def test_an_amount_in_another_unit_is_no_cost_and_loses_no_value(client, ledger, caplog):
+    assert call(client, lambda guard: ("reply", Amount.credits(5))) == "reply"
+    assert spent(ledger) == (0, 0)
+    assert "cannot be committed" in caplog.text
+
+
+def test_a_guard_that_the_work_ended_itself_stays_ended(client, ledger):
+    def work(guard):
+        guard.commit(tokens(7))
+        return "reply", tokens(42)
+
+    assert call(client, work) == "reply"
+    assert spent(ledger) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    "answer", [TransportError("down"), replied(body=b"<html>"), replied({"error": "NOT_FOUND", "message": "x"}, 404)]
+)
+def test_a_commit_that_fails_loses_no_value(answer, tmp_path):
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme", flush_timeout=0.1)
+    with CyclesClient(config, transport=FakeTransport(replied(allowed()), answer)) as client:
+        assert call(client, lambda guard: ("reply", tokens(5))) == "reply"
+
+
+# ---- The decorator: what is reserved and committed ----
+
+
+def decorate(client, estimate=100, **parameters):
+    return cycles(estimate=estimate, unit="TOKENS", client=client, **parameters)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "actual", "charged"),
+    [
+        (100, None, 100),
+        (tokens(100), None, 100),
+        (lambda prompt: len(prompt), None, 5),
+        (lambda prompt: tokens(len(prompt)), None, 5),
+        (100, 42, 42),
+        (100, tokens(42), 42),
+        (100, lambda reply: len(reply) * 2, 10),
+        (100, lambda reply: tokens(3), 3),
+        (100, 0, 0),
+    ],
+)
+def test_estimate_and_actual_are_constants_or_callables(client, ledger, estimate, actual, charged):
+    @decorate(client, estimate, actual=actual)
+    def ask(prompt):
+        return prompt.upper()
+
+    assert ask("hello") == "HELLO"
+    assert spent(ledger) == (charged, 0)
+
+
+def test_every_field_may_be_a_callable_of_the_arguments(tmp_path):
+    transport = FakeTransport(replied(allowed()), replied(committed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme", app="shop")
+    with CyclesClient(config, transport=transport) as client:
+
+        @cycles(
+            estimate=lambda who, n: n,
+            unit=lambda who, n: "CREDITS",
+            action_kind=lambda who, n: "kind." + who,
+            action_name=lambda who, n: "name." + who,
+            action_tags=lambda who, n: [who],
+            ttl_ms=lambda who, n: 5000,
+            grace_period_ms=lambda who, n: 10,
+            overage_policy=lambda who, n: "REJECT",
+            workspace=lambda who, n: who,
+            agent=lambda who, n: None,
+            dimensions=lambda who, n: {"team": who},
+            actual=lambda result: 1,
+            client=client,
+        )
+        def work(who, n):
+            return None
+
+        work("ann", n=7)
+    sent = json.loads(transport.calls[0].body.decode())
+    sent.pop("idempotency_key")
+    assert sent == {
+        "estimate": {"unit": "CREDITS", "amount": 7},
+        "action": {"kind": "kind.ann", "name": "name.ann", "tags": ["ann"]},
+        "subject": {"tenant": "acme", "app": "shop", "workspace": "ann", "dimensions": {"team": "ann"}},
+        "ttl_ms": 5000,
+        "grace_period_ms": 10,
+        "overage_policy": "REJECT",
+    }
+
+
+def test_the_defaults_are_those_of_the_official_decorator(tmp_path):
+    transport = FakeTransport(replied(allowed()), replied(committed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        cycles(5, client=client)(lambda: None)()
+    sent = json.loads(transport.calls[0].body.decode())
+    assert sent["action"] == {"kind": "unknown", "name": "unknown"}
+    assert sent["estimate"] == {"unit": "USD_MICROCENTS", "amount": 5}
+    assert sent["ttl_ms"] == 60_000
+
+
+@pytest.mark.parametrize(
+    "actual",
+    [
+        lambda reply: 1 / 0,
+        lambda reply: None,
+        lambda reply: -1,
+        lambda reply: 1.5,
+        lambda reply: "x",
+        lambda reply: Amount.credits(1),
+    ],
+)
+def test_an_actual_that_fails_commits_the_estimate_and_says_so(client, ledger, actual, caplog):
+    assert decorate(client, 10, actual=actual)(lambda: "reply")() == "reply"
+    assert spent(ledger) == (10, 0)
+    assert last(client).committed_metadata == {"actual_source": "estimate"}
+    assert "the estimate is committed" in caplog.text
+
+
+def test_what_was_metered_goes_before_the_estimate(client, ledger):
+    @decorate(client, 100)
+    def work():
+        current_guard().spend(12)
+
+    work()
+    assert spent(ledger) == (12, 0)
+
+
+def test_without_actual_and_estimate_the_cost_is_unknown(client, ledger, caplog):
+    decorate(client, 100, use_estimate_if_actual_not_provided=False)(lambda: None)()
+    assert spent(ledger) == (0, 0)
+    assert "told no cost" in caplog.text
+
+
+def test_an_exception_releases(client, ledger):
+    @decorate(client)
+    def work():
+        raise Broken
+
+    with pytest.raises(Broken):
+        work()
+    assert spent(ledger) == (0, 0)
+
+
+def test_a_denial_keeps_the_function_from_running(client):
+    with pytest.raises(BudgetExceededError):
+        decorate(client, 5000)(lambda: pytest.fail("it ran"))()
+
+
+def test_dry_run_returns_the_answer_and_runs_nothing(client, ledger):
+    answer = decorate(client, 5000, dry_run=True)(lambda: pytest.fail("it ran"))()
+    assert answer.decision is Decision.DENY
+    assert answer.reason_code == "BUDGET_EXCEEDED"
+    assert decorate(client, 5, dry_run=True)(lambda: pytest.fail("it ran"))().is_allowed
+    assert spent(ledger) == (0, 0)
+
+
+@pytest.mark.parametrize("estimate", [-1, 1.5, None, "5", True, lambda: 1 / 0])
+def test_a_bad_estimate_is_raised_before_anything_is_sent(tmp_path, estimate):
+    transport = FakeTransport(replied(allowed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        with pytest.raises((ValidationError, ZeroDivisionError)):
+            cycles(estimate=estimate, client=client)(lambda: pytest.fail("it ran"))()
+    assert transport.calls == []
+
+
+# ---- The decorator: what can be decorated ----
+
+
+def test_methods_of_every_kind(client, ledger):
+    class Agent:
+        @decorate(client, lambda self, n: n)
+        def method(self, n):
+            return self, n
+
+        @decorate(client, lambda cls, n: n)
+        @classmethod
+        def below(cls, n):
+            return cls, n
+
+        @classmethod
+        @decorate(client, lambda cls, n: n)
+        def above(cls, n):
+            return cls, n
+
+        @decorate(client, lambda n: n)
+        @staticmethod
+        def static(n):
+            return n
+
+    agent = Agent()
+    assert agent.method(1) == (agent, 1)
+    assert agent.below(2) == (Agent, 2)
+    assert Agent.above(3) == (Agent, 3)
+    assert agent.static(4) == 4
+    assert spent(ledger) == (10, 0)
+
+
+def test_partials_and_callable_objects(client, ledger):
+    class Callable_:
+        def __call__(self, n):
+            return n
+
+    assert decorate(client, 1)(functools.partial(max, 3))(5) == 5
+    assert decorate(client, lambda n: n)(Callable_())(2) == 2
+    assert spent(ledger) == (3, 0)
+
+
+def test_names_and_signatures_survive(client):
+    @decorate(client)
+    def ask(prompt: str, *, retries: int = 3) -> str:
+        """Ask a model."""
+
+    assert (ask.__name__, ask.__doc__) == ("ask", "Ask a model.")
+    assert str(inspect.signature(ask)) == str(inspect.signature(ask.__wrapped__))
+
+
+async def coroutine():
+    pass
+
+
+async def asynchronous_generator():
+    yield
+
+
+class AsynchronousCallable:
+    async def __call__(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        coroutine,
+        asynchronous_generator,
+        functools.partial(coroutine),
+        functools.partial(functools.partial(asynchronous_generator)),
+        AsynchronousCallable(),
+    ],
+)
+def test_asynchronous_functions_are_refused_when_decorated(fn):
+    with pytest.raises(TypeError, match=r"blocking.*runcycles"):
+        cycles(estimate=1)(fn)
+
+
+def test_what_cannot_be_called_is_refused_when_decorated():
+    with pytest.raises(TypeError, match="not callable"):
+        cycles(estimate=1)(5)
+
+
+# ---- Generators ----
+
+
+@pytest.fixture
+def count(client):
+    @decorate(client, 50)
+    def count(n, log=None):
+        assert current_guard() is not None
+        try:
+            for number in range(n):
+                received = yield number
+                if received is not None:
+                    log.append(received)
+                assert current_guard() is not None
+        finally:
+            if log is not None:
+                log.append("done")
+        return "result"
+
+    return count
+
+
+def test_a_generator_reserves_at_its_first_step_and_settles_at_its_last(count, ledger):
+    steps = count(3)
+    assert spent(ledger) == (0, 0)
+    assert next(steps) == 0
+    assert spent(ledger) == (0, 50)
+    assert current_guard() is None
+    assert list(steps) == [1, 2]
+    assert spent(ledger) == (50, 0)
+    assert list(steps) == []
+
+
+def test_values_can_be_sent_in_and_the_result_comes_out(count, ledger):
+    log = []
+
+    def outer():
+        result = yield from count(3, log)
+        log.append(result)
+
+    steps = outer()
+    next(steps)
+    steps.send("hello")
+    assert list(steps) == [2]
+    assert log == ["hello", "done", "result"]
+
+
+def test_a_generator_closed_early_commits_the_estimate_and_says_so(count, client, ledger):
+    log = []
+    steps = count(3, log)
+    next(steps)
+    steps.close()
+    assert log == ["done"]
+    assert spent(ledger) == (50, 0)
+    assert last(client).committed_metadata == {"actual_source": "estimate"}
+    steps.close()
+    with pytest.raises(StopIteration):
+        next(steps)
+    assert spent(ledger) == (50, 0)
+
+
+def test_a_generator_closed_early_commits_its_meter(client, ledger):
+    @decorate(client, 50)
+    def work():
+        while True:
+            current_guard().spend(3)
+            yield
+
+    steps = work()
+    next(steps)
+    next(steps)
+    steps.close()
+    assert spent(ledger) == (6, 0)
+
+
+@pytest.mark.parametrize("metered", [0, 4])
+def test_a_generator_that_fails_releases_or_commits_its_meter(client, ledger, metered):
+    @decorate(client, 50)
+    def work():
+        current_guard().spend(metered)
+        yield
+        raise Broken
+
+    steps = work()
+    next(steps)
+    with pytest.raises(Broken):
+        next(steps)
+    assert spent(ledger) == (metered, 0)
+
+
+def test_an_exception_thrown_in_can_be_handled_inside(client, ledger):
+    @decorate(client, 50)
+    def work():
+        try:
+            yield 1
+        except Broken:
+            yield current_guard()
+
+    steps = work()
+    next(steps)
+    assert steps.throw(Broken) is not None
+    assert list(steps) == []
+    assert spent(ledger) == (50, 0)
+
+
+@pytest.mark.parametrize("end", ["close", "throw"])
+def test_a_generator_that_never_began_reserves_nothing(count, ledger, end):
+    steps = count(3)
+    if end == "close":
+        steps.close()
+    else:
+        with pytest.raises(Broken):
+            steps.throw(Broken())
+    with pytest.raises(StopIteration):
+        next(steps)
+    assert spent(ledger) == (0, 0)
+
+
+def test_two_generators_in_turn_keep_their_own_guards(client, ledger):
+    @decorate(client, 50)
+    def work(n):
+        for _ in range(3):
+            current_guard().spend(n)
+            yield current_guard()
+
+    one, two = work(1), work(10)
+    guards = [(next(one), next(two)) for _ in range(3)]
+    assert len({guard for pair in guards for guard in pair}) == 2
+    assert (list(one), list(two)) == ([], [])
+    assert spent(ledger) == (33, 0)
+
+
+# ---- The client ----
+
+
+def test_the_default_client_is_the_one_that_was_set(client, ledger):
+    set_default_client(client)
+    try:
+        cycles(estimate=tokens(5))(lambda: None)()
+    finally:
+        set_default_client(None)
+    assert spent(ledger) == (5, 0)
+
+
+def test_else_it_is_made_from_the_environment_on_first_use(ledger, tmp_path, monkeypatch):
+    from cycles_lite import lifecycle
+
+    work = cycles(estimate=tokens(5), tenant="acme")(lambda: None)
+    monkeypatch.setenv("CYCLES_BASE_URL", f"sqlite:///{tmp_path}/budgets.db")
+    monkeypatch.setattr(lifecycle, "_default_client", None)
+    work()
+    work()
+    made = lifecycle.default_client()
+    made.close()
+    assert spent(ledger) == (10, 0)
+
+
+def test_a_subject_in_the_call_is_the_whole_subject(client, ledger):
+    ledger.set_budget("tenant:acme/agent:bot", tokens(7))
+    assert with_cycles(
+        client, lambda guard: ("x", tokens(7)), estimate=tokens(7), action=ACTION, subject=Subject(agent="bot")
+    )
+    assert {budget.scope: budget.spent for budget in ledger.budgets()} == {"tenant:acme": 7, "tenant:acme/agent:bot": 7}

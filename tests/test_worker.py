@@ -1,0 +1,159 @@
+"""The worker: few threads, started late, and no job lost between them."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+
+from cycles_lite import worker as workers
+from cycles_lite.worker import MAX_THREADS, Worker
+
+SOON = 30.0  # seconds to wait at the most for what should come at once
+
+
+@pytest.fixture
+def worker():
+    made = Worker()
+    yield made
+    made.leave()
+    end = time.monotonic() + SOON
+    while made._threads and time.monotonic() < end:
+        made._wake.set()
+        threading.Event().wait(0.01)
+    assert made._threads == 0
+
+
+def test_a_job_runs_once_when_it_is_due(worker):
+    ran = threading.Event()
+    runs = []
+    worker.schedule(0.0, lambda: (runs.append(threading.current_thread()), ran.set()))
+    assert ran.wait(SOON)
+    assert len(runs) == 1
+    assert runs[0].daemon
+    assert runs[0].name == "cycles-lite-worker"
+
+
+def test_jobs_run_in_the_order_in_which_they_are_due(worker):
+    order, done = [], threading.Event()
+    worker.schedule(0.2, lambda: (order.append("late"), done.set()))
+    worker.schedule(0.0, lambda: order.append("now"))
+    worker.schedule(0.1, lambda: order.append("soon"))
+    assert done.wait(SOON)
+    assert order == ["now", "soon", "late"]
+
+
+def test_a_cancelled_job_does_not_run(worker):
+    done = threading.Event()
+    job = worker.schedule(0.05, lambda: pytest.fail("it ran"))
+    job.cancel()
+    worker.schedule(0.1, done.set)
+    assert done.wait(SOON)
+
+
+def test_a_cancelled_job_lets_go_of_what_it_held(worker):
+    class Held:
+        pass
+
+    held = Held()
+    gone = weakref.ref(held)
+    job = worker.schedule(3600.0, lambda held=held: None)
+    job.cancel()
+    del held
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_job_that_fails_is_logged_and_the_next_one_runs(worker, caplog):
+    done = threading.Event()
+    worker.schedule(0.0, lambda: 1 / 0)
+    worker.schedule(0.01, done.set)
+    assert done.wait(SOON)
+    assert "a background job of cycles_lite failed" in caplog.text
+
+
+def test_a_job_that_hangs_holds_up_no_other(worker):
+    hanging, release, done = threading.Event(), threading.Event(), threading.Event()
+    worker.schedule(0.0, lambda: (hanging.set(), release.wait(SOON)))
+    assert hanging.wait(SOON)
+    worker.schedule(0.0, done.set)
+    try:
+        assert done.wait(SOON)
+    finally:
+        release.set()
+
+
+def test_threads_are_few_however_many_jobs_hang(worker):
+    release, at_work, lock, done = threading.Event(), [], threading.Lock(), threading.Semaphore(0)
+
+    def hang():
+        with lock:
+            at_work.append(threading.current_thread())
+        release.wait(SOON)
+        done.release()
+
+    for _ in range(50):
+        worker.schedule(0.0, hang)
+    end = time.monotonic() + SOON
+    while len(at_work) < MAX_THREADS and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    assert worker._threads <= MAX_THREADS
+    release.set()
+    for _ in range(50):
+        assert done.acquire(timeout=SOON)
+    assert len(set(at_work)) <= MAX_THREADS
+
+
+def test_no_thread_starts_before_there_is_a_job():
+    assert Worker()._threads == 0
+
+
+def test_a_later_job_wakes_nobody(worker):
+    """The leader looks into the post by itself; only what is due before its next look sets the event."""
+    done = threading.Event()
+    worker.schedule(0.0, done.set)
+    assert done.wait(SOON)
+    end = time.monotonic() + SOON
+    while worker._wake.is_set() and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    job = worker.schedule(45.0, lambda: None)
+    assert not worker._wake.is_set()
+    job.cancel()
+
+
+def test_refused_threads_are_told_once_and_jobs_run_inline(worker, monkeypatch, caplog):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    ran = []
+    worker.schedule(0.0, lambda: ran.append(1))
+    worker.schedule(0.0, lambda: ran.append(2))
+    worker.schedule(3600.0, lambda: ran.append(3))  # not due
+    worker.catch_up()
+    assert ran == [1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no background thread is to be had (can't start new thread): heartbeats and retries run inline"
+    ]
+
+
+def test_uwsgi_without_threads_is_noticed(worker, monkeypatch, caplog):
+    class Uwsgi:
+        opt = {"http": b":8000"}
+
+    monkeypatch.setitem(workers.sys.modules, "uwsgi", Uwsgi)
+    worker.schedule(0.0, lambda: None)
+    assert "uWSGI runs without --enable-threads" in caplog.text
+    Uwsgi.opt["enable-threads"] = True
+    assert not workers._threads_never_run()
+
+
+def test_what_finalizers_leave_is_done(worker):
+    done = threading.Event()
+    workers.left_over.put(done.set)
+    workers.worker.catch_up()
+    assert done.wait(SOON)
+    workers.worker.leave()
