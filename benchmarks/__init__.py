@@ -1,0 +1,1 @@
+"""What the library costs, beside its peers: `python -m benchmarks`. `README.rst` here tells how to read it."""

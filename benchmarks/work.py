@@ -1,0 +1,155 @@
+"""The same work by each of the peers: hold an estimate, then settle it with what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Callable
+from urllib.parse import urlsplit
+
+import urllib3
+
+from cycles_lite import (
+    Action,
+    Amount,
+    CommitRequest,
+    CyclesClient,
+    CyclesConfig,
+    ReservationCreateRequest,
+    Unit,
+    cycles,
+)
+
+KEY = "cyc_live_0123456789abcdef"
+Work = Callable[[], Any]
+
+
+def config(url: str, **changes: Any) -> CyclesConfig:
+    return CyclesConfig(**{"base_url": url, "api_key": KEY, "tenant": "acme", "agent": "bot", **changes})
+
+
+# ---- This library ----
+
+
+def plain(client: CyclesClient) -> Work:
+    """The programmatic client."""
+
+    def work() -> None:
+        created = client.create_reservation(
+            ReservationCreateRequest(
+                action=Action("llm.completion", "gpt-4o"), estimate=Amount.tokens(1000), ttl_ms=60_000
+            )
+        )
+        client.commit_reservation(created.reservation_id or "", CommitRequest(actual=Amount.tokens(742)))
+
+    return work
+
+
+def guarded(client: CyclesClient) -> Work:
+    """The guard."""
+
+    def work() -> None:
+        with client.reserve(Amount.tokens(1000), Action("llm.completion", "gpt-4o")) as guard:
+            guard.commit(Amount.tokens(742))
+
+    return work
+
+
+def decorated(client: CyclesClient) -> Work:
+    """The decorator."""
+
+    @cycles(
+        estimate=1000,
+        actual=lambda value: value,
+        unit=Unit.TOKENS,
+        action_kind="llm.completion",
+        action_name="gpt-4o",
+        client=client,
+    )
+    def work() -> int:
+        return 742
+
+    return work
+
+
+# ---- Bare urllib3 ----
+
+
+class Bare:
+    """The two requests and no more: JSON encoded and decoded each time, through a pool."""
+
+    def __init__(self, url: str, maxsize: int = 1) -> None:
+        parts = urlsplit(url)
+        self._pool = urllib3.HTTPConnectionPool(parts.hostname, parts.port, maxsize=maxsize, block=True)
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        response = self._pool.urlopen(
+            "POST",
+            path,
+            body=json.dumps(body).encode("utf-8"),
+            headers={
+                "X-Cycles-API-Key": KEY,
+                "X-Idempotency-Key": body["idempotency_key"],
+                "Content-Type": "application/json",
+                "Accept": "application/json",
+            },
+        )
+        return json.loads(response.data)
+
+    def work(self) -> None:
+        created = self._post(
+            "/v1/reservations",
+            {
+                "idempotency_key": os.urandom(16).hex(),
+                "subject": {"tenant": "acme", "agent": "bot"},
+                "action": {"kind": "llm.completion", "name": "gpt-4o"},
+                "estimate": {"unit": "TOKENS", "amount": 1000},
+                "ttl_ms": 60_000,
+            },
+        )
+        self._post(
+            "/v1/reservations/{}/commit".format(created["reservation_id"]),
+            {"idempotency_key": os.urandom(16).hex(), "actual": {"unit": "TOKENS", "amount": 742}},
+        )
+
+
+# ---- The official SDK ----
+
+
+def official(url: str) -> tuple[Work, Work]:
+    """Its programmatic client and its decorator. Raises `ImportError` where it is not installed."""
+    import runcycles
+
+    client = runcycles.CyclesClient(runcycles.CyclesConfig(base_url=url, api_key=KEY, tenant="acme", agent="bot"))
+    subject = runcycles.Subject(tenant="acme", agent="bot")
+
+    def tokens(amount: int) -> Any:
+        return runcycles.Amount(unit=runcycles.Unit.TOKENS, amount=amount)
+
+    def programmatic() -> None:
+        created = client.create_reservation(
+            runcycles.ReservationCreateRequest(
+                idempotency_key=os.urandom(16).hex(),
+                subject=subject,
+                action=runcycles.Action(kind="llm.completion", name="gpt-4o"),
+                estimate=tokens(1000),
+                ttl_ms=60_000,
+            )
+        )
+        client.commit_reservation(
+            created.body["reservation_id"],
+            runcycles.CommitRequest(idempotency_key=os.urandom(16).hex(), actual=tokens(742)),
+        )
+
+    @runcycles.cycles(
+        1000,
+        actual=lambda value: value,
+        unit=runcycles.Unit.TOKENS,
+        action_kind="llm.completion",
+        action_name="gpt-4o",
+        client=client,
+    )
+    def wrapped() -> int:
+        return 742
+
+    return programmatic, wrapped
