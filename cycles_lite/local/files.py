@@ -81,12 +81,15 @@ def _demand_ours(path: str) -> None:
 
 
 def _identity(path: str) -> tuple[int, int]:
-    """Read without locks and without a WAL: `immutable` writes nothing, and the two numbers never change."""
+    """Read without locks and without a WAL: `immutable` writes nothing, and the two numbers never change. What does is
+    the number of pages that page 1 tells: a process that is killed within a checkpoint leaves more there than the file
+    has, which `writable_schema` makes SQLite overlook."""
     try:
         db = connect(path, "mode=ro&immutable=1")
     except sqlite3.Error as e:
         raise ConfigError(f"{path} cannot be read: {e}") from e
     try:
+        db.execute("PRAGMA writable_schema=ON")
         return schema.identity(db)
     except sqlite3.Error as e:
         raise ConfigError(f"{path} is not a budget file, nor any SQLite database: {e}") from e

@@ -18,6 +18,9 @@ from lambda_host import PATIENCE, Environment, RuntimeApi
 #: How often an environment is killed; `.ci/run` takes fewer on some interpreters.
 KILLS = int(os.environ.get("LAMBDA_KILLS", "50"))
 
+#: Where a server comes back on its port: nobody's outgoing connection takes that meanwhile.
+COMES_BACK = "127.0.0.2"
+
 HANDLER = """
     import os, time
     from cycles_lite import Action, Amount, CyclesClient, current_guard
@@ -122,7 +125,7 @@ def test_a_frozen_environment_wakes_with_a_dead_connection(api, folder, authorit
     """The server goes and comes back on its port while the environment is frozen."""
     server_module = pytest.importorskip("cycles_lite.local.server")
     key = authority.create_key("acme").key_secret
-    with server_module.Server(authority) as server, server.in_background():
+    with server_module.Server(authority, COMES_BACK) as server, server.in_background():
         port = int(server.url.rsplit(":", 1)[1])
         function = environment(api, folder, authority, CYCLES_BASE_URL=server.url, CYCLES_API_KEY=key)
         with function:
@@ -130,7 +133,7 @@ def test_a_frozen_environment_wakes_with_a_dead_connection(api, folder, authorit
             function.freeze()
             server.stop()
             server.close()
-            with server_module.Server(authority, port=port) as again, again.in_background():
+            with server_module.Server(authority, COMES_BACK, port) as again, again.in_background():
                 function.thaw()
                 kind, answer = function.invoke({})
     assert (kind, answer["pending"]) == ("response", 0)
@@ -159,7 +162,7 @@ def test_a_read_only_home_and_an_authority_that_was_away(api, folder, authority,
     key = authority.create_key("acme").key_secret
     variables = {"CYCLES_API_KEY": key, "HOME": str(home), "TMPDIR": str(temporary)}
     mark = tmp_path / "at-work"
-    with server_module.Server(authority) as server:
+    with server_module.Server(authority, COMES_BACK) as server:
         port = int(server.url.rsplit(":", 1)[1])
         with environment(api, folder, authority, CYCLES_BASE_URL=server.url, **variables) as function:
             with server.in_background():
@@ -171,7 +174,7 @@ def test_a_read_only_home_and_an_authority_that_was_away(api, folder, authority,
             assert function.answer()[0] == "response"
             assert len(left_on_disk(temporary)) == 1
             function.kill()
-    with server_module.Server(authority, port=port) as server, server.in_background():
+    with server_module.Server(authority, COMES_BACK, port) as server, server.in_background():
         with environment(api, folder, authority, CYCLES_BASE_URL=server.url, **variables) as function:
             assert function.invoke({"cost": 2})[0] == "response"
         assert spent(authority) == (13, 0)

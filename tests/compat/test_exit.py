@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import peers
 import pytest
 from desks import DOWN, requests_of
@@ -186,19 +188,22 @@ from program import *
 client = new_client()
 
 def work():
-    assert hear() == "go"
+    threading.main_thread().join()
     spend(client)
 
 threading.Thread(target=work).start()
-say("the main thread has ended")
 """
+
+REFUSED = (
+    "no background thread is to be had (can't create new thread at interpreter shutdown): "
+    "heartbeats and retries run inline\n"
+)
 
 
 def test_threads_that_outlive_the_main_one(ledger, tmp_path):
-    """A thread that reserves for the first time while the interpreter waits for it gets what it needs."""
+    """A thread that reserves for the first time while the interpreter waits for it gets what it needs; where Python is
+    3.12.0 or 3.12.1, which start no thread then, without one in the background, of which it is told."""
     with running(LAST_THREAD, tmp_path, **ledger.over_http) as program:
-        program.expect("the main thread has ended")
-        program.say()
         ended = program.end()
-    assert (ended.status, ended.err) == (0, "")
+    assert (ended.status, ended.err) == (0, REFUSED if (3, 12) <= sys.version_info < (3, 12, 2) else "")
     assert ledger.amounts == (1, 0)

@@ -29,7 +29,10 @@ def work():
     return status.value
 
 if os.environ.get("WARM"):
-    before = client.reserve(Amount.tokens(10), Action("llm.completion", "gpt-4o"), ttl_ms=4000)
+    # Its heartbeat runs here, and ends with this process: from then on its grace is how long the test may take.
+    before = client.reserve(
+        Amount.tokens(10), Action("llm.completion", "gpt-4o"), ttl_ms=4000, grace_period_ms=60000
+    )
     assert work() == "COMMITTED"
 
 def application(environ, start_response):

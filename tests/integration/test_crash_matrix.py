@@ -95,7 +95,6 @@ def run_lanes(url, tmp_path):
         assert "refused for good" not in said  # as a retry with another key would be
 
 
-@pytest.mark.xfail(strict=True, reason="local/files.py looks at the file without its WAL: a kill within a checkpoint")
 def test_a_file_that_a_kill_left_within_a_checkpoint_opens(tmp_path):
     """A checkpoint copies page 1 first, which counts pages that are still in the WAL alone. All data is there."""
     path, killed = tmp_path / "budgets.db", tmp_path / "killed.db"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from queue import Queue
 
 import pytest
 from faults import failed, intact, lost_answer, swallowed_answer
@@ -214,8 +215,10 @@ def test_a_client_that_nobody_closes_gives_its_claim_up(stage):
 def test_a_client_gives_up_only_its_own_claim(stage):
     leave_pending(stage)
     stage.faults["/commit"] = [failed]
-    with stage.client(**SLOW, flush_timeout=0.0) as first:
+    told = Queue()
+    with stage.client(**SLOW, flush_timeout=0.0, observer=told.put) as first:
         first.flush(0.0)
+        assert isinstance(told.get(timeout=PATIENCE), events.Pending)  # not an attempt that a flush would count as its
         with stage.client() as second:
             second.flush(0.0)
         assert not Journal(str(stage.identity_folder)).claim()
