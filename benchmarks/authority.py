@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from typing import Any, Iterator
 
 from cycles_lite import Amount, CyclesClient, CyclesConfig
 from cycles_lite.local import Authority
@@ -114,7 +113,15 @@ def _processes(quick: bool, authority: Authority) -> list[Row]:
     how = f"{calls} pairs a process; medians of {rounds} rounds, alternating"
     return [
         Row("SQLite: 4 processes on one file", four, "pairs/s", one, "1 process", None, how),
-        Row("SQLite: amount lost by then", lost + len(problems), "", None, "", Target(0, "ours"), "and broken invariants"),
+        Row(
+            "SQLite: amount lost by then",
+            lost + len(problems),
+            "",
+            None,
+            "",
+            Target(0, "ours"),
+            "and broken invariants",
+        ),
         Row("SQLite: errors by then", errors, "", None, "", Target(0, "ours"), "of any kind, locks included"),
     ]
 

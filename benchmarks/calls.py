@@ -35,9 +35,7 @@ def create_commit(quick: bool) -> list[Row]:
         if importlib.util.find_spec("runcycles") is None:
             return [*rows, _without_official("create + commit, against the official SDK", None)]
         ours, peer = calls_beside(work.plain(client), work.official(url)[0], *_size(quick))
-        rows.append(
-            Row("create + commit, against the official SDK", ours, "us", peer, OFFICIAL, None, _how(quick))
-        )
+        rows.append(Row("create + commit, against the official SDK", ours, "us", peer, OFFICIAL, None, _how(quick)))
     return rows
 
 

@@ -138,7 +138,7 @@ async def _serve(delay: float, ttl_ms: int) -> None:
     book = Book(ttl_ms)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Conversation(book, delay), "127.0.0.1", 0, backlog=128)
-    print("listening on http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1]), flush=True)
+    print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
 

@@ -185,9 +185,7 @@ def _beside_records(quick: bool) -> list[Row]:
         clients = [_with_records(url, os.path.join(folder, str(count)), count) for count in (many, few)]
         first = [microseconds(work.guarded(client), 1, wall) / 1000 for client in clients]
         guards = [work.guarded(client) for client in clients]
-        ours, peer = beside(
-            lambda: microseconds(guards[0], calls), lambda: microseconds(guards[1], calls), rounds
-        )
+        ours, peer = beside(lambda: microseconds(guards[0], calls), lambda: microseconds(guards[1], calls), rounds)
         for client in clients:
             client.close()
     how = f"CPU; medians of {rounds} rounds of {calls}, alternating, after the first call, which reads the records"

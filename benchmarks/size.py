@@ -41,8 +41,12 @@ def size(quick: bool) -> list[Row]:
 
 
 def _pip(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", arguments[0], "-q", "--no-index", "--no-deps", *arguments[1:]], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", arguments[0], "-q", "--no-index", "--no-deps", *arguments[1:]], check=True
+    )
 
 
 def _installed(name: str) -> int:
-    return sum(os.path.getsize(path) for path in map(lambda file: file.locate(), files(name) or ()) if os.path.exists(path))
+    return sum(
+        os.path.getsize(path) for path in map(lambda file: file.locate(), files(name) or ()) if os.path.exists(path)
+    )

@@ -23,9 +23,7 @@ def microseconds(work: Callable[[], Any], calls: int, clock: Clock = cpu) -> flo
     return (clock() - start) / calls * 1e6
 
 
-def beside(
-    ours: Callable[[], float], peer: Callable[[], float], rounds: int
-) -> tuple[float, float]:
+def beside(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float]:
     """Two measurements' medians over some rounds. Each round takes both, and the next one in the other order, so that
     what drifts drifts for both."""
     found: tuple[list[float], list[float]] = ([], [])

@@ -6,11 +6,12 @@ import dataclasses
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Callable, Mapping
 
 from .checks import shown, text
 from .errors import ConfigError
+from .fields import Checked, Kind, model, of
 from .values import SUBJECT_LEVELS
 
 #: Seconds that a number of seconds may be at the most: a day.
@@ -148,12 +149,28 @@ def _choice(*words: str) -> Callable[[Any], str]:
     return parse
 
 
+class _Setting(Kind):
+    """What `parse` takes, from code or as text. It raises `ValueError` that says what is expected."""
+
+    def __init__(self, parse: Callable[[Any], Any]) -> None:
+        self._parse = parse
+
+    def check(self, field: str, value: Any) -> Any:
+        """The value as it is kept. `field` is what the user knows the setting by."""
+        try:
+            return self._parse(value)
+        except ValueError as e:
+            is_secret = self._parse in (_secret, _proxy) or "@" in str(value)
+            given = "its value" if is_secret else shown(value)
+            raise ConfigError(f"{field}: {given} is not {e}") from None
+
+
 def _setting(parse: Callable[[Any], Any]) -> Mapping[str, Any]:
-    return {"parse": parse}
+    return of(_Setting(parse))
 
 
-@dataclass(frozen=True)
-class CyclesConfig:
+@model
+class CyclesConfig(Checked):
     """How to reach the authority, for whom, and what to do when it does not answer.
 
     Seconds are floats. A value that cannot be used raises `ConfigError` that names it, what was given and what is
@@ -198,9 +215,6 @@ class CyclesConfig:
     proxy: str | None = field(default=None, repr=False, metadata=_setting(_proxy))
 
     def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):
-            value = _parsed(setting.name, setting, getattr(self, setting.name))
-            object.__setattr__(self, setting.name, value)
         _refuse_missing(self.__dict__, str)
 
     @property
@@ -213,13 +227,13 @@ class CyclesConfig:
         """The configuration in the variables `<prefix><NAME>`; blank ones count as unset, `changes` win."""
         _refuse_unknown(changes)
         found: dict[str, Any] = {}
-        for setting in dataclasses.fields(cls):
-            name = prefix + setting.name.upper()
-            value = os.environ.get(name, "")
+        for setting in cls.layout():
+            variable = prefix + setting.name.upper()
+            value = os.environ.get(variable, "")
             if setting.name in changes:
-                found[setting.name] = _parsed(setting.name, setting, changes[setting.name])
+                found[setting.name] = setting.check(changes[setting.name])
             elif value.strip():
-                found[setting.name] = _parsed(name, setting, value)
+                found[setting.name] = setting.kind.check(variable, value)
         _refuse_missing(found, lambda name: prefix + name.upper())
         return cls(**found)
 
@@ -239,7 +253,7 @@ def _is_local(base_url: str | None) -> bool:
 
 
 def _refuse_unknown(changes: Mapping[str, Any]) -> None:
-    unknown = sorted(set(changes) - {setting.name for setting in dataclasses.fields(CyclesConfig)})
+    unknown = sorted(set(changes) - {setting.name for setting in CyclesConfig.layout()})
     if unknown:
         raise ConfigError(f"{unknown[0]} is not a setting")
 
@@ -252,15 +266,3 @@ def _refuse_missing(settings: Mapping[str, Any], name: Callable[[str], str]) -> 
         raise ConfigError(name("base_url") + " is not set: the URL of a server, or of a budget file (sqlite:...)")
     if settings.get("api_key") is None and not _is_local(settings["base_url"]):
         raise ConfigError("{} is not set: {} needs one".format(name("api_key"), settings["base_url"]))
-
-
-def _parsed(name: str, setting: Any, value: Any) -> Any:
-    """The value as it is kept; None only where that is the default. `name` is what the user knows the setting by."""
-    if value is None and setting.default is None:
-        return None
-    try:
-        return setting.metadata["parse"](value)
-    except ValueError as e:
-        secret = setting.name in ("api_key", "proxy") or "@" in str(value)
-        given = "its value" if secret else shown(value)
-        raise ConfigError(f"{name}: {given} is not {e}") from None

@@ -8,15 +8,24 @@ fields of a newer server are carried along).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Mapping, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Iterator, Mapping, NamedTuple, TypeVar
 
 from . import checks
 from .checks import INT64_MAX, INT64_MIN, refuse, shown
 from .errors import ValidationError
 
-M = TypeVar("M", bound="Model")
+if TYPE_CHECKING:
+    from inspect import Signature
 
-_set = object.__setattr__
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        return lambda decorator: decorator
+
+
+M = TypeVar("M", bound="Model")
+T = TypeVar("T")
 
 
 class Kind:
@@ -194,38 +203,116 @@ class Entry(NamedTuple):
     optional: bool
     #: A request must send it.
     on_the_wire: bool
+    #: Makes what a program leaves out.
+    make: Callable[[], Any] | None
+
+    def check(self, value: Any) -> Any:
+        """The legal value that a program's value stands for."""
+        return None if value is None and self.optional else self.kind.check(self.name, value)
 
 
-class Model:
-    """A protocol object: a frozen dataclass that is legal if it exists."""
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def model(cls: type[T]) -> type[T]:
+    """A frozen dataclass of a `Checked`, which has the methods that `dataclass` generates, once for all: to generate
+    them for each class took a third of the time that the package takes to import."""
+    return dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
 
-    #: Fields that a newer server sent and this version does not know.
-    extra: ClassVar[Mapping[str, Any]] = {}
+
+class _Parameters:
+    """A model's signature, for `inspect` and `help`."""
+
+    def __get__(self, instance: object, cls: type[Checked]) -> Signature:
+        from inspect import Parameter, Signature
+
+        return Signature(
+            [
+                Parameter(
+                    entry.name,
+                    Parameter.POSITIONAL_OR_KEYWORD,
+                    default=entry.make or getattr(cls, entry.name, Parameter.empty),
+                    annotation=cls.__dataclass_fields__[entry.name].type,  # type: ignore[attr-defined]
+                )
+                for entry in cls.layout()
+            ]
+        )
+
+
+class Checked:
+    """What `model` decorates: objects that are legal if they exist, and stay as they are."""
+
+    __signature__: ClassVar[Any] = _Parameters()
 
     @classmethod
     def layout(cls) -> tuple[Entry, ...]:
         """The fields, worked out once per class."""
         made: tuple[Entry, ...] | None = cls.__dict__.get("_layout")
         if made is None:
-            made = tuple(_entry(field) for field in dataclasses.fields(cls) if "kind" in field.metadata)  # type: ignore[arg-type]
+            made = tuple(_entry(field) for field in dataclasses.fields(cls))  # type: ignore[arg-type]
             cls._layout = made  # type: ignore[attr-defined]
         return made
 
-    def __post_init__(self) -> None:
+    # None for what is optional is not kept: the class has it.
+
+    def __init__(self, *positional: Any, **given: Any) -> None:
+        layout = self.layout()
+        if positional:
+            given = _named(type(self), positional, given)
         values = self.__dict__
-        for name, _, kind, _, optional, _ in self.layout():
-            value = values[name]
-            if value is None and optional:
-                continue
-            checked = kind.check(name, value)
-            if checked is not value:
-                _set(self, name, checked)
+        met = 0
+        for name, _, kind, required, optional, _, make in layout:
+            if name in given:
+                met += 1
+                value = given[name]
+                if value is not None or not optional:
+                    values[name] = kind.check(name, value)
+            elif make is not None:
+                values[name] = make()
+            elif required:
+                raise TypeError(f"{type(self).__name__}() needs {name}")
+            elif not optional:
+                values[name] = getattr(type(self), name)
+        if met < len(given):
+            stranger = next(name for name in given if name not in {entry.name for entry in layout})
+            raise TypeError(f"{type(self).__name__}() has no {stranger}")
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """For rules that concern several fields; those of one are its kind's."""
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields if field.repr)
+        return f"{type(self).__qualname__}({shown})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return tuple(self._items()) == tuple(other._items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._items()))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise dataclasses.FrozenInstanceError(f"{type(self).__name__}.{name} cannot be set: make another object")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"{type(self).__name__}.{name} cannot be deleted")
+
+    def _items(self) -> Iterator[tuple[str, Any]]:
+        return ((entry.name, getattr(self, entry.name)) for entry in self.layout())
+
+
+class Model(Checked):
+    """A protocol object."""
+
+    #: Fields that a newer server sent and this version does not know.
+    extra: ClassVar[Mapping[str, Any]] = {}
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object to send. None and False are left out: absent means the same in this protocol."""
         values = self.__dict__
         sent = {}
-        for name, json_name, kind, _, _, _ in self.layout():
+        for name, json_name, kind, _, _, _, _ in self.layout():
             value = values.get(name)
             if value is not None and value is not False:
                 sent[json_name] = kind.write(value)
@@ -237,7 +324,7 @@ class Model:
         if type(data) is not dict:
             raise refuse(field, data, "an object")
         values: dict[str, Any] = {}
-        for name, json_name, kind, required, _, _ in cls.layout():
+        for name, json_name, kind, required, _, _, _ in cls.layout():
             value = data.get(json_name)
             if value is not None:
                 values[name] = kind.read(json_name, value, strict)
@@ -256,7 +343,7 @@ class Model:
         if type(data) is not dict:
             raise refuse(field, data, "an object")
         values = {}
-        for name, json_name, kind, _, _, on_the_wire in cls.layout():
+        for name, json_name, kind, _, _, on_the_wire, _ in cls.layout():
             value = data.get(json_name)
             if value is not None:
                 values[name] = kind.parse(json_name, value)
@@ -272,6 +359,18 @@ def _absent(field: str, json_name: str, data: Mapping[str, Any]) -> ValidationEr
     return ValidationError("{}: {} is {}".format(field, json_name, "null" if json_name in data else "missing"))
 
 
+def _named(cls: type[Checked], positional: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by name."""
+    names = [entry.name for entry in cls.layout()]
+    if len(positional) > len(names):
+        raise TypeError(f"{cls.__name__}() has {len(names)} fields, not {len(positional)}")
+    first = dict(zip(names, positional))
+    for name in first:
+        if name in given:
+            raise TypeError(f"{cls.__name__}() got {name} twice")
+    return {**first, **given}
+
+
 def _entry(field: Any) -> Entry:
     facts = field.metadata
     required = field.default is dataclasses.MISSING  # an idempotency key has a factory: made if omitted, never None
@@ -282,4 +381,5 @@ def _entry(field: Any) -> Entry:
         required,
         field.default is None,
         required or facts["on_the_wire"],
+        None if field.default_factory is dataclasses.MISSING else field.default_factory,
     )

@@ -7,7 +7,7 @@ server added: unknown fields in `extra`, unknown enumeration values as plain str
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Mapping
 
 from .checks import new_idempotency_key
@@ -24,6 +24,7 @@ from .fields import (
     Object,
     OneOf,
     Text,
+    model,
     of,
 )
 from .values import (
@@ -62,7 +63,7 @@ _EVIDENCE = of(Object(CyclesEvidenceRef))
 # An idempotency key is made when the request is, so that sending the same object twice is a replay.
 
 
-@dataclass(frozen=True)
+@model
 class DecisionRequest(Model):
     """Ask what a reservation would be told, without one. The subject's missing levels come from the configuration."""
 
@@ -73,7 +74,7 @@ class DecisionRequest(Model):
     idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
 
 
-@dataclass(frozen=True)
+@model
 class ReservationCreateRequest(Model):
     """Hold an estimate before an action.
 
@@ -92,7 +93,7 @@ class ReservationCreateRequest(Model):
     idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
 
 
-@dataclass(frozen=True)
+@model
 class CommitRequest(Model):
     """Settle a reservation with what the action really cost, in the reservation's unit."""
 
@@ -102,7 +103,7 @@ class CommitRequest(Model):
     idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
 
 
-@dataclass(frozen=True)
+@model
 class ReleaseRequest(Model):
     """Give a reservation back unused; `reason` is at most 256 characters."""
 
@@ -110,7 +111,7 @@ class ReleaseRequest(Model):
     idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
 
 
-@dataclass(frozen=True)
+@model
 class ReservationExtendRequest(Model):
     """Move a reservation's expiry outward by 1..86400000 ms, counted from the current expiry and not from now."""
 
@@ -119,7 +120,7 @@ class ReservationExtendRequest(Model):
     idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
 
 
-@dataclass(frozen=True)
+@model
 class EventCreateRequest(Model):
     """Record spend that no reservation preceded. `client_time_ms` is advisory."""
 
@@ -137,7 +138,7 @@ _LIMIT = of(Integer(1, 200))
 _INSTANT = of(FreeText(64))
 
 
-@dataclass(frozen=True)
+@model
 class ReservationListRequest(Levels):
     """Filters of a reservation list (protocol: `GET /v1/reservations`).
 
@@ -161,7 +162,7 @@ class ReservationListRequest(Levels):
     cursor: str | None = field(default=None, metadata=_SERVER_TEXT)
 
 
-@dataclass(frozen=True)
+@model
 class BalanceRequest(Levels):
     """Filters of a balance query; the authority needs at least one level. `limit` is 1..200 a page."""
 
@@ -219,7 +220,7 @@ class _Decided(Response):
         return self.decision is Decision.ALLOW or self.decision is Decision.ALLOW_WITH_CAPS
 
 
-@dataclass(frozen=True)
+@model
 class Balance(Model):
     """The state of one budget: `remaining` = allocated - spent - reserved - debt, negative in overdraft."""
 
@@ -237,7 +238,7 @@ class Balance(Model):
 _BALANCES = of(ListOf(Object(Balance)))
 
 
-@dataclass(frozen=True)
+@model
 class DecisionResponse(_Decided):
     """The answer to `decide`; DENY is an answer here, not an error."""
 
@@ -249,7 +250,7 @@ class DecisionResponse(_Decided):
     cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
 
 
-@dataclass(frozen=True)
+@model
 class ReservationCreateResponse(_Decided):
     """The answer to a reservation. Times are server time in milliseconds since the epoch."""
 
@@ -267,7 +268,7 @@ class ReservationCreateResponse(_Decided):
     cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
 
 
-@dataclass(frozen=True)
+@model
 class CommitResponse(Response):
     """A settled reservation. `charged` may be less than the actual cost, where the policy capped it."""
 
@@ -278,7 +279,7 @@ class CommitResponse(Response):
     cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
 
 
-@dataclass(frozen=True)
+@model
 class ReleaseResponse(Response):
     """A reservation given back."""
 
@@ -288,7 +289,7 @@ class ReleaseResponse(Response):
     cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
 
 
-@dataclass(frozen=True)
+@model
 class ReservationExtendResponse(Response):
     """A reservation that lives longer."""
 
@@ -298,7 +299,7 @@ class ReservationExtendResponse(Response):
     balances: tuple[Balance, ...] = field(default=(), metadata=_BALANCES)
 
 
-@dataclass(frozen=True)
+@model
 class EventCreateResponse(Response):
     """Recorded spend; `charged` is there when the policy capped it."""
 
@@ -308,7 +309,7 @@ class EventCreateResponse(Response):
     balances: tuple[Balance, ...] = field(default=(), metadata=_BALANCES)
 
 
-@dataclass(frozen=True)
+@model
 class ReservationEvidence(Model):
     """The evidence of a reservation's operations."""
 
@@ -317,7 +318,7 @@ class ReservationEvidence(Model):
     release: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
 
 
-@dataclass(frozen=True)
+@model
 class ReservationSummary(Model):
     """One reservation in a list. Metadata and evidence are there only where `include` asked for them."""
 
@@ -338,12 +339,12 @@ class ReservationSummary(Model):
     evidence: ReservationEvidence | None = field(default=None, metadata=of(Object(ReservationEvidence)))
 
 
-@dataclass(frozen=True)
+@model
 class ReservationDetail(ReservationSummary, Response):
     """One reservation by its id, with everything that is known of it."""
 
 
-@dataclass(frozen=True)
+@model
 class ReservationListResponse(Response):
     """A page of reservations; `next_cursor` leads to the next where `has_more`."""
 
@@ -352,7 +353,7 @@ class ReservationListResponse(Response):
     has_more: bool = field(default=False, metadata=of(BOOLEAN))
 
 
-@dataclass(frozen=True)
+@model
 class BalanceResponse(Response):
     """A page of balances; `next_cursor` leads to the next where `has_more`."""
 
@@ -361,7 +362,7 @@ class BalanceResponse(Response):
     has_more: bool = field(default=False, metadata=of(BOOLEAN))
 
 
-@dataclass(frozen=True)
+@model
 class CyclesEvidenceEnvelope(Response):
     """A signed statement of what the authority answered (verified by other tools: nothing is checked here)."""
 
@@ -376,7 +377,7 @@ class CyclesEvidenceEnvelope(Response):
     trace_id: str | None = field(default=None, metadata=_SERVER_TEXT)  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-@dataclass(frozen=True)
+@model
 class CyclesEvidenceJwk(Model):
     """One Ed25519 public key, valid from `cycles_nbf_ms` (included) to `cycles_exp_ms` (excluded)."""
 
@@ -390,14 +391,14 @@ class CyclesEvidenceJwk(Model):
     status: str | None = field(default=None, metadata=_SERVER_TEXT)
 
 
-@dataclass(frozen=True)
+@model
 class CyclesEvidenceJwks(Response):
     """The keys that evidence is signed with."""
 
     keys: tuple[CyclesEvidenceJwk, ...] = field(metadata=of(ListOf(Object(CyclesEvidenceJwk))))
 
 
-@dataclass(frozen=True)
+@model
 class ErrorResponse(Model):
     """The body of an error answer."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any, Mapping
 
 from .checks import INT64_MAX, refuse
 from .errors import ValidationError
-from .fields import COUNT, JSON, SERVER_TEXT, SIGNED, Dimensions, FreeText, ListOf, Model, OneOf, Text, of
+from .fields import COUNT, JSON, SERVER_TEXT, SIGNED, Dimensions, FreeText, ListOf, Model, OneOf, Text, model, of
 
 MICROCENTS_PER_USD = 10**8
 
@@ -91,7 +91,7 @@ _COUNT = of(COUNT)
 _LEVEL = of(Text(128))
 
 
-@dataclass(frozen=True)
+@model
 class Amount(Model):
     """A quantity of 0..2^63-1 in one unit. Floats and bools are refused."""
 
@@ -130,7 +130,7 @@ class Amount(Model):
         raise refuse("dollars", dollars, 'a decimal string such as "0.05", exact to 10^-8, up to 92233720368.54775807')
 
 
-@dataclass(frozen=True)
+@model
 class SignedAmount(Model):
     """Like `Amount`, but an overdraft makes it negative: -2^63..2^63-1."""
 
@@ -138,7 +138,7 @@ class SignedAmount(Model):
     amount: int = field(metadata=of(SIGNED))
 
 
-@dataclass(frozen=True)
+@model
 class Levels(Model):
     """The six levels, each 1..128 characters."""
 
@@ -150,7 +150,7 @@ class Levels(Model):
     toolset: str | None = field(default=None, metadata=_LEVEL)
 
 
-@dataclass(frozen=True)
+@model
 class Subject(Levels):
     """Whose budgets an action draws on: at least one of the six levels, each 1..128 characters.
 
@@ -161,12 +161,11 @@ class Subject(Levels):
     dimensions: Mapping[str, str] | None = field(default=None, metadata=of(Dimensions()))
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not any(getattr(self, level) for level in SUBJECT_LEVELS):
             raise ValidationError("subject: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
 
 
-@dataclass(frozen=True)
+@model
 class Action(Model):
     """What is about to be done: a kind such as `llm.completion` (1..64 characters), a name (1..256), up to 10 tags."""
 
@@ -175,7 +174,7 @@ class Action(Model):
     tags: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(Text(64), most=10)))
 
 
-@dataclass(frozen=True)
+@model
 class Caps(Model):
     """Limits that come with ALLOW_WITH_CAPS (protocol: `Caps`, PRECEDENCE RULES)."""
 
@@ -192,7 +191,7 @@ class Caps(Model):
         return name not in (self.tool_denylist or ())
 
 
-@dataclass(frozen=True)
+@model
 class CyclesMetrics(Model):
     """What an action measured (protocol: `StandardMetrics`). Counts are 0..2^63-1, `latency_ms` in milliseconds."""
 
@@ -203,7 +202,7 @@ class CyclesMetrics(Model):
     custom: Mapping[str, Any] | None = field(default=None, metadata=of(JSON))
 
 
-@dataclass(frozen=True)
+@model
 class CyclesEvidenceRef(Model):
     """Where the signed evidence of an operation can be fetched."""
 

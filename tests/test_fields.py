@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import pickle
-from dataclasses import FrozenInstanceError, dataclass, field, replace
+from dataclasses import FrozenInstanceError, field, replace
 
 import pytest
 from samples import MODELS
@@ -13,7 +13,7 @@ from samples import MODELS
 from cycles_lite import fields
 from cycles_lite.checks import INT64_MAX, INT64_MIN
 from cycles_lite.errors import ValidationError
-from cycles_lite.fields import Model, of
+from cycles_lite.fields import Model, model, of
 
 
 class Colour(str, enum.Enum):
@@ -26,20 +26,20 @@ class OtherColour(str, enum.Enum):
     GREEN = "green"
 
 
-@dataclass(frozen=True)
+@model
 class Inner(Model):
     number: int = field(metadata=of(fields.COUNT))
     note: str | None = field(default=None, metadata=of(fields.FreeText(5)))
 
 
-@dataclass(frozen=True)
+@model
 class Plum(Model):
     """Another model. Its name begins with a consonant."""
 
     size: int = field(metadata=of(fields.COUNT))
 
 
-@dataclass(frozen=True)
+@model
 class Outer(Model):
     name: str = field(metadata=of(fields.Text(8)))
     inner: Inner = field(metadata=of(fields.Object(Inner)))
@@ -171,7 +171,7 @@ def test_what_is_mutable_is_copied():
 def test_each_object_gets_its_own_default_from_a_factory():
     keys = iter("ab")
 
-    @dataclass(frozen=True)
+    @model
     class Keyed(Model):
         key: str = field(default_factory=lambda: next(keys), metadata=of(fields.Text(8)))
 
@@ -179,7 +179,7 @@ def test_each_object_gets_its_own_default_from_a_factory():
 
 
 def test_fields_of_a_base_class_come_first_and_each_class_has_its_own_layout():
-    @dataclass(frozen=True)
+    @model
     class Derived(Inner):
         more: int | None = field(default=None, metadata=of(fields.COUNT))
 
@@ -408,6 +408,6 @@ def test_a_repr_shows_the_class_and_every_field():
 
 
 def test_every_model_says_what_it_is():
-    for model in MODELS:
-        assert len(model.__doc__) > 20
-        assert not model.__doc__.startswith(model.__name__ + "(")  # what dataclasses put there by themselves
+    for each in MODELS:
+        assert len(each.__doc__) > 20
+        assert not each.__doc__.startswith(each.__name__ + "(")  # what dataclasses put there by themselves
