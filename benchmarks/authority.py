@@ -139,7 +139,8 @@ def _together(count: int, url: str, calls: int) -> list[tuple[float, int]]:
         for _ in range(count)
     ]
     for child in children:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
     for child in children:
         assert child.stdin is not None
         child.stdin.write("go\n")

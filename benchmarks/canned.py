@@ -157,7 +157,8 @@ def process(*arguments: str) -> Iterator[str]:
         stdout=subprocess.PIPE,
         universal_newlines=True,
     )
-    assert started.stdin is not None and started.stdout is not None
+    assert started.stdin is not None
+    assert started.stdout is not None
     try:
         yield started.stdout.readline().split()[-1]
     finally:

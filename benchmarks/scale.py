@@ -86,7 +86,8 @@ def live_guards(quick: bool) -> list[Row]:
 
         _in_threads(_THREADS, release)
         client.close()
-    how = f"{book['live']} guards, TTL {ttl_ms / 1000:.0f} s, round trip 20 ms, {seconds:.0f} s; reserved in {made_in:.0f} s"
+    lasted = f"{seconds:.0f} s; reserved in {made_in:.0f} s"
+    how = f"{book['live']} guards, TTL {ttl_ms / 1000:.0f} s, round trip 20 ms, for {lasted}"
     return [
         Row("live guards: threads", threads, "", None, "", Target(8, "ours"), how + "; the main thread is one of them"),
         Row("live guards: memory each", each, "KiB", None, "", Target(3, "ours"), "growth of resident memory"),

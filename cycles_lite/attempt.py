@@ -9,18 +9,35 @@ import time
 from contextvars import ContextVar
 from typing import Any
 
+#: The headers of an answer that the protocol defines.
+_HEADERS = frozenset(
+    (
+        "x-request-id",
+        "x-cycles-trace-id",
+        "x-cycles-tenant",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+        "retry-after",
+        "date",  # for `cycles-lite check` alone: lease arithmetic must not use it
+    )
+)
+
 
 class Attempt:
-    """What the connections must know of the attempt that they serve."""
+    """What the connections must know of the attempt that they serve, and what they tell of its answer."""
 
-    __slots__ = ("deadline", "fresh", "stale")
+    __slots__ = ("body", "deadline", "fresh", "headers", "stale")
 
-    def __init__(self, deadline: float, fresh: bool) -> None:
+    def __init__(self, deadline: float, fresh: bool, body: bytes = b"") -> None:
         self.deadline = deadline
+        #: What follows the request's head.
+        self.body = body
         #: Do not reuse a connection.
         self.fresh = fresh
         #: A reused connection turned out to be closed by the peer.
         self.stale = False
+        #: Those of the answer that the protocol defines, names in lower case.
+        self.headers: dict[str, str] = {}
 
     def left(self) -> float:
         """Seconds until the deadline; raises when it has passed."""
@@ -60,9 +77,14 @@ class BoundedResponse(http.client.HTTPResponse):
     """An answer that is read within its attempt, and whose head is whole."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self._reader = BoundedReader(self.fp.detach(), sock, current.get())
-        self.fp: Any = io.BufferedReader(self._reader)
+        self._sock = sock
+        super().__init__(self, *args, **kwargs)  # type: ignore[arg-type]  # which asks it for no more than this:
+
+    def makefile(self, mode: str) -> Any:
+        """The file that http.client reads from."""
+        raw = self._sock.makefile("rb", buffering=0)
+        self._reader = BoundedReader(raw, self._sock, current.get())
+        return io.BufferedReader(self._reader)
 
     def begin(self) -> None:
         super().begin()
@@ -71,6 +93,12 @@ class BoundedResponse(http.client.HTTPResponse):
         if self.msg.defects or self.msg.get_payload():
             # What follows such a line is lost, such as the body's length; and urllib3 would log it, whatever it holds.
             raise http.client.HTTPException("there is a line among the headers that is none")
+        headers: dict[str, str] = {}
+        for name, value in self.msg.raw_items():
+            name = name.lower()
+            if name in _HEADERS:
+                headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        current.get().headers = headers
 
     def _read_status(self) -> Any:
         """http.client skips no interim answer but 100 (RFC 9110, 15.2). Another must not be taken for the answer: the

@@ -107,7 +107,7 @@ class _LastCall:
             return
         log().warning("the invocation is about to time out: what guard %r has metered is committed", guard)
         with deadline_in(LAST_CALL_MS / 1000 - _KEPT_BACK):
-            settle_call(guard, Amount(guard.reserved.unit, guard.spent), None)
+            settle_call(guard, Amount(guard.estimate.unit, guard.spent), None)
 
     def cancel(self) -> None:
         if self._job is not None:

@@ -278,8 +278,16 @@ class CyclesClient:
         """The JSON object that a request sends, its subject's missing levels filled from the configuration."""
         data: dict[str, Any] = request.to_json()
         if hasattr(request, "subject"):
-            data["subject"] = self._merged(data.get("subject"))
+            data["subject"] = self.subject_of(request)
         return data
+
+    def subject_of(self, request: Any) -> dict[str, Any]:
+        """The request's subject as it is sent: its missing levels filled from the configuration."""
+        subject = request.subject
+        merged = {**self._subject, **(subject.to_json() if subject is not None else {})}
+        if not merged:
+            raise ValidationError("subject: neither the request nor the configuration names one")
+        return merged
 
     # ---- For guards, settlement and heartbeats ----
 
@@ -304,6 +312,10 @@ class CyclesClient:
         settler: Settler = self.__dict__["_settler"]
         return settler
 
+    @property
+    def is_observed(self) -> bool:
+        return self._observer is not None
+
     def observe(self, event: Event) -> None:
         """Tell the observer; what it gets wrong is logged and stops nothing."""
         if self._observer is None:
@@ -312,13 +324,6 @@ class CyclesClient:
             self._observer(event)
         except Exception:
             log().exception("the observer failed on %s", type(event).__name__)
-
-    def _merged(self, subject: dict[str, Any] | None) -> dict[str, Any]:
-        """The request's subject, its missing levels filled from the configuration."""
-        merged = {**self._subject, **(subject or {})}
-        if not merged:
-            raise ValidationError("subject: neither the request nor the configuration names one")
-        return merged
 
     def _get(
         self,

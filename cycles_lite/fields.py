@@ -112,15 +112,14 @@ class Object(Kind):
 
     def __init__(self, model: type[Model]) -> None:
         self.model = model
+        # The method itself: nothing in an answer is read more often.
+        self.read = model.read  # type: ignore[method-assign]
 
     def check(self, field: str, value: Any) -> Any:
         if isinstance(value, self.model):
             return value
         name = self.model.__name__
         raise refuse(field, value, ("an " if name[0] in "AEIOU" else "a ") + name)
-
-    def read(self, field: str, value: Any, strict: bool) -> Any:
-        return self.model.from_json(value, strict, field)
 
     def parse(self, field: str, value: Any) -> Any:
         return self.model.parse(value, field)
@@ -203,7 +202,7 @@ class Entry(NamedTuple):
     optional: bool
     #: A request must send it.
     on_the_wire: bool
-    #: Makes what a program leaves out.
+    #: Makes what a program leaves out; None where it may not.
     make: Callable[[], Any] | None
 
     def check(self, value: Any) -> Any:
@@ -211,11 +210,32 @@ class Entry(NamedTuple):
         return None if value is None and self.optional else self.kind.check(self.name, value)
 
 
+class _Plan:
+    """What the generic code needs of one class, worked out once."""
+
+    __slots__ = ("checkers", "defaults", "entries", "needed", "readers", "writers")
+
+    def __init__(self, cls: type[Any]) -> None:
+        self.entries = tuple([_entry(field) for field in dataclasses.fields(cls)])
+        #: By the field's name: what checks it, and whether None stands for absent.
+        self.checkers = {entry.name: (entry.kind.check, entry.optional) for entry in self.entries}
+        #: The fields for which absent is not None: their names, and what makes them.
+        self.defaults = [(entry.name, entry.make) for entry in self.entries if not entry.optional]
+        #: By the name in JSON: the field's name, and what reads it.
+        self.readers = {entry.json_name: (entry.name, entry.kind.read) for entry in self.entries}
+        #: By the field's name: the name in JSON, and what writes it.
+        self.writers = {entry.name: (entry.json_name, entry.kind.write) for entry in self.entries}
+        #: The fields that an answer must have, by their names in JSON.
+        self.needed = [entry.json_name for entry in self.entries if entry.required]
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def model(cls: type[T]) -> type[T]:
     """A frozen dataclass of a `Checked`, which has the methods that `dataclass` generates, once for all: to generate
     them for each class took a third of the time that the package takes to import."""
-    return dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
+    made: Any = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
+    made._plan = _Plan(made)
+    return cls
 
 
 class _Parameters:
@@ -229,7 +249,7 @@ class _Parameters:
                 Parameter(
                     entry.name,
                     Parameter.POSITIONAL_OR_KEYWORD,
-                    default=entry.make or getattr(cls, entry.name, Parameter.empty),
+                    default=getattr(cls, entry.name, entry.make or Parameter.empty),
                     annotation=cls.__dataclass_fields__[entry.name].type,  # type: ignore[attr-defined]
                 )
                 for entry in cls.layout()
@@ -242,38 +262,32 @@ class Checked:
 
     __signature__: ClassVar[Any] = _Parameters()
 
+    _plan: ClassVar[_Plan]
+
     @classmethod
     def layout(cls) -> tuple[Entry, ...]:
-        """The fields, worked out once per class."""
-        made: tuple[Entry, ...] | None = cls.__dict__.get("_layout")
-        if made is None:
-            made = tuple(_entry(field) for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-            cls._layout = made  # type: ignore[attr-defined]
-        return made
+        """The fields, those of a base class first."""
+        return cls._plan.entries
 
     # None for what is optional is not kept: the class has it.
 
     def __init__(self, *positional: Any, **given: Any) -> None:
-        layout = self.layout()
         if positional:
-            given = _named(type(self), positional, given)
+            given = _named(self, positional, given)
+        plan = self._plan
+        checkers = plan.checkers
         values = self.__dict__
-        met = 0
-        for name, _, kind, required, optional, _, make in layout:
-            if name in given:
-                met += 1
-                value = given[name]
-                if value is not None or not optional:
-                    values[name] = kind.check(name, value)
-            elif make is not None:
+        for name, value in given.items():
+            if name not in checkers:
+                raise TypeError(f"{type(self).__name__}() has no {name}")
+            check, is_optional = checkers[name]
+            if value is not None or not is_optional:
+                values[name] = check(name, value)
+        for name, make in plan.defaults:
+            if name not in values:
+                if make is None:
+                    raise TypeError(f"{type(self).__name__}() needs {name}")
                 values[name] = make()
-            elif required:
-                raise TypeError(f"{type(self).__name__}() needs {name}")
-            elif not optional:
-                values[name] = getattr(type(self), name)
-        if met < len(given):
-            stranger = next(name for name in given if name not in {entry.name for entry in layout})
-            raise TypeError(f"{type(self).__name__}() has no {stranger}")
         self.__post_init__()
 
     def __post_init__(self) -> None:
@@ -310,29 +324,41 @@ class Model(Checked):
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object to send. None and False are left out: absent means the same in this protocol."""
-        values = self.__dict__
+        writers = self._plan.writers
         sent = {}
-        for name, json_name, kind, _, _, _, _ in self.layout():
-            value = values.get(name)
-            if value is not None and value is not False:
-                sent[json_name] = kind.write(value)
+        for name, value in self.__dict__.items():
+            if value is not None and value is not False and name in writers:
+                json_name, write = writers[name]
+                sent[json_name] = write(value)
         return sent
 
     @classmethod
-    def from_json(cls: type[M], data: Any, strict: bool = False, field: str = "body") -> M:
+    def from_json(cls: type[M], data: Any, strict: bool = False) -> M:
         """The object for a decoded answer. `null` counts as absent, unless `strict`; wrong types raise."""
-        if type(data) is not dict:
-            raise refuse(field, data, "an object")
+        return cls.read("body", data, strict)
+
+    @classmethod
+    def read(cls: type[M], field: str, value: Any, strict: bool) -> M:
+        """As `from_json`, for the value of a field."""
+        if type(value) is not dict:
+            raise refuse(field, value, "an object")
+        plan = cls._plan
+        readers = plan.readers
         values: dict[str, Any] = {}
-        for name, json_name, kind, required, _, _, _ in cls.layout():
-            value = data.get(json_name)
-            if value is not None:
-                values[name] = kind.read(json_name, value, strict)
-            elif required or (strict and json_name in data):
-                raise _absent(field, json_name, data)
-        if len(values) < len(data):
-            known = {entry.json_name for entry in cls.layout()}
-            values["extra"] = {name: value for name, value in data.items() if name not in known}
+        unknown: dict[str, Any] = {}
+        for json_name, item in value.items():
+            if json_name not in readers:
+                unknown[json_name] = item
+            elif item is not None:
+                name, read = readers[json_name]
+                values[name] = read(json_name, item, strict)
+            elif strict:
+                raise _absent(field, json_name, value)
+        for json_name in plan.needed:
+            if value.get(json_name) is None:
+                raise _absent(field, json_name, value)
+        if unknown:
+            values["extra"] = unknown
         made = object.__new__(cls)
         made.__dict__.update(values)
         return made
@@ -359,21 +385,26 @@ def _absent(field: str, json_name: str, data: Mapping[str, Any]) -> ValidationEr
     return ValidationError("{}: {} is {}".format(field, json_name, "null" if json_name in data else "missing"))
 
 
-def _named(cls: type[Checked], positional: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+def _named(made: Checked, positional: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
     """All arguments by name."""
-    names = [entry.name for entry in cls.layout()]
+    names = made._plan.checkers
     if len(positional) > len(names):
-        raise TypeError(f"{cls.__name__}() has {len(names)} fields, not {len(positional)}")
+        raise TypeError(f"{type(made).__name__}() has {len(names)} fields, not {len(positional)}")
     first = dict(zip(names, positional))
-    for name in first:
-        if name in given:
-            raise TypeError(f"{cls.__name__}() got {name} twice")
-    return {**first, **given}
+    for name in given:
+        if name in first:
+            raise TypeError(f"{type(made).__name__}() got {name} twice")
+        first[name] = given[name]
+    return first
 
 
 def _entry(field: Any) -> Entry:
     facts = field.metadata
-    required = field.default is dataclasses.MISSING  # an idempotency key has a factory: made if omitted, never None
+    missing = dataclasses.MISSING
+    required = field.default is missing  # an idempotency key has a factory: made if omitted, never None
+    make = field.default_factory
+    if not required:
+        make = lambda: field.default  # noqa: E731
     return Entry(
         field.name,
         facts["json_name"] or field.name,
@@ -381,5 +412,5 @@ def _entry(field: Any) -> Entry:
         required,
         field.default is None,
         required or facts["on_the_wire"],
-        None if field.default_factory is dataclasses.MISSING else field.default_factory,
+        None if make is missing else make,
     )

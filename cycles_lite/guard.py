@@ -33,7 +33,6 @@ from .log import log
 from .models import (
     Balance,
     CommitRequest,
-    EventCreateRequest,
     ReleaseRequest,
     ReservationCreateRequest,
     ReservationCreateResponse,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from .client import CyclesClient
 
 #: The policy of events that stand in for a commit: a tenant's default may be to reject, and the spend is real.
-_EVENT_POLICY = CommitOveragePolicy.ALLOW_IF_AVAILABLE
+_EVENT_POLICY = CommitOveragePolicy.ALLOW_IF_AVAILABLE.value
 
 _current: ContextVar[ReservationGuard | None] = ContextVar("cycles_lite_guard", default=None)
 
@@ -136,6 +135,7 @@ class ReservationGuard:
 
     __slots__ = (
         "__weakref__",
+        "_answer",
         "_backing",
         "_client",
         "_heartbeat",
@@ -143,10 +143,13 @@ class ReservationGuard:
         "_meter",
         "_pid",
         "_request",
-        "_response",
         "_token",
         "_unfinished",
+        "reservation_id",
     )
+
+    #: The reservation's id; None where nothing is reserved.
+    reservation_id: str | None
 
     def __init__(
         self,
@@ -155,7 +158,10 @@ class ReservationGuard:
         backing: _Backing,
         response: ReservationCreateResponse | None,
     ) -> None:
-        self._client, self._request, self._backing, self._response = client, request, backing, response
+        self._client, self._request, self._backing = client, request, backing
+        self.reservation_id = response.reservation_id if response else None
+        #: The answer's bytes alone, because programs have thousands of guards, and seldom ask them for more.
+        self._answer = response.body if response else None
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards the meter
         self._meter = 0
@@ -173,19 +179,20 @@ class ReservationGuard:
     # ---- What was granted ----
 
     @property
-    def reservation_id(self) -> str | None:
-        """The reservation's id; None where nothing is reserved."""
-        return self._response.reservation_id if self._response else None
+    def _granted(self) -> ReservationCreateResponse | None:
+        return ReservationCreateResponse.from_json(wire.loads(self._answer)) if self._answer else None
 
     @property
     def decision(self) -> Decision | None:
         """ALLOW or ALLOW_WITH_CAPS; in shadow mode None where the work would have been denied or nobody could say."""
-        return self._response.decision if self._response else None
+        granted = self._granted
+        return granted.decision if granted else None
 
     @property
     def caps(self) -> Caps | None:
         """The limits that the work should keep to, with ALLOW_WITH_CAPS."""
-        return self._response.caps if self._response else None
+        granted = self._granted
+        return granted.caps if granted else None
 
     @property
     def is_capped(self) -> bool:
@@ -198,26 +205,36 @@ class ReservationGuard:
 
     @property
     def affected_scopes(self) -> tuple[str, ...]:
-        return self._response.affected_scopes if self._response else ()
+        granted = self._granted
+        return granted.affected_scopes if granted else ()
 
     @property
     def scope_path(self) -> str | None:
-        return self._response.scope_path if self._response else None
+        granted = self._granted
+        return granted.scope_path if granted else None
+
+    @property
+    def estimate(self) -> Amount:
+        """What was asked for."""
+        return self._request.estimate
 
     @property
     def reserved(self) -> Amount:
         """What is held: the estimate."""
-        return (self._response.reserved if self._response else None) or self._request.estimate
+        granted = self._granted
+        return (granted.reserved if granted else None) or self._request.estimate
 
     @property
     def balances(self) -> tuple[Balance, ...]:
         """The budgets right after the reservation, where the server told them."""
-        return self._response.balances if self._response else ()
+        granted = self._granted
+        return granted.balances if granted else ()
 
     @property
     def expires_at_ms(self) -> int | None:
         """When the reservation was to expire at first, in the server's milliseconds since the epoch."""
-        return self._response.expires_at_ms if self._response else None
+        granted = self._granted
+        return granted.expires_at_ms if granted else None
 
     @property
     def is_active(self) -> bool:
@@ -276,7 +293,7 @@ class ReservationGuard:
         """
         if not isinstance(actual, Amount) or actual.unit != self._request.estimate.unit:
             raise refuse("actual", actual, f"an Amount in {self._request.estimate.unit}, the reservation's unit")
-        request = CommitRequest(actual, metrics, metadata)
+        request = CommitRequest(actual=actual, metrics=metrics, metadata=metadata)
         if self._backing is _Backing.NOTHING:
             self._finish("committed")
             return Settlement(SettlementStatus.SKIPPED)
@@ -314,26 +331,25 @@ class ReservationGuard:
 
     def _record(self, commit: CommitRequest) -> Record:
         """The spend as the journal keeps it: the commit, and the event that may have to stand in for it."""
-        key = commit.idempotency_key
-        if self.reservation_id is not None:
-            metadata = {"recovered_reservation_id": self.reservation_id, "recovery_reason": "reservation_expired"}
+        body = commit.to_json()
+        id = self.reservation_id
+        if id is not None:
+            recovery = {"recovered_reservation_id": id, "recovery_reason": "reservation_expired"}
         else:
-            metadata = {"recovery_reason": "reserve_unavailable"}
-        event = EventCreateRequest(
-            action=self._request.action,
-            actual=commit.actual,
-            subject=self._request.subject,
-            overage_policy=_EVENT_POLICY,
-            metrics=commit.metrics,
-            metadata={**(commit.metadata or {}), **metadata},
-            idempotency_key=key,
-        )
+            recovery = {"recovery_reason": "reserve_unavailable"}
+        event = {
+            **body,  # actual, metrics and key
+            "subject": self._client.subject_of(self._request),
+            "action": self._request.action.to_json(),
+            "overage_policy": _EVENT_POLICY,
+            "metadata": {**(commit.metadata or {}), **recovery},
+        }
         return Record(
-            reservation_id=self.reservation_id or f"degraded:{key}",
+            reservation_id=id or f"degraded:{commit.idempotency_key}",
             base_url=normalised(self._client.config.base_url or ""),
-            mode=COMMIT if self.reservation_id is not None else EVENT,
-            commit_body=commit.to_json() if self.reservation_id is not None else None,
-            event_fallback_body=self._client.body_of(event),
+            mode=COMMIT if id is not None else EVENT,
+            commit_body=body if id is not None else None,
+            event_fallback_body=event,
             recorded_at_ms=now_ms(),
         )
 

@@ -10,7 +10,6 @@ whole record or none.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -19,7 +18,7 @@ import time
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from .checks import INT64_MAX
-from .wire import loads
+from .wire import dumps, loads
 
 try:
     import fcntl
@@ -73,7 +72,7 @@ class Record(NamedTuple):
         return (self.commit_body if self.mode == COMMIT else self.event_fallback_body) or {}
 
     def to_json(self) -> bytes:
-        return json.dumps({"version": VERSION, **self._asdict()}, separators=(",", ":")).encode("ascii")
+        return dumps({"version": VERSION, **self._asdict()})
 
     @classmethod
     def from_json(cls, text: bytes) -> Record:
@@ -152,7 +151,7 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """Put the record on disk, over one of the same reservation."""
-        target = os.path.join(self.folder, file_name(record.reservation_id))
+        target = self._path(record.reservation_id)
         self._written += 1
         temporary = f"{target}.{os.getpid()}-{self._written}-{os.urandom(4).hex()}.tmp"
         try:
@@ -182,7 +181,10 @@ class Journal:
 
     def remove(self, reservation_id: str) -> None:
         """Forget a settled reservation."""
-        _remove(os.path.join(self.folder, file_name(reservation_id)))
+        _remove(self._path(reservation_id))
+
+    def _path(self, reservation_id: str) -> str:
+        return self.folder + os.sep + file_name(reservation_id)
 
     def claim(self) -> bool:
         """Whether this process is to take up what is here: another one may be at it, or an earlier client of this one.

@@ -15,7 +15,7 @@ from .errors import CyclesError, GuardFinalizedError, ValidationError
 from .guard import ReservationGuard, inside
 from .log import log
 from .models import ReservationCreateRequest
-from .values import Action, Amount, Subject, Unit
+from .values import SUBJECT_LEVELS, Action, Amount, Subject, Unit
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
 T = TypeVar("T")
+
+_SUBJECT_FIELDS = (*SUBJECT_LEVELS, "dimensions")
+
+#: The decorator's parameters that may be callables of each call's arguments.
+_PER_CALL = frozenset(
+    "estimate unit action_kind action_name action_tags ttl_ms grace_period_ms overage_policy".split()
+).union(_SUBJECT_FIELDS)
 
 #: Marks a commit whose amount is the estimate, because the actual cost could not be had.
 _ESTIMATED = {"actual_source": "estimate"}
@@ -90,7 +97,7 @@ def _settle_unknown(guard: ReservationGuard) -> None:
     """The work has told no cost: the meter if there is one; an amount that nobody knows is never committed."""
     try:
         if guard.spent:
-            guard.commit(Amount(guard.reserved.unit, guard.spent))
+            guard.commit(Amount(unit=guard.estimate.unit, amount=guard.spent))
             return
         log().error("the work of reservation %s told no cost: it is released, not committed", guard.reservation_id)
         guard.release("no actual amount")
@@ -153,19 +160,10 @@ def cycles(
     A generator function reserves at its first `next()` and settles when it is exhausted, closed or fails. Coroutine
     functions are refused with `TypeError`: this library is blocking.
     """
-    subject = dict(
-        tenant=tenant,
-        workspace=workspace,
-        app=app,
-        workflow=workflow,
-        agent=agent,
-        toolset=toolset,
-        dimensions=dimensions,
-    )
-    action = (action_kind, action_name, action_tags)
-    lease = (ttl_ms, grace_period_ms, overage_policy)
-    plan = _Plan(estimate, actual, action, unit, lease, subject, client, use_estimate_if_actual_not_provided)
-
+    given = {name: value for name, value in locals().items() if name in _PER_CALL and value is not None}
+    constants = {name: value for name, value in given.items() if not callable(value)}
+    callables = {name: value for name, value in given.items() if callable(value)}
+    plan = _Plan(constants, callables, actual, client, use_estimate_if_actual_not_provided)
     return functools.partial(_decorated, plan, dry_run)
 
 
@@ -208,27 +206,23 @@ def _refuse_coroutines(fn: Any) -> None:
         raise TypeError(f"@cycles: {fn!r} is not callable")
 
 
-def _value(given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A parameter's value for one call."""
-    return given(*args, **kwargs) if callable(given) else given
+def _subject(client: CyclesClient, values: Mapping[str, Any]) -> Subject | None:
+    """The subject that a call names, its missing levels filled from the configuration; None where it names none."""
+    named = {name: values[name] for name in _SUBJECT_FIELDS if values.get(name)}
+    return Subject(**{**client.config.subject_defaults(), **named}) if named else None
 
 
 def _amount(value: Any, unit: Any) -> Amount:
     """An Amount, or an integer in the unit."""
-    return value if isinstance(value, Amount) else Amount(unit, value)
+    return value if isinstance(value, Amount) else Amount(unit=unit, amount=value)
 
 
 class _Plan(NamedTuple):
-    """The decorator's parameters, as they were given."""
+    """The decorator's parameters, as they were given; what is left out is not there."""
 
-    estimate: Any
+    constants: Mapping[str, Any]
+    callables: Mapping[str, Callable[..., Any]]
     actual: Any
-    #: Kind, name, tags.
-    action: tuple[Any, Any, Any]
-    unit: Any
-    #: TTL, grace period, overage policy.
-    lease: tuple[Any, Any, Any]
-    subject: Mapping[str, Any]
     client: CyclesClient | None
     uses_estimate: bool
 
@@ -244,21 +238,23 @@ class _Plan(NamedTuple):
 
     def _reservation(self, client: CyclesClient, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """What one call reserves. Whatever the callables raise is raised before anything is sent."""
-        kind, name, tags = (_value(given, args, kwargs) for given in self.action)
-        ttl_ms, grace_period_ms, overage_policy = (_value(given, args, kwargs) for given in self.lease)
-        return {
-            "estimate": _amount(_value(self.estimate, args, kwargs), _value(self.unit, args, kwargs)),
-            "action": Action(kind or "unknown", name or "unknown", tuple(tags) if tags else None),
-            "subject": self._subject(client, args, kwargs),
-            "ttl_ms": ttl_ms,
-            "grace_period_ms": grace_period_ms,
-            "overage_policy": overage_policy,
+        values = dict(self.constants)
+        for name, given in self.callables.items():
+            values[name] = given(*args, **kwargs)
+        tags = values.get("action_tags")
+        reservation = {
+            "estimate": _amount(values.get("estimate"), values.get("unit")),
+            "action": Action(
+                kind=values.get("action_kind") or "unknown",
+                name=values.get("action_name") or "unknown",
+                tags=tuple(tags) if tags else None,
+            ),
+            "subject": _subject(client, values),
         }
-
-    def _subject(self, client: CyclesClient, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Subject | None:
-        values = {level: _value(given, args, kwargs) for level, given in self.subject.items()}
-        named = {level: value for level, value in values.items() if value}
-        return Subject(**{**client.config.subject_defaults(), **named}) if named else None
+        for name in ("ttl_ms", "grace_period_ms", "overage_policy"):
+            if name in values:
+                reservation[name] = values[name]
+        return reservation
 
     def settle(self, guard: ReservationGuard, result: Any) -> None:
         settle_call(guard, self.actual, result, self.uses_estimate)
@@ -275,11 +271,11 @@ def settle_call(guard: ReservationGuard, actual: Any, result: Any, uses_estimate
         if guard.spent or not uses_estimate:
             _settle_unknown(guard)
         else:
-            _settle(guard, guard.reserved)
+            _settle(guard, guard.estimate)
         return
-    unit = guard.reserved.unit
+    unit = guard.estimate.unit
     try:
-        amount = _amount(_value(actual, (result,), {}), unit)
+        amount = _amount(actual(result) if callable(actual) else actual, unit)
         if amount.unit != unit:
             raise ValidationError(f"actual: {amount.unit} is not the estimate's unit, {unit}")
     except Exception:
@@ -296,7 +292,7 @@ def settle_by_estimate(guard: ReservationGuard) -> None:
     if guard.spent:
         _settle_unknown(guard)
     else:
-        _settle(guard, guard.reserved, metadata=_ESTIMATED)
+        _settle(guard, guard.estimate, metadata=_ESTIMATED)
 
 
 class _GuardedGenerator(Generator[Any, Any, Any]):

@@ -122,7 +122,8 @@ class Settler:
     def _finish(self, record: Record, settlement: Settlement) -> None:
         self._pending.pop(record.reservation_id, None)
         self._forget(record)
-        self._client.observe(events.Settled(record.reservation_id, _amount(record.body), settlement))
+        if self._client.is_observed:
+            self._client.observe(events.Settled(record.reservation_id, _amount(record.body), settlement))
 
     def _turn_to_event(self, record: Record) -> Record:
         """The record in event mode, with the same key: on disk before the event is sent.

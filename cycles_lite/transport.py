@@ -14,6 +14,7 @@ import socket
 import ssl
 import time
 import weakref
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -62,16 +63,10 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 #: How much of a body without a length is asked for at once: http.client of Python 3.7 to 3.9 fills a buffer that large.
 _PIECE = 64 * 1024
 
-#: The headers of an answer that the protocol defines.
-_HEADERS = (
-    "x-request-id",
-    "x-cycles-trace-id",
-    "x-cycles-tenant",
-    "x-ratelimit-remaining",
-    "x-ratelimit-reset",
-    "retry-after",
-    "date",  # for `cycles-lite check` alone: lease arithmetic must not use it
-)
+#: Neither retries nor redirects.
+_ONCE = urllib3.Retry(False, redirect=False)
+
+_timeout = lru_cache(maxsize=16)(urllib3.Timeout)
 
 
 class _Bounded(_Mixed):
@@ -83,6 +78,7 @@ class _Bounded(_Mixed):
     #: The pool's era that this connection is of.
     era = 0
     _served = False
+    _body = b""
 
     def _new_conn(self) -> socket.socket:
         """urllib3 gives each of a host's addresses the whole connect timeout; here they share it."""
@@ -119,7 +115,14 @@ class _Bounded(_Mixed):
         self._served = False
         super().connect()
 
+    def endheaders(self, *args: Any, **kwargs: Any) -> None:
+        self._body = current.get().body
+        super().endheaders(*args, **kwargs)
+
     def send(self, data: Any) -> None:
+        body, self._body = self._body, b""  # the head comes first, and takes the body along in one packet
+        if body:
+            data += body
         attempt = current.get()
         if self.sock is not None:
             self.sock.settimeout(attempt.left())
@@ -267,11 +270,12 @@ class HttpTransport:
         """One attempt of at most `connect_timeout + read_timeout` seconds; redirects are not followed."""
         pool = self._pools.get(os.getpid()) or self._open()
         bound = call.connect_timeout + call.read_timeout
-        attempt = Attempt(time.monotonic() + bound, call.fresh)
+        attempt = Attempt(time.monotonic() + bound, call.fresh, call.body)
         token = current.set(attempt)
         error: TransportError | None = None
         try:
-            return self._exchange(pool, call, bound)
+            status, body = self._exchange(pool, call, bound)
+            return redacted(call, Answer(status, attempt.headers, body))
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as e:
             error = self._translated(call, attempt, e)
         finally:
@@ -281,16 +285,16 @@ class HttpTransport:
         finally:
             error = None  # else its traceback and this frame would hold each other
 
-    def _exchange(self, pool: Any, call: Call, bound: float) -> Answer:
+    def _exchange(self, pool: Any, call: Call, bound: float) -> tuple[int, bytes]:
         response = pool.urlopen(
             call.operation.method,
             self._target(call),
-            call.body or None,
-            call.headers,
-            retries=False,
+            None,  # the connection sends it together with the head
+            {**call.headers, "Content-Length": str(len(call.body))} if call.body else call.headers,
+            retries=_ONCE,
             redirect=False,
             assert_same_host=False,
-            timeout=urllib3.Timeout(connect=call.connect_timeout, read=bound),
+            timeout=_timeout(connect=call.connect_timeout, read=bound),
             pool_timeout=bound,
             preload_content=False,
             decode_content=False,
@@ -302,9 +306,7 @@ class HttpTransport:
             raise
         finally:
             response.release_conn()
-        headers = response.headers
-        known = {name: headers[name] for name in _HEADERS if name in headers}
-        return redacted(call, Answer(response.status, known, body))
+        return response.status, body
 
     def _target(self, call: Call) -> str:
         path = call.operation.path
@@ -372,7 +374,7 @@ def _read(response: Any) -> bytes:
     if expected is not None:
         if expected > MAX_ANSWER_BYTES:
             raise _too_large(response)
-        body: bytes = response.read(expected)
+        body: bytes = response.read()
         if len(body) != expected:
             raise http.client.IncompleteRead(body, expected - len(body))
         return body

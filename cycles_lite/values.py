@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import field
 from enum import Enum
-from typing import Any, Mapping
+from typing import Any, ClassVar, Mapping, TypeVar
 
-from .checks import INT64_MAX, refuse
+from .checks import INT64_MAX, INT64_MIN, refuse
 from .errors import ValidationError
 from .fields import COUNT, JSON, SERVER_TEXT, SIGNED, Dimensions, FreeText, ListOf, Model, OneOf, Text, model, of
 
@@ -89,30 +89,54 @@ class ErrorCode(_Words):
 
 _COUNT = of(COUNT)
 _LEVEL = of(Text(128))
+_new = object.__new__
+_UNITS = {unit.value: unit for unit in Unit}
+
+Q = TypeVar("Q", bound="_Quantity")
+
+
+class _Quantity(Model):
+    """A number of a unit."""
+
+    _least: ClassVar[int]
+
+    @classmethod
+    def read(cls: type[Q], field: str, value: Any, strict: bool) -> Q:
+        # Answers hold more of these than of anything else, nearly always just so.
+        if type(value) is dict and len(value) == 2:
+            amount, unit = value.get("amount"), value.get("unit")
+            if type(amount) is int and cls._least <= amount <= INT64_MAX and type(unit) is str and unit in _UNITS:
+                made = _new(cls)
+                values = made.__dict__
+                values["unit"], values["amount"] = _UNITS[unit], amount
+                return made
+        return super().read(field, value, strict)
 
 
 @model
-class Amount(Model):
+class Amount(_Quantity):
     """A quantity of 0..2^63-1 in one unit. Floats and bools are refused."""
+
+    _least = 0
 
     unit: Unit = field(metadata=of(OneOf(Unit)))
     amount: int = field(metadata=_COUNT)
 
     @classmethod
     def usd_microcents(cls, amount: int) -> Amount:
-        return cls(Unit.USD_MICROCENTS, amount)
+        return cls(unit=Unit.USD_MICROCENTS, amount=amount)
 
     @classmethod
     def tokens(cls, amount: int) -> Amount:
-        return cls(Unit.TOKENS, amount)
+        return cls(unit=Unit.TOKENS, amount=amount)
 
     @classmethod
     def credits(cls, amount: int) -> Amount:
-        return cls(Unit.CREDITS, amount)
+        return cls(unit=Unit.CREDITS, amount=amount)
 
     @classmethod
     def risk_points(cls, amount: int) -> Amount:
-        return cls(Unit.RISK_POINTS, amount)
+        return cls(unit=Unit.RISK_POINTS, amount=amount)
 
     @classmethod
     def usd(cls, dollars: str) -> Amount:
@@ -131,8 +155,10 @@ class Amount(Model):
 
 
 @model
-class SignedAmount(Model):
+class SignedAmount(_Quantity):
     """Like `Amount`, but an overdraft makes it negative: -2^63..2^63-1."""
+
+    _least = INT64_MIN
 
     unit: Unit = field(metadata=of(OneOf(Unit)))
     amount: int = field(metadata=of(SIGNED))
