@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
 from . import wire
 from .checks import refuse
@@ -13,7 +13,6 @@ from .config import CyclesConfig
 from .errors import ApiError, CyclesError, ResponseError, ValidationError
 from .fields import Model
 from .log import log
-from .models import BalanceRequest, ReservationCreateRequest, ReservationListRequest
 from .sending import Sender, open_transport
 from .values import SUBJECT_LEVELS
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from .guard import ReservationGuard
     from .models import (
         Balance,
+        BalanceRequest,
         BalanceResponse,
         CommitRequest,
         CommitResponse,
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
         EventCreateResponse,
         ReleaseRequest,
         ReleaseResponse,
+        ReservationCreateRequest,
         ReservationCreateResponse,
         ReservationDetail,
         ReservationExtendRequest,
         ReservationExtendResponse,
+        ReservationListRequest,
         ReservationListResponse,
         ReservationSummary,
     )
@@ -45,12 +47,8 @@ if TYPE_CHECKING:
     from .transport import Transport
     from .values import Action, Amount, CommitOveragePolicy, Subject
 
-M = TypeVar("M", bound=Model)
-
 #: Settings that a transport is made of: clients that agree in them share one.
 _CONNECTION_SETTINGS = ("base_url", "ca_certs", "proxy", "max_connections")
-
-_EVIDENCE_ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class CyclesClient:
@@ -150,6 +148,7 @@ class CyclesClient:
         where the work must not run. Modes and `on_unavailable` are the configuration's.
         """
         from .guard import reserve  # only guards need it
+        from .models import ReservationCreateRequest
 
         named: Any = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
         request = ReservationCreateRequest(
@@ -204,7 +203,7 @@ class CyclesClient:
     ) -> ReservationListResponse:
         """One page of reservations (protocol: `GET /v1/reservations`). `filters` are the request's fields."""
         response: ReservationListResponse = self._get(
-            wire.LIST_RESERVATIONS, filters=_request(ReservationListRequest, request, filters)
+            wire.LIST_RESERVATIONS, filters=_request("ReservationListRequest", request, filters)
         )
         return response
 
@@ -222,7 +221,7 @@ class CyclesClient:
     def get_evidence(self, evidence_id: str) -> CyclesEvidenceEnvelope:
         """A signed evidence envelope by its 64 hexadecimal digits (protocol: `GET /v1/evidence/{id}`). No key is
         sent. The signature is not verified here; `body` holds the envelope's bytes."""
-        if not isinstance(evidence_id, str) or not _EVIDENCE_ID.match(evidence_id):
+        if not isinstance(evidence_id, str) or not re.match(r"[0-9a-f]{64}\Z", evidence_id):
             raise refuse("evidence_id", evidence_id, "64 lower-case hexadecimal digits")
         response: CyclesEvidenceEnvelope = self._get(wire.GET_EVIDENCE, evidence_id)
         return response
@@ -236,7 +235,7 @@ class CyclesClient:
         self, request: ReservationListRequest | None = None, **filters: Any
     ) -> Iterator[ReservationSummary]:
         """Every matching reservation, page after page."""
-        wanted = _request(ReservationListRequest, request, filters)
+        wanted = _request("ReservationListRequest", request, filters)
         for page in self._pages(wire.LIST_RESERVATIONS, wanted):
             yield from page.reservations
 
@@ -248,7 +247,7 @@ class CyclesClient:
     # ---- Sending ----
 
     def _of_somebody(self, request: BalanceRequest | None, filters: dict[str, Any]) -> BalanceRequest:
-        wanted = _request(BalanceRequest, request, filters)
+        wanted: BalanceRequest = _request("BalanceRequest", request, filters)
         if not any(getattr(wanted, level) for level in SUBJECT_LEVELS) and not self._config.tenant:
             raise ValidationError("balances: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
         return wanted
@@ -340,14 +339,18 @@ class CyclesClient:
         return self._sender.get(operation, id, query)
 
 
-def _request(model: type[M], request: M | None, filters: dict[str, Any]) -> M:
+def _request(name: str, request: Model | None, filters: dict[str, Any]) -> Any:
+    """The request, or the one of that name with these fields."""
+    from . import models
+
+    kind = getattr(models, name)
     if request is None:
-        unknown = sorted(set(filters) - {entry.name for entry in model.layout()})
+        unknown = sorted(set(filters) - {entry.name for entry in kind.layout()})
         if unknown:
-            raise ValidationError(f"{unknown[0]} is not a field of {model.__name__}")
-        return model(**filters)
-    if filters or not isinstance(request, model):
-        raise refuse("request", request, f"a {model.__name__}, or its fields as keywords")
+            raise ValidationError(f"{unknown[0]} is not a field of {name}")
+        return kind(**filters)
+    if filters or not isinstance(request, kind):
+        raise refuse("request", request, f"a {name}, or its fields as keywords")
     return request
 
 
@@ -355,7 +358,7 @@ def _finish_imports() -> None:
     """Before a fork: import what is imported when it is first needed, and wait for what another thread is importing
     right now. A child would wait for that thread for ever."""
     package = __name__.rpartition(".")[0] + "."
-    needed = [package + "guard", package + "settler"]
+    needed = [package + "models", package + "guard", package + "settler"]
     for name in [*needed, *(name for name in list(sys.modules) if name.startswith(package))]:
         try:
             __import__(name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import re
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
@@ -24,15 +24,14 @@ if TYPE_CHECKING:
 Traceparent = Union[None, str, Callable[[], Optional[str]]]
 
 _RESERVATION_ID = Text(128)
-_VISIBLE_ASCII = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?\Z")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+_TRACEPARENT = r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
 
 
 class Sender:
     """Sends a client's calls through a transport, again where `retry` says so."""
 
     def __init__(self, config: CyclesConfig, transport: Transport, traceparent: Traceparent) -> None:
-        if isinstance(traceparent, str) and not _TRACEPARENT.match(traceparent):
+        if isinstance(traceparent, str) and not re.match(_TRACEPARENT, traceparent):
             raise ConfigError(f"traceparent: {traceparent!r:.80} is not a W3C traceparent")
         self._config = config
         self.transport = transport
@@ -40,7 +39,7 @@ class Sender:
         self._closed = threading.Event()
         self._public_headers = {
             "Accept": "application/json",
-            "User-Agent": f"cycles-lite/{__version__} Python/{platform.python_version()}",
+            "User-Agent": "cycles-lite/{} Python/{}.{}.{}".format(__version__, *sys.version_info),
         }
         self._headers = dict(self._public_headers)
         if config.api_key is not None:
@@ -53,7 +52,7 @@ class Sender:
         """Send a body, and read the response in the answer."""
         headers = dict(self._sending_headers)
         key = data.get("idempotency_key")
-        if isinstance(key, str) and _VISIBLE_ASCII.match(key):  # optional; no other text arrives unchanged
+        if isinstance(key, str) and _arrives_unchanged(key):  # optional
             headers[wire.IDEMPOTENCY_KEY_HEADER] = key
         amount = data.get("estimate") or data.get("actual") or {}
         return self._send(operation, reservation_id, {}, wire.dumps(data), headers, amount.get("unit"), retries)
@@ -116,7 +115,7 @@ class Sender:
             except Exception:
                 log().warning("the traceparent callable failed; the request goes without", exc_info=True)
                 return
-        if isinstance(value, str) and _TRACEPARENT.match(value):
+        if isinstance(value, str) and re.match(_TRACEPARENT, value):
             headers["traceparent"] = value
         elif value is not None:
             log().warning("%.80r is not a W3C traceparent; the request goes without", value)
@@ -131,6 +130,11 @@ def _within_deadline(call: wire.Call) -> wire.Call:
         raise TransportTimeout(f"{call.operation.name}: the deadline has passed; nothing was sent")
     connect = min(call.connect_timeout, left)
     return call._replace(connect_timeout=connect, read_timeout=left - connect)
+
+
+def _arrives_unchanged(text: str) -> bool:
+    """Whether a header can carry it: visible ASCII, blanks only inside."""
+    return text.isascii() and text.isprintable() and text.strip() == text != ""
 
 
 def _path_id(value: Any) -> str:

@@ -8,33 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Mapping, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, TypeVar
 
 from .checks import INT64_MAX
 from .errors import DENIALS, ApiError, BudgetDenied, ResponseError, ValidationError, error_class
 from .fields import Model
-from .models import (
-    BalanceResponse,
-    CommitRequest,
-    CommitResponse,
-    CyclesEvidenceEnvelope,
-    CyclesEvidenceJwks,
-    DecisionRequest,
-    DecisionResponse,
-    ErrorResponse,
-    EventCreateRequest,
-    EventCreateResponse,
-    ReleaseRequest,
-    ReleaseResponse,
-    ReservationCreateRequest,
-    ReservationCreateResponse,
-    ReservationDetail,
-    ReservationExtendRequest,
-    ReservationExtendResponse,
-    ReservationListResponse,
-    Response,
-)
 from .values import Unit
+
+if TYPE_CHECKING:
+    from .models import ErrorResponse, ReservationCreateResponse, Response
 
 M = TypeVar("M", bound=Model)
 
@@ -48,8 +30,9 @@ class Operation(NamedTuple):
     path: str
     #: The one status that means success.
     status: int
-    response: type[Response]
-    request: type[Model] | None = None
+    #: The names of its models.
+    response_name: str
+    request_name: str | None = None
     #: The `status` word that proves success, where the answer moves or holds money.
     proof: str | None = None
     #: Denial codes are a `BudgetDenied`: the work has not run yet.
@@ -59,14 +42,33 @@ class Operation(NamedTuple):
     #: No API key is sent (protocol: `security: []`).
     public: bool = False
 
+    @property
+    def response(self) -> type[Response]:
+        """The model of its success."""
+        response: type[Response] = _model(self.response_name)
+        return response
+
+    @property
+    def request(self) -> type[Model] | None:
+        """The model of its body, where it has one."""
+        return _model(self.request_name) if self.request_name else None
+
+
+def _model(name: str) -> Any:
+    """A model, of which programs import few and the first call needs the first: half of what the package would take
+    to import."""
+    from . import models
+
+    return getattr(models, name)
+
 
 CREATE_RESERVATION = Operation(
     "create_reservation",
     "POST",
     "/v1/reservations",
     200,
-    ReservationCreateResponse,
-    ReservationCreateRequest,
+    "ReservationCreateResponse",
+    "ReservationCreateRequest",
     reserves=True,
 )
 COMMIT_RESERVATION = Operation(
@@ -74,8 +76,8 @@ COMMIT_RESERVATION = Operation(
     "POST",
     "/v1/reservations/{id}/commit",
     200,
-    CommitResponse,
-    CommitRequest,
+    "CommitResponse",
+    "CommitRequest",
     "COMMITTED",
     settles=True,
 )
@@ -84,8 +86,8 @@ RELEASE_RESERVATION = Operation(
     "POST",
     "/v1/reservations/{id}/release",
     200,
-    ReleaseResponse,
-    ReleaseRequest,
+    "ReleaseResponse",
+    "ReleaseRequest",
     "RELEASED",
 )
 EXTEND_RESERVATION = Operation(
@@ -93,27 +95,27 @@ EXTEND_RESERVATION = Operation(
     "POST",
     "/v1/reservations/{id}/extend",
     200,
-    ReservationExtendResponse,
-    ReservationExtendRequest,
+    "ReservationExtendResponse",
+    "ReservationExtendRequest",
     "ACTIVE",
 )
-DECIDE = Operation("decide", "POST", "/v1/decide", 200, DecisionResponse, DecisionRequest, reserves=True)
+DECIDE = Operation("decide", "POST", "/v1/decide", 200, "DecisionResponse", "DecisionRequest", reserves=True)
 CREATE_EVENT = Operation(
     "create_event",
     "POST",
     "/v1/events",
     201,
-    EventCreateResponse,
-    EventCreateRequest,
+    "EventCreateResponse",
+    "EventCreateRequest",
     "APPLIED",
     settles=True,
 )
-LIST_RESERVATIONS = Operation("list_reservations", "GET", "/v1/reservations", 200, ReservationListResponse)
-GET_RESERVATION = Operation("get_reservation", "GET", "/v1/reservations/{id}", 200, ReservationDetail)
-GET_BALANCES = Operation("get_balances", "GET", "/v1/balances", 200, BalanceResponse)
-GET_EVIDENCE = Operation("get_evidence", "GET", "/v1/evidence/{id}", 200, CyclesEvidenceEnvelope, public=True)
+LIST_RESERVATIONS = Operation("list_reservations", "GET", "/v1/reservations", 200, "ReservationListResponse")
+GET_RESERVATION = Operation("get_reservation", "GET", "/v1/reservations/{id}", 200, "ReservationDetail")
+GET_BALANCES = Operation("get_balances", "GET", "/v1/balances", 200, "BalanceResponse")
+GET_EVIDENCE = Operation("get_evidence", "GET", "/v1/evidence/{id}", 200, "CyclesEvidenceEnvelope", public=True)
 GET_EVIDENCE_KEYS = Operation(
-    "get_evidence_keys", "GET", "/v1/.well-known/cycles-jwks.json", 200, CyclesEvidenceJwks, public=True
+    "get_evidence_keys", "GET", "/v1/.well-known/cycles-jwks.json", 200, "CyclesEvidenceJwks", public=True
 )
 
 OPERATIONS = (
@@ -264,7 +266,7 @@ def _ids(answer: Answer) -> dict[str, Any]:
 
 def _error(operation: Operation, answer: Answer, unit: str | None) -> ApiError:
     try:
-        told = ErrorResponse.from_json(loads(answer.body))
+        told: ErrorResponse = _model("ErrorResponse").from_json(loads(answer.body))
     except ValueError:
         # A proxy's page or a broken body: the status is all that is known.
         kind = error_class(answer.status, None, reserves=False, settles=False)
