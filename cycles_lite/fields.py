@@ -213,7 +213,7 @@ class Entry(NamedTuple):
 class _Plan:
     """What the generic code needs of one class, worked out once."""
 
-    __slots__ = ("checkers", "defaults", "entries", "needed", "readers", "writers")
+    __slots__ = ("checkers", "defaults", "entries", "needed", "parsers", "readers", "sent", "writers")
 
     def __init__(self, cls: type[Any]) -> None:
         self.entries = tuple([_entry(field) for field in dataclasses.fields(cls)])
@@ -225,7 +225,11 @@ class _Plan:
         self.readers = {entry.json_name: (entry.name, entry.kind.read) for entry in self.entries}
         #: By the field's name: the name in JSON, and what writes it.
         self.writers = {entry.name: (entry.json_name, entry.kind.write) for entry in self.entries}
-        #: The fields that an answer must have, by their names in JSON.
+        #: By the name in JSON: the field's name, and what parses it.
+        self.parsers = {entry.json_name: (entry.name, entry.kind.parse) for entry in self.entries}
+        #: The fields that a request must have, by their names in JSON.
+        self.sent = [entry.json_name for entry in self.entries if entry.on_the_wire]
+        #: The fields that an answer must have, likewise.
         self.needed = [entry.json_name for entry in self.entries if entry.required]
 
 
@@ -368,16 +372,17 @@ class Model(Checked):
         """The object for a decoded request: unknown fields are refused, and so is all that a constructor refuses."""
         if type(data) is not dict:
             raise refuse(field, data, "an object")
-        values = {}
-        for name, json_name, kind, _, _, on_the_wire, _ in cls.layout():
-            value = data.get(json_name)
-            if value is not None:
-                values[name] = kind.parse(json_name, value)
-            elif on_the_wire:
+        plan = cls._plan
+        for json_name in plan.sent:
+            if data.get(json_name) is None:
                 raise _absent(field, json_name, data)
-        unknown = sorted(set(data) - {entry.json_name for entry in cls.layout()})
-        if unknown:
-            raise ValidationError(f"{field}: unknown field {shown(unknown[0])}")
+        values = {}
+        for json_name, item in data.items():
+            if json_name not in plan.parsers:
+                raise ValidationError(f"{field}: unknown field {shown(json_name)}")
+            if item is not None:
+                name, parse = plan.parsers[json_name]
+                values[name] = parse(json_name, item)
         return cls(**values)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, TypeVar
 
 from .checks import INT64_MAX
@@ -54,6 +55,7 @@ class Operation(NamedTuple):
         return _model(self.request_name) if self.request_name else None
 
 
+@lru_cache(maxsize=None)
 def _model(name: str) -> Any:
     """A model, of which programs import few and the first call needs the first: half of what the package would take
     to import."""
