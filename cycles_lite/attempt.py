@@ -1,4 +1,4 @@
-"""One attempt's bound as a whole, and http.client's reader made to keep it."""
+"""One attempt's bound as a whole, and http.client's reader made to keep it; an answer is read whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import socket
 import time
 from contextvars import ContextVar
 from typing import Any
+
+from .errors import ResponseError
+
+#: Larger answers are refused: the largest legal page is far below.
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+
+#: How much of a body without a length is asked for at once: http.client of Python 3.7 to 3.9 fills a buffer that large.
+_PIECE = 64 * 1024
 
 #: The headers of an answer that the protocol defines.
 _HEADERS = frozenset(
@@ -94,10 +102,15 @@ class BoundedResponse(http.client.HTTPResponse):
             # What follows such a line is lost, such as the body's length; and urllib3 would log it, whatever it holds.
             raise http.client.HTTPException("there is a line among the headers that is none")
         headers: dict[str, str] = {}
+        lengths = set()
         for name, value in self.msg.raw_items():
             name = name.lower()
             if name in _HEADERS:
                 headers[name] = f"{headers[name]}, {value}" if name in headers else value
+            elif name == "content-length":
+                lengths.add(value)
+        if len(lengths) > 1:  # http.client believes the first; what follows that would be the next answer
+            raise http.client.HTTPException("there are two lengths among the headers")
         current.get().headers = headers
 
     def _read_status(self) -> Any:
@@ -105,3 +118,32 @@ class BoundedResponse(http.client.HTTPResponse):
         real one would then be read as that of the next request."""
         version, status, reason = super()._read_status()  # type: ignore[misc]
         return version, 100 if 100 <= status < 200 else status, reason
+
+
+def read_body(response: Any, expected: int | None) -> bytes:
+    """The whole body, or an error: never part of it. `expected` is its length, where the head tells it."""
+    if expected is not None:
+        if expected > MAX_ANSWER_BYTES:
+            raise _too_large(response)
+        body: bytes = response.read()
+        if len(body) != expected:
+            raise http.client.IncompleteRead(body, expected - len(body))
+        return body
+    pieces: list[bytes] = []
+    size, piece = 0, b""
+    while not pieces or len(piece) == _PIECE:  # a shorter one is the last
+        piece = response.read(_PIECE)
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_ANSWER_BYTES:
+            raise _too_large(response)
+    return b"".join(pieces)
+
+
+def _too_large(response: Any) -> ResponseError:
+    return ResponseError(
+        f"the answer is larger than {MAX_ANSWER_BYTES} bytes",
+        status=response.status,
+        request_id=response.headers.get("x-request-id"),
+        trace_id=response.headers.get("x-cycles-trace-id"),
+    )

@@ -15,7 +15,7 @@ import ssl
 import time
 import weakref
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
@@ -30,8 +30,8 @@ from urllib3.exceptions import (
 )
 from urllib3.util.ssl_ import is_ipaddress
 
-from .attempt import Attempt, BoundedResponse, current
-from .errors import ConfigError, ResponseError, TransportError, TransportTimeout
+from .attempt import Attempt, BoundedResponse, current, read_body
+from .errors import ConfigError, TransportError, TransportTimeout
 from .proxies import from_environment, read_proxy
 from .redaction import redacted, redacted_text, tells_key
 from .wire import Answer, Call
@@ -56,12 +56,6 @@ if TYPE_CHECKING:
     _MixedPool = urllib3.HTTPConnectionPool
 else:
     _Mixed = _MixedPool = object
-
-#: Larger answers are refused: the largest legal page is far below.
-MAX_ANSWER_BYTES = 16 * 1024 * 1024
-
-#: How much of a body without a length is asked for at once: http.client of Python 3.7 to 3.9 fills a buffer that large.
-_PIECE = 64 * 1024
 
 #: Neither retries nor redirects.
 _ONCE = urllib3.Retry(False, redirect=False)
@@ -133,13 +127,23 @@ class _Bounded(_Mixed):
             raise
 
     def getresponse(self) -> Any:
+        return self._received(super().getresponse)
+
+    def _received(self, receive: Callable[[], Any]) -> Any:
         try:
-            response = super().getresponse()
+            response = receive()
         except OSError as e:
             current.get().stale = self._served and _hung_up(e)
             raise
         self._served = True
         return response
+
+    def exchange(self, method: str, target: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """A request and its answer, where the connection is open, by http.client alone: what urllib3 does beyond that
+        is for connections that have yet to be made, and would be a quarter of a call's cost."""
+        http.client.HTTPConnection.request(self, method, target, None, headers)
+        response = self._received(lambda: http.client.HTTPConnection.getresponse(self))
+        return response.status, read_body(response, response.length)
 
 
 def _hung_up(e: OSError) -> bool:
@@ -206,6 +210,17 @@ class _Pool(_MixedPool):
         super().__init__(*args, **kwargs)
         places: Any = self.pool
         weakref.finalize(self, places.let_go)
+
+    def exchange(self, timeout: float, method: str, target: str, headers: Mapping[str, str]) -> Any:
+        """The status and body of an answer to a request on an open connection; None where none is idle."""
+        conn: Any = self._get_conn(timeout)
+        try:
+            return None if conn.sock is None else conn.exchange(method, target, headers)
+        except BaseException:
+            conn.close()
+            raise
+        finally:
+            self._put_conn(conn)
 
     def _get_conn(self, timeout: Any = None) -> Any:
         conn: Any = super()._get_conn(timeout)
@@ -286,11 +301,18 @@ class HttpTransport:
             error = None  # else its traceback and this frame would hold each other
 
     def _exchange(self, pool: Any, call: Call, bound: float) -> tuple[int, bytes]:
+        method, target, headers = call.operation.method, self._target(call), call.headers
+        if call.body:
+            headers = {**headers, "Content-Length": str(len(call.body))}
+        if pool.proxy is None:
+            heard: tuple[int, bytes] | None = pool.exchange(bound, method, target, headers)
+            if heard is not None:
+                return heard
         response = pool.urlopen(
-            call.operation.method,
-            self._target(call),
-            None,  # the connection sends it together with the head
-            {**call.headers, "Content-Length": str(len(call.body))} if call.body else call.headers,
+            method,
+            target,
+            None,  # the connection sends the body together with the head
+            headers,
             retries=_ONCE,
             redirect=False,
             assert_same_host=False,
@@ -300,13 +322,12 @@ class HttpTransport:
             decode_content=False,
         )
         try:
-            body = _read(response)
+            return response.status, read_body(response, response.length_remaining)
         except BaseException:
             response.close()
             raise
         finally:
             response.release_conn()
-        return response.status, body
 
     def _target(self, call: Call) -> str:
         path = call.operation.path
@@ -366,36 +387,6 @@ class HttpTransport:
 
 #: Pools of parent processes: never used, never collected.
 _inherited: list[Any] = []
-
-
-def _read(response: Any) -> bytes:
-    """The whole body, or an error: never part of it."""
-    expected: int | None = response.length_remaining
-    if expected is not None:
-        if expected > MAX_ANSWER_BYTES:
-            raise _too_large(response)
-        body: bytes = response.read()
-        if len(body) != expected:
-            raise http.client.IncompleteRead(body, expected - len(body))
-        return body
-    pieces: list[bytes] = []
-    size, piece = 0, b""
-    while not pieces or len(piece) == _PIECE:  # a shorter one is the last
-        piece = response.read(_PIECE)
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_ANSWER_BYTES:
-            raise _too_large(response)
-    return b"".join(pieces)
-
-
-def _too_large(response: Any) -> ResponseError:
-    return ResponseError(
-        f"the answer is larger than {MAX_ANSWER_BYTES} bytes",
-        status=response.status,
-        request_id=response.headers.get("x-request-id"),
-        trace_id=response.headers.get("x-cycles-trace-id"),
-    )
 
 
 def _innermost(e: BaseException) -> BaseException:

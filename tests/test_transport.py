@@ -54,7 +54,8 @@ from cycles_lite import (
     TransportTimeout,
     wire,
 )
-from cycles_lite.transport import MAX_ANSWER_BYTES, HttpTransport
+from cycles_lite.attempt import MAX_ANSWER_BYTES
+from cycles_lite.transport import HttpTransport
 from cycles_lite.wire import Call
 
 #: An attempt may take 0.3 s; the peers below would take minutes.
@@ -64,6 +65,9 @@ ONCE = {"retry_enabled": False, "max_connections": 1}
 
 GOOD = answer(summary())
 BODY = GOOD.split(b"\r\n\r\n", 1)[1]
+
+#: A connection's first exchange is urllib3's, the later ones are http.client's: what must hold for both.
+either_exchange = pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -95,8 +99,9 @@ NEVER_ENDING = {
 }
 
 
+@either_exchange
 @pytest.mark.parametrize("name", NEVER_ENDING)
-def test_an_answer_that_never_ends_is_bounded_by_both_timeouts_together(name):
+def test_an_answer_that_never_ends_is_bounded_by_both_timeouts_together(name, first):
     """And without a thread; and the broken connection's place in the pool is free again."""
     threads = []
 
@@ -108,9 +113,11 @@ def test_an_answer_that_never_ends_is_bounded_by_both_timeouts_together(name):
 
     before = {thread.name for thread in threading.enumerate()} | {"peer"}
     with Peer(script) as peer, client_of(peer, **TIGHT) as client:
+        patient = client.with_options(read_timeout=10.0)  # on the same pool of one connection
+        if not first:
+            get(patient)
         with ends_within(10), pytest.raises(TransportTimeout, match="no answer from"):
             client.get_reservation("rsv_slow")
-        patient = client.with_options(read_timeout=10.0)  # on the same pool of one connection
         assert get(patient).reservation_id == "rsv_1"
     assert peer.requests[-1].connection == peer.connections
     assert set(threads) <= before
@@ -220,17 +227,26 @@ CUT = {
 }
 
 
-@pytest.mark.parametrize("name", CUT)
-def test_an_answer_that_is_cut_or_is_none_leaves_the_outcome_unknown(name):
+#: On a connection that was used before these count as stale, and the request is sent again.
+STALE = ("closed at once", "reset at once", "reset within the headers", "100 Continue and nothing more")
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [(name, True) for name in CUT] + [(name, False) for name in CUT if name not in STALE]
+)
+def test_an_answer_that_is_cut_or_is_none_leaves_the_outcome_unknown(name, first):
     """A `TransportError` of one short line; the connection is not used again, and its place is free."""
-    with Peer(CUT[name], GOOD) as peer, client_of(peer, **ONCE) as client:
+    before = [] if first else [GOOD]
+    with Peer(*before, CUT[name], GOOD) as peer, client_of(peer, **ONCE) as client:
+        for _ in before:
+            get(client)
         with pytest.raises(TransportError) as failed:
             get(client)
         assert get(client).reservation_id == "rsv_1"
     assert not isinstance(failed.value, TransportTimeout)
     assert str(failed.value).isprintable()
     assert len(str(failed.value)) < 400
-    assert [request.connection for request in peer.requests] == [1, 2]
+    assert [request.connection for request in peer.requests] == [1] * len(before) + [1, 2]
 
 
 FINE = {
@@ -251,9 +267,13 @@ FINE = {
 }
 
 
+@either_exchange
 @pytest.mark.parametrize("name", FINE)
-def test_unusual_but_whole_answers_are_read(name):
-    with Peer(FINE[name], GOOD) as peer, client_of(peer, **ONCE) as client:
+def test_unusual_but_whole_answers_are_read(name, first):
+    before = [] if first else [GOOD]
+    with Peer(*before, FINE[name], GOOD) as peer, client_of(peer, **ONCE) as client:
+        for _ in before:
+            get(client)
         assert get(client).reservation_id == "rsv_1"
         assert get(client).reservation_id == "rsv_1"
 
@@ -441,13 +461,17 @@ def test_an_answer_of_exactly_the_limit_passes():
     ],
     ids=["10 GB", "one byte too many", "endless chunks", "endless", "endless error"],
 )
-def test_a_larger_answer_is_refused_and_not_read(large):
-    with Peer(large, GOOD) as peer, client_of(peer, **ONCE) as client:
+@either_exchange
+def test_a_larger_answer_is_refused_and_not_read(large, first):
+    before = [] if first else [GOOD]
+    with Peer(*before, large, GOOD) as peer, client_of(peer, **ONCE) as client:
+        for _ in before:
+            get(client)
         with pytest.raises(ResponseError, match="larger than"):
             get(client)
         assert get(client).reservation_id == "rsv_1"
     assert peer.poured < 4 * MAX_ANSWER_BYTES  # the system's socket buffers are in it
-    assert [request.connection for request in peer.requests] == [1, 2]
+    assert [request.connection for request in peer.requests] == [1] * len(before) + [1, 2]
 
 
 def test_one_endless_chunk_is_refused():
