@@ -51,7 +51,7 @@ def _memory() -> int:
 
 def live_guards(quick: bool) -> list[Row]:
     """10,000 guards that stay open while their heartbeats go on."""
-    count, seconds, ttl_ms = (100, 6.0, 10_000) if quick else (10_000, 150.0, 60_000)
+    count, seconds, ttl_ms = (100, 2.5, 4_000) if quick else (10_000, 150.0, 60_000)
     failed: list[events.HeartbeatFailed] = []
 
     def observe(event: events.Event) -> None:

@@ -40,10 +40,11 @@ def size(quick: bool) -> list[Row]:
     ]
 
 
-def _pip(*arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", arguments[0], "-q", "--no-index", "--no-deps", *arguments[1:]], check=True
-    )
+def _pip(command: str, *arguments: str) -> None:
+    """pip, without an index; what it or setuptools will once do otherwise is no matter here."""
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    whole = [sys.executable, "-m", "pip", command, "-q", "--no-index", "--no-deps", *arguments]
+    subprocess.run(whole, env=environment, check=True)
 
 
 def _installed(name: str) -> int:

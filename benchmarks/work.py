@@ -80,7 +80,7 @@ class Bare:
 
     def __init__(self, url: str, maxsize: int = 1) -> None:
         parts = urlsplit(url)
-        self._pool = urllib3.HTTPConnectionPool(parts.hostname, parts.port, maxsize=maxsize, block=True)
+        self._pool = urllib3.HTTPConnectionPool(parts.hostname or "", parts.port, maxsize=maxsize, block=True)
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         response = self._pool.urlopen(
