@@ -94,10 +94,12 @@ class Book:
 
     def _extended(self, id: str) -> dict[str, Any]:
         now = time.monotonic()
-        self.beats += 1
-        self.late += now > self.expires[id]
-        self.expires[id] += self.ttl_ms / 1000
-        left = int((self.expires[id] - now) * 1000)
+        left = 0
+        if id in self.expires:  # else it was finished while its beat was on its way
+            self.beats += 1
+            self.late += now > self.expires[id]
+            self.expires[id] += self.ttl_ms / 1000
+            left = int((self.expires[id] - now) * 1000)
         return {"status": "ACTIVE", "expires_at_ms": int(time.time() * 1000) + left, "remaining_ttl_ms": left}
 
     def told(self) -> dict[str, Any]:

@@ -106,8 +106,9 @@ class CyclesClient:
             self._sender.get(wire.GET_EVIDENCE_KEYS, None, {}, retries=False)
         except ApiError:
             return True
-        except CyclesError:
-            return False
+        except CyclesError as e:
+            # An idle connection that was closed meanwhile; the next one is fresh.
+            return getattr(e, "stale", False) and self.warm_up()
         return True
 
     def flush(self, timeout: float | None = None) -> int:

@@ -16,7 +16,9 @@ from .values import SUBJECT_LEVELS
 
 #: Seconds that a number of seconds may be at the most: a day.
 _LONGEST = 86_400.0
-_MOST = 999_999_999
+_MOST_ATTEMPTS = 999_999_999
+#: A pool has a place for each.
+_MOST_CONNECTIONS = 10_000
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -119,12 +121,12 @@ _wait = _number(f"a number of seconds from 0 to {_LONGEST:.0f}", 0.0, _LONGEST)
 _factor = _number("a number from 1 to 100", 1.0, 100.0)
 
 
-def _count(low: int) -> Callable[[Any], int]:
+def _count(high: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         if isinstance(value, str) and re.match(r"\s*[0-9]{1,9}\s*\Z", value):
             value = int(value)
-        if type(value) is not int or not low <= value <= _MOST:
-            raise ValueError(f"a whole number from {low} to {_MOST}")
+        if type(value) is not int or not 1 <= value <= high:
+            raise ValueError(f"a whole number from 1 to {high}")
         return value
 
     return parse
@@ -193,7 +195,7 @@ class CyclesConfig(Checked):
     read_timeout: float = field(default=5.0, metadata=_setting(_seconds))
     #: Retries of reads, and of settlements in the background.
     retry_enabled: bool = field(default=True, metadata=_setting(_flag))
-    retry_max_attempts: int = field(default=5, metadata=_setting(_count(1)))
+    retry_max_attempts: int = field(default=5, metadata=_setting(_count(_MOST_ATTEMPTS)))
     retry_initial_delay: float = field(default=0.5, metadata=_setting(_wait))
     retry_multiplier: float = field(default=2.0, metadata=_setting(_factor))
     retry_max_delay: float = field(default=30.0, metadata=_setting(_wait))
@@ -208,7 +210,7 @@ class CyclesConfig(Checked):
     #: `raise`, or `allow` the work when the authority cannot be reached.
     on_unavailable: str = field(default="raise", metadata=_setting(_choice("raise", "allow")))
     #: Connections to the server at the same time; a call that finds none free waits for one.
-    max_connections: int = field(default=16, metadata=_setting(_count(1)))
+    max_connections: int = field(default=16, metadata=_setting(_count(_MOST_CONNECTIONS)))
     #: A file or folder of certificates to trust; else REQUESTS_CA_BUNDLE, else SSL_CERT_FILE, else the system's.
     ca_certs: str | None = field(default=None, metadata=_setting(_path))
     #: A proxy's URL; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide.

@@ -75,7 +75,8 @@ class Heartbeat:
             self._job = None
             disposition = f"no further extension: {step.reason.value if step.reason else 'stopped'}"
         else:
-            self._job = job = worker.schedule(step.delay_ms / 1000, _beat_of(self))
+            delay = step.delay_ms / 1000
+            self._job = job = worker.schedule(delay, _beat_of(self), delay / 2 if step.next is Next.BEAT else None)
             if self._is_stopped:  # by the program's thread, while this one took in an answer
                 job.cancel()
             disposition = f"tried again in {step.delay_ms / 1000:.1f} s with the same key"

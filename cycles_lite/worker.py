@@ -37,11 +37,13 @@ _LINGER = 30.0
 class Job:
     """Something to do at a time, once at the most, from any thread. It must not raise."""
 
-    __slots__ = ("__weakref__", "_waiting", "due")
+    __slots__ = ("__weakref__", "_waiting", "due", "earliest")
 
-    def __init__(self, due: float, run: Callable[[], None]) -> None:
+    def __init__(self, due: float, earliest: float, run: Callable[[], None]) -> None:
         #: In seconds of `time.monotonic()`.
         self.due = due
+        #: From when it may be run where many wait.
+        self.earliest = earliest
         #: One entry until the job is taken or cancelled. Popping it is atomic: exactly one of the two happens.
         self._waiting = [run]
 
@@ -80,16 +82,20 @@ class Worker:
         self._threads = 0
         self._waiting = 0
         self._running = 0
+        #: Seconds that a job takes: a guess at first, then a moving average.
+        self._pace = 0.05
         #: Threads of the program that run jobs inline.
         self._inline: set[int] = set()
         self._is_refused = False
         self._has_told = False
         self._is_leaving = False
 
-    def schedule(self, delay: float, run: Callable[[], None]) -> Job:
-        """Run something `delay` seconds from now, at the earliest."""
+    def schedule(self, delay: float, run: Callable[[], None], at_least: float | None = None) -> Job:
+        """Run something `delay` seconds from now; where so much waits that it would be late, earlier, but not before
+        `at_least` seconds have passed."""
         self._check_process()
-        job = Job(time.monotonic() + delay, run)
+        now = time.monotonic()
+        job = Job(now + delay, now + (delay if at_least is None else at_least), run)
         self._is_leaving = False
         self._post.append(job)
         if not self._waiting:
@@ -176,6 +182,7 @@ class Worker:
             job = self._next_job()
             if job is None:
                 return
+            start = time.monotonic()
             try:
                 _run(job)
             except BaseException:  # an observer that calls sys.exit(): no reason for the next job to wait for ever
@@ -183,6 +190,7 @@ class Worker:
             with self._lock:
                 self._running -= 1
                 self._waiting += 1
+                self._pace += (time.monotonic() - start - self._pace) / 16
 
     def _next_job(self) -> Job | None:
         """Wait for the lead, then for a job; None when this thread should end."""
@@ -214,7 +222,7 @@ class Worker:
                 if job is not None:
                     self._running += 1  # here, so that at no time it counts neither as due nor as running
                     return job
-                due = self._heap[0][0] if self._heap else None
+                due = self._next_due()
             if due is None and (self._is_leaving or now - idle_since > _LINGER):
                 return None
             if due is not None:
@@ -231,12 +239,22 @@ class Worker:
             self._heap = [entry for entry in self._heap if entry[2].is_waiting]
             heapq.heapify(self._heap)
 
+    def _next_due(self) -> float | None:
+        """When the first job is to be run: the earlier, the longer all threads take for what waits, so that ten
+        thousand guards that were made together are not all due together when it is too late for most."""
+        if not self._heap:
+            return None
+        due, _, job = self._heap[0]
+        return max(job.earliest, due - len(self._heap) * self._pace / MAX_THREADS)
+
     def _pop_due(self, now: float) -> Job | None:
-        while self._heap and (not self._heap[0][2].is_waiting or self._heap[0][0] <= now):
+        while True:
+            due = self._next_due()
+            if due is None or (due > now and self._heap[0][2].is_waiting):
+                return None
             job = heapq.heappop(self._heap)[2]
             if job.is_waiting:
                 return job
-        return None
 
 
 #: What finalizers have left to do. They run while any lock may be held, so all that they do is to put it here.

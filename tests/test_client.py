@@ -1052,6 +1052,13 @@ def test_warming_up_connects_once_and_says_whether_somebody_answered(told, answe
     assert request.header("X-Cycles-API-Key") is None
 
 
+def test_warming_up_replaces_a_connection_that_went_stale():
+    with Peer(answer({"keys": []}), close, answer({"keys": []})) as peer, client_of(peer) as client:
+        assert client.warm_up() is True
+        assert client.warm_up() is True
+    assert [request.connection for request in peer.requests] == [1, 1, 2]
+
+
 def test_warming_up_raises_nothing():
     with client_of("http://127.0.0.1:9", connect_timeout=0.5) as client:
         assert client.warm_up() is False

@@ -124,6 +124,26 @@ def test_a_later_job_wakes_nobody(worker):
     job.cancel()
 
 
+def test_where_many_wait_the_first_is_begun_so_early_that_the_last_is_in_time(worker):
+    """By what a job takes, and not before the time that it names. A job that names none is never early."""
+    start = time.monotonic()
+    jobs = [worker.schedule(3600.0, lambda: None, at_least=1800.0) for _ in range(100 * MAX_THREADS)]
+
+    def first_in(seconds_a_job):
+        with worker._lock:
+            worker._collect()
+            worker._pace = seconds_a_job
+            return worker._next_due() - start
+
+    assert first_in(0.0) == pytest.approx(3600, abs=60)
+    assert first_in(5.0) == pytest.approx(3600 - 100 * 5, abs=60)
+    assert first_in(1000.0) == pytest.approx(1800, abs=60)
+    jobs += [worker.schedule(3000.0, lambda: None)]
+    assert first_in(1000.0) == pytest.approx(3000, abs=60)
+    for job in jobs:
+        job.cancel()
+
+
 def test_refused_threads_are_told_once_and_jobs_run_inline(worker, monkeypatch, caplog):
     def refuse(thread):
         raise RuntimeError("can't start new thread")

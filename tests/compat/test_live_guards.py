@@ -139,12 +139,12 @@ def answer(call):
     made = {"create_reservation": peers.allowed(remaining_ttl_ms=12000), "commit_reservation": peers.committed()}
     return peers.replied(made[call.operation.name])
 
-def schedule(delay, run):
+def schedule(delay, run, at_least=None):
     if extended and not ended.is_set():  # the beat's answer is taken in, and the next beat not yet known to the guard
         assert known.wait(PATIENCE)
         guard.commit(Amount.tokens(42))
         ended.set()
-    return really_schedule(delay, run)
+    return really_schedule(delay, run, at_least)
 
 extended, known, ended = [], threading.Event(), threading.Event()
 really_schedule, worker.schedule = worker.schedule, schedule
