@@ -11,6 +11,7 @@ import time
 import warnings
 
 import pytest
+from ledgers import ledger_of, spent, tokens
 from peers import FakeTransport, allowed, applied, committed, replied
 
 from cycles_lite import (
@@ -36,21 +37,14 @@ from cycles_lite import (
     current_guard,
     events,
 )
-from cycles_lite.local import Authority
 
 ACTION = Action("llm.completion", "gpt-4o")
 
 
-def tokens(amount):
-    return Amount.tokens(amount)
-
-
 @pytest.fixture
 def ledger(tmp_path):
-    with Authority(f"sqlite:///{tmp_path}/budgets.db") as authority:
-        authority.set_budget("tenant:acme", tokens(1000))
-        yield authority
-        assert authority.check() == []
+    with ledger_of(tmp_path, 1000) as ledger:
+        yield ledger
 
 
 @pytest.fixture
@@ -80,11 +74,6 @@ def faking(tmp_path, seen):
     yield make
     for client in made:
         client.close()
-
-
-def spent(ledger):
-    (budget,) = ledger.budgets()
-    return budget.spent, budget.reserved
 
 
 def names(seen):

@@ -7,6 +7,7 @@ import inspect
 import json
 
 import pytest
+from ledgers import ledger_of, spent, tokens
 from peers import FakeTransport, allowed, committed, replied
 
 from cycles_lite import (
@@ -24,7 +25,6 @@ from cycles_lite import (
     set_default_client,
     with_cycles,
 )
-from cycles_lite.local import Authority
 
 ACTION = Action("llm.completion", "gpt-4o")
 
@@ -33,27 +33,16 @@ class Broken(Exception):
     pass
 
 
-def tokens(amount):
-    return Amount.tokens(amount)
-
-
 @pytest.fixture
 def ledger(tmp_path):
-    with Authority(f"sqlite:///{tmp_path}/budgets.db") as authority:
-        authority.set_budget("tenant:acme", tokens(1000))
-        yield authority
-        assert authority.check() == []
+    with ledger_of(tmp_path, 1000) as ledger:
+        yield ledger
 
 
 @pytest.fixture
 def client(ledger, tmp_path):
     with CyclesClient(CyclesConfig(base_url=f"sqlite:///{tmp_path}/budgets.db", tenant="acme")) as client:
         yield client
-
-
-def spent(ledger):
-    (budget,) = ledger.budgets()
-    return budget.spent, budget.reserved
 
 
 def last(client):

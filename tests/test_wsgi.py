@@ -10,10 +10,10 @@ from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from ledgers import ledger_of, spent, tokens
 
 from cycles_lite import (
     Action,
-    Amount,
     BudgetClosedError,
     BudgetExceededError,
     BudgetFrozenError,
@@ -31,7 +31,6 @@ from cycles_lite import (
     ValidationError,
     current_guard,
 )
-from cycles_lite.local import Authority
 from cycles_lite.wsgi import CyclesMiddleware, http_error
 
 ACTION = Action("http.get", "page")
@@ -41,27 +40,16 @@ class Broken(Exception):
     pass
 
 
-def tokens(amount):
-    return Amount.tokens(amount)
-
-
 @pytest.fixture
 def ledger(tmp_path):
-    with Authority(f"sqlite:///{tmp_path}/budgets.db") as authority:
-        authority.set_budget("tenant:acme", tokens(100_000))
-        yield authority
-        assert authority.check() == []
+    with ledger_of(tmp_path, 100_000) as ledger:
+        yield ledger
 
 
 @pytest.fixture
 def client(ledger):
     with CyclesClient(CyclesConfig(base_url=ledger.url, tenant="acme")) as client:
         yield client
-
-
-def spent(ledger, scope="tenant:acme"):
-    (budget,) = [budget for budget in ledger.budgets() if budget.scope == scope]
-    return budget.spent, budget.reserved
 
 
 def guarded(app, client, **parameters):

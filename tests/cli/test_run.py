@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from ledgers import spent
 
 from cycles_lite import Amount, CyclesClient
 from cycles_lite.local import Authority
@@ -34,11 +35,6 @@ def command(*words, options=()):
 
 def run(*words, options=(), **more):
     return subprocess.run(command(*words, options=options), capture_output=True, timeout=120, text=True, **more)
-
-
-def spent(authority):
-    (budget,) = authority.budgets()
-    return budget.spent, budget.reserved
 
 
 def test_success_commits_the_estimate_and_all_else_passes_through(authority):

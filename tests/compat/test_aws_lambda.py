@@ -14,6 +14,7 @@ from cycles_lite.local import Authority
 
 pytest.importorskip("awslambdaric", reason="awslambdaric needs Python 3.9 and Linux")
 from lambda_host import PATIENCE, Environment, RuntimeApi
+from ledgers import spent
 
 #: How often an environment is killed; `.ci/run` takes fewer on some interpreters.
 KILLS = int(os.environ.get("LAMBDA_KILLS", "50"))
@@ -70,11 +71,6 @@ def environment(api, folder, authority, **variables):
     return Environment(api, folder, "app.handler", **settings)
 
 
-def spent(authority):
-    (budget,) = authority.budgets()
-    return budget.spent, budget.reserved
-
-
 def left_on_disk(folder):
     found = []
     for path, _, names in os.walk(str(folder)):
@@ -125,13 +121,13 @@ def test_a_frozen_environment_wakes_with_a_dead_connection(api, folder, authorit
     """The server goes and comes back on its port while the environment is frozen."""
     server_module = pytest.importorskip("cycles_lite.local.server")
     key = authority.create_key("acme").key_secret
-    with server_module.Server(authority, COMES_BACK) as server, server.in_background():
+    with server_module.Server(authority, COMES_BACK) as server:
         port = int(server.url.rsplit(":", 1)[1])
         function = environment(api, folder, authority, CYCLES_BASE_URL=server.url, CYCLES_API_KEY=key)
         with function:
-            assert function.invoke({})[0] == "response"
-            function.freeze()
-            server.stop()
+            with server.in_background():
+                assert function.invoke({})[0] == "response"
+                function.freeze()
             server.close()
             with server_module.Server(authority, COMES_BACK, port) as again, again.in_background():
                 function.thaw()

@@ -41,14 +41,22 @@ def application(environ, start_response):
     return [body]
 """
 
+#: A worker that has not come so far loses a signal: it has its master's handlers.
+CONFIGURATION = """
+def post_worker_init(worker):
+    worker.log.info("ready")
+"""
+
 REQUESTS = 40
+WORKERS = 2
 
 
 @contextmanager
 def gunicorn(folder, worker_class, **environment):
-    """A master and two workers on a free port; their address."""
+    """A master and its workers on a free port, once these are ready; their address."""
     (folder / "guarded_app.py").write_text(APPLICATION)
-    arguments = ["-m", "gunicorn", "--preload", "--workers=2", "--threads=4", "--worker-class=" + worker_class]
+    (folder / "gunicorn.conf.py").write_text(CONFIGURATION)
+    arguments = ["-m", "gunicorn", "--preload", f"--workers={WORKERS}", "--threads=4", "--worker-class=" + worker_class]
     options = ["--bind=127.0.0.1:0", "--graceful-timeout=60", "--timeout=60", "guarded_app:application"]
     # Python's defaults, because gunicorn has warnings of its own; what it says is looked at. gevent says that it is
     # late for `ssl`: gunicorn patches in each worker, when the application has been imported already.
@@ -60,9 +68,9 @@ def gunicorn(folder, worker_class, **environment):
 def _address(program):
     end = time.monotonic() + hosts.PATIENCE
     while time.monotonic() < end:
-        for line in program.errors.splitlines():
-            if "Listening at: " in line:
-                return line.partition("Listening at: ")[2].split()[0]
+        told = program.errors
+        if told.count("[INFO] ready") == WORKERS:
+            return told.partition("Listening at: ")[2].split()[0]
         threading.Event().wait(0.02)
     raise AssertionError(program.errors)
 

@@ -13,6 +13,7 @@ import textwrap
 import threading
 
 import pytest
+from ledgers import spent
 
 from cycles_lite import Amount
 from cycles_lite.local import Authority
@@ -202,11 +203,6 @@ def get(port, path):
         return response.status, dict(response.getheaders()), response.read().decode()
     finally:
         connection.close()
-
-
-def spent(authority):
-    (budget,) = authority.budgets()
-    return budget.spent, budget.reserved
 
 
 def settled(authority, expected):
