@@ -1,4 +1,4 @@
-"""Every snippet in docs/ runs."""
+"""Every snippet in docs/ runs, and every program in examples/."""
 
 from __future__ import annotations
 
@@ -52,3 +52,17 @@ def test_a_snippet_runs(kind, block, environment):
     for command in commands:
         done = subprocess.run(command, capture_output=True, timeout=120, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_example_prints_what_it_has_paid_for_until_the_budget_says_no(environment):
+    (environment / "short.txt").write_text("Short\nindeed. And more of it.", encoding="utf-8")
+    (environment / "long.txt").write_text("word " * 60_000, encoding="utf-8")
+    program = os.path.join(ROOT, "examples", "first_sentences.py")
+    done = subprocess.run(
+        [sys.executable, program, "short.txt", "long.txt", "short.txt"], capture_output=True, timeout=120, text=True
+    )
+    assert (done.returncode, done.stdout) == (75, "short.txt: Short indeed.\n")
+    assert done.stderr.startswith("long.txt: ")
+    with Authority(os.environ["CYCLES_BASE_URL"]) as authority:
+        (budget,) = authority.budgets()
+    assert (budget.spent, budget.reserved) == (6 + 2, 0)
