@@ -18,16 +18,13 @@ From the moment that an amount is handed to the settler it is settled once or re
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import ApiError, ConfigError, CyclesError, ValidationError
 from .journal import COMMIT, EVENT, Record
 from .models import Balance, CommitResponse, EventCreateResponse
 from .retry import backoff
 from .values import Amount
-
-if TYPE_CHECKING:
-    pass
 
 
 class Meaning(Enum):
