@@ -5,10 +5,10 @@ from __future__ import annotations
 import http.client
 import io
 import socket
-import time
 from contextvars import ContextVar
 from typing import Any
 
+from .clock import monotonic
 from .errors import ResponseError
 
 #: Larger answers are refused: the largest legal page is far below.
@@ -49,7 +49,7 @@ class Attempt:
 
     def left(self) -> float:
         """Seconds until the deadline; raises when it has passed."""
-        seconds = self.deadline - time.monotonic()
+        seconds = self.deadline - monotonic()
         if seconds <= 0:
             raise socket.timeout("timed out")
         return seconds

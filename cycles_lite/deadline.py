@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Iterator
+
+from .clock import monotonic
 
 _deadline: ContextVar[float | None] = ContextVar("cycles_lite_deadline", default=None)
 
@@ -14,7 +15,7 @@ _deadline: ContextVar[float | None] = ContextVar("cycles_lite_deadline", default
 def deadline_in(seconds: float) -> Iterator[None]:
     """Bound every call inside to `seconds` from now; an earlier deadline around it stays in force."""
     outer = _deadline.get()
-    here = time.monotonic() + seconds
+    here = monotonic() + seconds
     token = _deadline.set(here if outer is None else min(here, outer))
     try:
         yield
@@ -25,4 +26,4 @@ def deadline_in(seconds: float) -> Iterator[None]:
 def seconds_left() -> float | None:
     """Seconds until the deadline, negative when it has passed; None where there is none."""
     end = _deadline.get()
-    return None if end is None else end - time.monotonic()
+    return None if end is None else end - monotonic()

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
 from . import events, wire
 from .checks import INT64_MAX, integer, refuse
+from .clock import now_ms
 from .errors import BudgetDenied, CyclesError, GuardFinalizedError, ResponseError, ServerError, TransportError
 from .heartbeat import Heartbeat
-from .journal import COMMIT, EVENT, Record, normalised, now_ms
+from .journal import COMMIT, EVENT, Record, normalised
 from .log import log
 from .models import (
     Balance,

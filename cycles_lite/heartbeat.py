@@ -5,12 +5,12 @@ A failing heartbeat is told to the log and the observer, and never stops the wor
 
 from __future__ import annotations
 
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import events, lease as leases
 from .checks import new_idempotency_key
+from .clock import monotonic
 from .deadline import deadline_in
 from .errors import CyclesError
 from .lease import Next, Step
@@ -64,7 +64,7 @@ class Heartbeat:
         self._follow(step, None)
 
     def _failed(self, error: CyclesError) -> None:
-        self._lease, step = leases.failed(self._lease, error, time.monotonic() * 1000)
+        self._lease, step = leases.failed(self._lease, error, monotonic() * 1000)
         self._follow(step, error)
 
     def _follow(self, step: Step, error: CyclesError | None) -> None:

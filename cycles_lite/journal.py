@@ -113,11 +113,6 @@ _LEGAL: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def now_ms() -> int:
-    """Milliseconds since the epoch: times in records must mean something to the next process."""
-    return int(time.time() * 1000)
-
-
 def file_name(reservation_id: str) -> str:
     """The name that belongs to exactly this id."""
     return "v2-" + hashlib.sha256(reservation_id.encode("utf-8", "surrogatepass")).hexdigest() + _SUFFIX

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from . import __version__, wire
 from .checks import refuse
+from .clock import monotonic
 from .deadline import seconds_left
 from .errors import ConfigError, CyclesError, TransportTimeout
 from .fields import Text
@@ -87,10 +87,10 @@ class Sender:
         )
         attempt = 1
         while True:
-            sent = time.monotonic()
+            sent = monotonic()
             try:
                 response = wire.read_answer(operation, self.transport.send(_within_deadline(call)), unit)
-                response.__dict__["attempt_ms"] = (sent * 1000, time.monotonic() * 1000)
+                response.__dict__["attempt_ms"] = (sent * 1000, monotonic() * 1000)
                 return response
             except CyclesError as e:
                 delay = retry_delay(config, operation.method == "GET", attempt, e) if retries else None

@@ -8,14 +8,14 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import events, wire
+from .clock import monotonic, now_ms
 from .deadline import deadline_in, seconds_left
 from .errors import CyclesError, ValidationError
-from .journal import COMMIT, EVENT, Journal, Record, identity, normalised, now_ms, usable_folder
+from .journal import COMMIT, EVENT, Journal, Record, identity, normalised, usable_folder
 from .log import log
 from .settlement import (
     LONGEST_WAIT,
@@ -302,7 +302,7 @@ class Settler:
 
     def flush(self, timeout: float) -> int:
         """Try whatever waits and may be sent now, for at most `timeout` seconds; says how many are left."""
-        end = time.monotonic() + timeout
+        end = monotonic() + timeout
         return self._wait_for(self._hasten_all(timeout), end)
 
     def _hasten_all(self, timeout: float) -> dict[str, int]:
@@ -319,7 +319,7 @@ class Settler:
     def _wait_for(self, tried: dict[str, int], end: float) -> int:
         while True:
             self._progress.clear()
-            left = end - time.monotonic()
+            left = end - monotonic()
             if left <= 0 or not (self._is_untried(tried) or worker.is_busy()):
                 return len(self._pending)
             self._progress.wait(min(left, 0.05))
@@ -380,12 +380,12 @@ def _at_exit() -> None:
         guard = held()
         if guard is not None:
             guard.hand_over()
-    start = time.monotonic()
+    start = monotonic()
     begun = []
     for settler in list(_open_settlers):
         if settler._pid == os.getpid() and (settler._is_open or settler._pending):
             end = start + settler._config.flush_timeout
-            begun.append((settler, settler._hasten_all(max(0.0, end - time.monotonic())), end))
+            begun.append((settler, settler._hasten_all(max(0.0, end - monotonic())), end))
     for settler, tried, end in begun:
         settler._wait_for(tried, end)
 

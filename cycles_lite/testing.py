@@ -6,10 +6,10 @@ import json
 from collections import deque
 from typing import Any, NamedTuple
 
+from .clock import now_ms
 from .errors import TransportTimeout, ValidationError
 from .local.answers import error_answer
 from .local.authority import Authority, Caller
-from .local.instants import now_ms
 from .values import Amount, Caps
 from .wire import GET_RESERVATION, OPERATIONS, Answer, Call
 

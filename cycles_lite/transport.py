@@ -12,7 +12,6 @@ import os
 import queue
 import socket
 import ssl
-import time
 import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Callable, Mapping
@@ -31,6 +30,7 @@ from urllib3.exceptions import (
 from urllib3.util.ssl_ import is_ipaddress
 
 from .attempt import Attempt, BoundedResponse, current, read_body
+from .clock import monotonic
 from .errors import ConfigError, TransportError, TransportTimeout
 from .proxies import from_environment, read_proxy
 from .redaction import redacted, redacted_text, tells_key
@@ -83,13 +83,13 @@ class _Bounded(_Mixed):
             addresses = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
         except (OSError, UnicodeError) as e:
             raise NewConnectionError(connection, f"cannot resolve {host}: {e}") from e
-        end = time.monotonic() + min(timeout, current.get().left())
+        end = monotonic() + min(timeout, current.get().left())
         failure: Exception = OSError("no address")
         for position, (family, kind, protocol, _, address) in enumerate(addresses):
             sock = None
             try:
                 sock = socket.socket(family, kind, protocol)
-                sock.settimeout(max(0.001, (end - time.monotonic()) / (len(addresses) - position)))
+                sock.settimeout(max(0.001, (end - monotonic()) / (len(addresses) - position)))
                 for option in self.socket_options or ():
                     sock.setsockopt(*option)
                 sock.connect(address)
@@ -285,7 +285,7 @@ class HttpTransport:
         """One attempt of at most `connect_timeout + read_timeout` seconds; redirects are not followed."""
         pool = self._pools.get(os.getpid()) or self._open()
         bound = call.connect_timeout + call.read_timeout
-        attempt = Attempt(time.monotonic() + bound, call.fresh, call.body)
+        attempt = Attempt(monotonic() + bound, call.fresh, call.body)
         token = current.set(attempt)
         error: TransportError | None = None
         try:

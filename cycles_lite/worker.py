@@ -15,13 +15,13 @@ import heapq
 import os
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, Callable
 
+from .clock import monotonic
 from .log import log
 
 #: Threads at the most, in one process.
@@ -40,7 +40,7 @@ class Job:
     __slots__ = ("__weakref__", "_waiting", "due", "earliest")
 
     def __init__(self, due: float, earliest: float, run: Callable[[], None]) -> None:
-        #: In seconds of `time.monotonic()`.
+        #: In seconds of `clock.monotonic()`.
         self.due = due
         #: From when it may be run where many wait.
         self.earliest = earliest
@@ -94,7 +94,7 @@ class Worker:
         """Run something `delay` seconds from now; where so much waits that it would be late, earlier, but not before
         `at_least` seconds have passed."""
         self._check_process()
-        now = time.monotonic()
+        now = monotonic()
         job = Job(now + delay, now + (delay if at_least is None else at_least), run)
         self._is_leaving = False
         self._post.append(job)
@@ -129,7 +129,7 @@ class Worker:
         """Run one job that is due. Says whether there was one."""
         with self._lock:
             self._collect()
-            job = self._pop_due(time.monotonic())
+            job = self._pop_due(monotonic())
         if job is not None:
             _run(job)
         return job is not None
@@ -142,7 +142,7 @@ class Worker:
         """Whether something is due or being done."""
         with self._lock:
             self._collect()
-            due = bool(self._heap) and self._heap[0][0] <= time.monotonic()
+            due = bool(self._heap) and self._heap[0][0] <= monotonic()
         return due or self._running > 0
 
     def _check_process(self) -> None:
@@ -182,7 +182,7 @@ class Worker:
             job = self._next_job()
             if job is None:
                 return
-            start = time.monotonic()
+            start = monotonic()
             try:
                 _run(job)
             except BaseException:  # an observer that calls sys.exit(): no reason for the next job to wait for ever
@@ -190,7 +190,7 @@ class Worker:
             with self._lock:
                 self._running -= 1
                 self._waiting += 1
-                self._pace += (time.monotonic() - start - self._pace) / 16
+                self._pace += (monotonic() - start - self._pace) / 16
 
     def _next_job(self) -> Job | None:
         """Wait for the lead, then for a job; None when this thread should end."""
@@ -211,13 +211,13 @@ class Worker:
         return job
 
     def _wait_for_job(self) -> Job | None:
-        idle_since = time.monotonic()
+        idle_since = monotonic()
         while True:
             self._wake.clear()
             _drain()
             with self._lock:
                 self._collect()
-                now = time.monotonic()
+                now = monotonic()
                 job = self._pop_due(now)
                 if job is not None:
                     self._running += 1  # here, so that at no time it counts neither as due nor as running

@@ -8,8 +8,9 @@ import os
 from typing import Any, Iterator
 
 from ..client import CyclesClient
+from ..clock import now_ms
 from ..errors import ConfigError, ValidationError
-from ..journal import Journal, Record, identity_folders, now_ms, usable_folder
+from ..journal import Journal, Record, identity_folders, usable_folder
 from ..settler import Settler
 from . import bars
 

@@ -6,13 +6,13 @@ import re
 from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 
 from .. import wire
+from ..clock import now_ms
 from ..errors import ConfigError, TransportError
 from ..values import Amount, Caps, Unit
 from ..wire import Answer, Call
 from . import answers, audit, directory, filters, provisioning, queries, requests, reserving, rules, settling
 from .answers import error_answer, new_answer
 from .directory import ApiKey, Tenant, TenantSettings
-from .instants import now_ms
 from .ledger import Ledger
 from .rules import Budget, Refusal, Refused
 from .store import Store

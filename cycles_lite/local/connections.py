@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import time
 import weakref
 from typing import Callable
 
+from ..clock import monotonic
 from ..errors import TransportError
 from . import files, schema
 from .failures import is_busy
@@ -35,7 +35,7 @@ def open_file(path: str, journal: str, synchronous: str, deadline: float) -> sql
         try:
             return _open(path, journal, synchronous, deadline)
         except sqlite3.OperationalError as e:
-            if not is_busy(e) or time.monotonic() >= deadline:
+            if not is_busy(e) or monotonic() >= deadline:
                 raise
 
 
@@ -56,7 +56,7 @@ def _open(path: str, journal: str, synchronous: str, deadline: float) -> sqlite3
 def _set_journal(db: sqlite3.Connection, journal: str, deadline: float) -> None:
     """The journal that suits the disk. Other users of the file may hold it back: then the present one serves."""
     try:
-        files.execute(db, "PRAGMA journal_mode = " + journal, min(deadline, time.monotonic() + 1.0))
+        files.execute(db, "PRAGMA journal_mode = " + journal, min(deadline, monotonic() + 1.0))
     except sqlite3.OperationalError as e:
         if not is_busy(e):
             raise

@@ -11,9 +11,9 @@ import os
 import shlex
 import sqlite3
 import stat
-import time
 from urllib.parse import quote
 
+from ..clock import monotonic
 from ..errors import ConfigError
 from . import schema
 from .failures import is_busy, translated
@@ -35,7 +35,7 @@ def execute(db: sqlite3.Connection, statement: str, deadline: float) -> None:
             db.execute(statement).fetchall()
             return
         except sqlite3.OperationalError as e:
-            if not is_busy(e) or time.monotonic() >= deadline:
+            if not is_busy(e) or monotonic() >= deadline:
                 raise
 
 
@@ -45,7 +45,7 @@ def prepare(path: str, create: bool, timeout: float) -> None:
     if not size:
         if not create:
             raise ConfigError(_missing(path, size))
-        _make(path, size, time.monotonic() + timeout)
+        _make(path, size, monotonic() + timeout)
     _demand_ours(path)
 
 

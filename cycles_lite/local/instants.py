@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import re
-import time
 
 _FORM = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]"
@@ -17,11 +16,6 @@ _FORM = re.compile(
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
 _NANOS = 10**9
 _NANOS_PER_MS = 10**6
-
-
-def now_ms() -> int:
-    """The time in milliseconds since 1970-01-01 UTC."""
-    return int(time.time() * 1000)
 
 
 def nanoseconds(text: str) -> int | None:

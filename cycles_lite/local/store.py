@@ -13,6 +13,7 @@ import time
 import weakref
 from functools import partial
 
+from ..clock import monotonic
 from ..errors import ConfigError, TransportError
 from . import files, location, schema
 from .connections import INHERITED, Pool, new_pool, open_file
@@ -104,7 +105,7 @@ class Transaction:
         self._pool, self._name, self._seconds, self._writes = pool, name, seconds, writes
 
     def __enter__(self) -> sqlite3.Connection:
-        self._deadline = time.monotonic() + self._seconds
+        self._deadline = monotonic() + self._seconds
         try:
             self._db = self._begin_writing() if self._writes else self._begin_reading()
         except sqlite3.Error as e:
@@ -131,13 +132,13 @@ class Transaction:
         """
         writer = self._pool.writer
         while True:
-            if not writer.acquire(timeout=max(0.0, self._deadline - time.monotonic())):
+            if not writer.acquire(timeout=max(0.0, self._deadline - monotonic())):
                 raise not_in_time(self._name, self._seconds)
             try:
                 return self._begin("BEGIN IMMEDIATE")
             except BaseException as e:
                 writer.release()
-                if not (isinstance(e, sqlite3.Error) and is_busy(e)) or time.monotonic() >= self._deadline:
+                if not (isinstance(e, sqlite3.Error) and is_busy(e)) or monotonic() >= self._deadline:
                     raise
             time.sleep(_PAUSE * random.random())
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from cycles_lite.clock import now_ms
 from cycles_lite.errors import ConfigError
 from cycles_lite.local import Authority
-from cycles_lite.local.instants import now_ms
 from cycles_lite.values import Amount
 
 from .processes import PATIENCE, finish, run_threads, start

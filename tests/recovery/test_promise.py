@@ -20,7 +20,8 @@ from serving import PATIENCE, ROOT
 from stage import ACTION, Stage, key_of, kinds_and_keys
 
 from cycles_lite import Amount, SettlementStatus, Subject, events, heartbeat, journal
-from cycles_lite.journal import Journal, now_ms
+from cycles_lite.clock import now_ms
+from cycles_lite.journal import Journal
 
 ESTIMATE, ACTUAL = Amount.tokens(100), Amount.tokens(42)
 

@@ -1,0 +1,23 @@
+"""The two clocks: one that only goes forward, for deadlines, and the one of the world, for records.
+
+Tests freeze `time.monotonic` (freezegun does), and a bound that is counted by a frozen clock never ends. What the
+system calls its monotonic clock is read directly where there is such a call, so that no library puts its own there.
+"""
+
+from __future__ import annotations
+
+import time
+
+if hasattr(time, "clock_gettime"):
+
+    def monotonic() -> float:
+        """Seconds of a clock that never goes back and that nothing freezes."""
+        return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+else:  # Windows
+    monotonic = time.monotonic
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970: times in records must mean something to the next process."""
+    return int(time.time() * 1000)
