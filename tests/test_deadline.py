@@ -36,7 +36,7 @@ def clock(monkeypatch):
             return self.now
 
     made = Clock()
-    monkeypatch.setattr(deadline, "time", made)
+    monkeypatch.setattr(deadline, "monotonic", made.monotonic)
     return made
 
 
