@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -69,6 +70,7 @@ class CyclesClient:
         observer: Observer | None = None,
         transport: Transport | None = None,
     ) -> None:
+        _prepare()
         self._config = config
         self._sender = Sender(config, open_transport(config) if transport is None else transport, traceparent)
         self._observer = observer
@@ -112,16 +114,19 @@ class CyclesClient:
         return True
 
     def flush(self, timeout: float | None = None) -> int:
-        """Settle what is pending, for at most `timeout` seconds (default `flush_timeout`); says how many are left."""
+        """Settle what is pending, for at most `timeout` seconds (default `flush_timeout`); says how much is left:
+        what is retried, what other threads are at, and what collected guards left."""
         if self._config.mode == "off":
             return 0
-        return self.settler.flush(self._config.flush_timeout if timeout is None else timeout)
+        from .flush import flush  # only guards need it
+
+        return flush(self.settler, self._config.flush_timeout if timeout is None else timeout)
 
     def close(self) -> None:
         """Flush, and let the connections go. Reads that wait to be retried give up; later calls connect anew, so that
         no settlement is lost to an early close."""
         if self._settler is not None:
-            self._settler.flush(self._config.flush_timeout)
+            self.flush()
             self._settler.close()
         self._sender.close()
 
@@ -148,7 +153,7 @@ class CyclesClient:
         The reservation lives `ttl_ms` (1000..86400000) and is extended while the guard does. Raises `BudgetDenied`
         where the work must not run. Modes and `on_unavailable` are the configuration's.
         """
-        from .guard import reserve  # only guards need it
+        from .asking import reserve  # only guards need it
         from .models import ReservationCreateRequest
 
         named: Any = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
@@ -306,6 +311,7 @@ class CyclesClient:
     def settler(self) -> Settler:
         """What settles this client's spend."""
         if self._settler is None:
+            from . import flush  # noqa: F401  # which also sees to the interpreter's end
             from .settler import Settler  # only guards need it
 
             self.__dict__.setdefault("_settler", Settler(self))  # atomic: one for all threads
@@ -355,16 +361,33 @@ def _request(name: str, request: Model | None, filters: dict[str, Any]) -> Any:
     return request
 
 
+#: What calls import late, and would have a child wait for if another thread was just importing it.
+_LATE = ("models", "asking", "flush")
+
+#: Whether there has been a client.
+_is_prepared = False
+
+
+def _prepare() -> None:
+    """With the first client: import what must not be imported within a fork, because it has hooks there of its own."""
+    global _is_prepared
+    import logging  # noqa: F401  # which HTTP needs in any case
+
+    _is_prepared = True
+
+
 def _finish_imports() -> None:
     """Before a fork: import what is imported when it is first needed, and wait for what another thread is importing
     right now. A child would wait for that thread for ever."""
     package = __name__.rpartition(".")[0] + "."
-    needed = [package + "models", package + "guard", package + "settler"]
-    for name in [*needed, *(name for name in list(sys.modules) if name.startswith(package))]:
+    loaded = [name for name in list(sys.modules) if name.startswith(package)]
+    late = [package + name for name in _LATE] if _is_prepared else []
+    for name in [*late, *loaded]:
         try:
             __import__(name)
         except ImportError:  # which that thread is told
             continue
+    codecs.lookup("idna")  # which `getaddrinfo` imports at its first use
 
 
 if hasattr(os, "register_at_fork"):

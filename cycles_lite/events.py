@@ -55,12 +55,19 @@ class Pending(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The authority refused spend for good; its record is gone, and this is the last word of it."""
+    """The authority refused spend for good. Its record is set aside as `*.refused`, and never sent again."""
 
     reservation_id: str
     #: The refused request's body: ids and amounts.
     body: dict[str, Any]
     error: CyclesError
+
+
+class SpentTooLate(NamedTuple):
+    """More was spent on a guard that the library had to end before its work did: it is not settled."""
+
+    reservation_id: str | None
+    amount: Amount
 
 
 class Released(NamedTuple):
@@ -85,5 +92,7 @@ class JournalFailed(NamedTuple):
     problem: str
 
 
-Event = Union[Reserved, Denied, Degraded, Settled, Pending, Rejected, Released, HeartbeatFailed, JournalFailed]
+Event = Union[
+    Reserved, Denied, Degraded, Settled, Pending, Rejected, SpentTooLate, Released, HeartbeatFailed, JournalFailed
+]
 Observer = Callable[[Event], object]

@@ -7,7 +7,11 @@
     FINISHED   GuardFinalized-    GuardFinalized-    nothing                                   nothing
                Error              Error
 
-A guard belongs to the process that made it: in a forked child it is FINISHED.
+A guard belongs to the process that made it: in a forked child it is FINISHED. Whatever else needs an active guard
+(`spend`, `extend`, a second `with`) raises `GuardFinalizedError` too, because what it told would be lost.
+
+A signal handler may raise at any instruction. Between ACTIVE and FINISHED stands one assignment, `Spend.is_kept`: what
+is raised before it leaves an active guard, what is raised after it a spend that the settler answers for.
 
 What stands behind a guard is one of three, and decides what settling means: a reservation (a commit), the authority's
 silence where `on_unavailable="allow"` let the work through (an event), or nothing (modes `shadow` and `off`).
@@ -17,23 +21,24 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import warnings
+import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, TypeVar
 
 from . import events, wire
 from .checks import INT64_MAX, integer, refuse
-from .clock import now_ms
-from .errors import BudgetDenied, CyclesError, GuardFinalizedError, ResponseError, ServerError, TransportError
+from .errors import (
+    CyclesError,
+    GuardFinalizedError,
+)
 from .heartbeat import Heartbeat
-from .journal import COMMIT, EVENT, Record, normalised
 from .log import log
+from .meter import Meter
 from .models import (
     Balance,
-    CommitRequest,
     ReleaseRequest,
     ReservationCreateRequest,
     ReservationCreateResponse,
@@ -41,16 +46,21 @@ from .models import (
     ReservationExtendResponse,
 )
 from .settlement import Settlement, SettlementStatus
-from .values import Amount, Caps, CommitOveragePolicy, CyclesMetrics, Decision
-from .worker import left_over, metered, worker
+from .spend import Spend, commit_request, record_of
+from .values import Amount, Caps, CyclesMetrics, Decision
+from .worker import left_over, worker
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from .client import CyclesClient
+    from .streaming import GuardedStream
 
-#: The policy of events that stand in for a commit: a tenant's default may be to reject, and the spend is real.
-_EVENT_POLICY = CommitOveragePolicy.ALLOW_IF_AVAILABLE.value
+T = TypeVar("T")
+
+#: Guards that have metered something, by their `id`: they hand it over at the interpreter's end. Not a set, which may
+#: not be copied while another thread adds to it.
+metered: weakref.WeakValueDictionary[int, ReservationGuard] = weakref.WeakValueDictionary()
 
 _current: ContextVar[ReservationGuard | None] = ContextVar("cycles_lite_guard", default=None)
 
@@ -80,52 +90,12 @@ def _leave(token: Token[ReservationGuard | None] | None) -> None:
         return
 
 
-class _Backing(Enum):
+class Backing(Enum):
     """What stands behind a guard."""
 
     RESERVATION = "a reservation"
     EVENT = "an event to come"
     NOTHING = "nothing"
-
-
-def reserve(client: CyclesClient, request: ReservationCreateRequest) -> ReservationGuard:
-    """A guard on a new reservation, as the client's mode says. Raises `BudgetDenied` and every other refusal."""
-    if client.config.mode == "off":
-        return ReservationGuard(client, request, _Backing.NOTHING, None)
-    client.settler.open()
-    if client.config.mode == "shadow":
-        return ReservationGuard(client, request, _Backing.NOTHING, _ask(client, request))
-    try:
-        response = client.create_reservation(request)
-        if not response.is_allowed or not response.reservation_id:
-            raise wire.denied(response)
-    except BudgetDenied as e:
-        client.observe(events.Denied(request.estimate, request.action, e, False))
-        raise
-    except (TransportError, ResponseError, ServerError) as e:
-        if client.config.on_unavailable != "allow":
-            raise
-        log().warning("the authority cannot be asked (%s): the work runs, and its spend is recorded afterwards", e)
-        client.observe(events.Degraded(request.estimate, request.action, e))
-        return ReservationGuard(client, request, _Backing.EVENT, None)
-    client.observe(events.Reserved(response.reservation_id, request.estimate, request.action, response))
-    return ReservationGuard(client, request, _Backing.RESERVATION, response)
-
-
-def _ask(client: CyclesClient, request: ReservationCreateRequest) -> ReservationCreateResponse | None:
-    """Shadow mode: what the authority would have said, for the log. Nothing that it says stops the work."""
-    try:
-        response = client.create_reservation(request)
-        if not response.is_allowed:
-            raise wire.denied(response)
-        return response
-    except BudgetDenied as e:
-        log().warning("shadow mode: %s of %s would have been denied: %s", request.action.kind, request.estimate, e)
-        client.observe(events.Denied(request.estimate, request.action, e, True))
-    except CyclesError as e:
-        log().warning("shadow mode: the authority could not be asked about %s: %s", request.action.kind, e)
-        client.observe(events.Degraded(request.estimate, request.action, e))
-    return None
 
 
 class ReservationGuard:
@@ -139,13 +109,14 @@ class ReservationGuard:
         "_answer",
         "_backing",
         "_client",
+        "_end_of",
         "_heartbeat",
-        "_lock",
+        "_is_cut_off",
+        "_is_streamed",
         "_meter",
         "_pid",
         "_request",
         "_token",
-        "_unfinished",
         "reservation_id",
     )
 
@@ -156,7 +127,7 @@ class ReservationGuard:
         self,
         client: CyclesClient,
         request: ReservationCreateRequest,
-        backing: _Backing,
+        backing: Backing,
         response: ReservationCreateResponse | None,
     ) -> None:
         self._client, self._request, self._backing = client, request, backing
@@ -164,10 +135,13 @@ class ReservationGuard:
         #: The answer's bytes alone, because programs have thousands of guards, and seldom ask them for more.
         self._answer = response.body if response else None
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # guards the meter
-        self._meter = 0
-        #: One entry while ACTIVE. Popping it is atomic: whoever gets it finishes the guard.
-        self._unfinished = [True]
+        self._meter = Meter()
+        #: What ends this guard, once something does: a spend or a release. Whoever puts it there first ends it.
+        self._end_of: dict[str, object] = {}
+        #: The library itself ended it, though the work goes on.
+        self._is_cut_off = False
+        #: An iterator has it, so that leaving the `with` block does not end it.
+        self._is_streamed = False
         self._token: Token[ReservationGuard | None] | None = None
         self._heartbeat: Heartbeat | None = None
         if response is not None and response.reservation_id and client.config.heartbeat:
@@ -202,7 +176,7 @@ class ReservationGuard:
     @property
     def degraded(self) -> bool:
         """Whether the work runs without a reservation, because the authority could not be asked."""
-        return self._backing is _Backing.EVENT
+        return self._backing is Backing.EVENT
 
     @property
     def affected_scopes(self) -> tuple[str, ...]:
@@ -240,27 +214,44 @@ class ReservationGuard:
     @property
     def is_active(self) -> bool:
         """Whether it still can be committed or released here."""
-        return bool(self._unfinished) and self._pid == os.getpid()
+        return not self._end_of and self._pid == os.getpid()
 
     # ---- While the work runs ----
 
     @property
     def spent(self) -> int:
         """What the meter shows, in the estimate's unit."""
-        return self._meter
+        return self._meter.total
 
     def spend(self, n: int) -> int:
         """Add 0..2^63-1 to the running meter, in the estimate's unit, and return its sum.
 
-        What is metered is committed when the guard is left without a commit, also by an exception.
+        What is metered is committed when the guard is left without a commit, also by an exception. Raises
+        `GuardFinalizedError` on a finished guard: that spend is not settled by it.
         """
         n = integer("n", n, 0, INT64_MAX)
-        with self._lock:
-            if not self._meter:
-                metered[id(self)] = self
-            self._meter = integer("spent", self._meter + n, 0, INT64_MAX)
-        worker.catch_up()
-        return self._meter
+        integer("spent", self._meter.total + n, 0, INT64_MAX)
+        if self._takes(n):
+            metered[id(self)] = self
+            self._meter.add(n)
+            self._takes(n)  # whoever ends it from now on counts this; who ended it in between may not have done so
+            worker.catch_up()
+        return self._meter.total
+
+    def _takes(self, n: int) -> bool:
+        """Whether spend still counts. Where the library ended the guard, the work is not to blame: it is reported."""
+        if self.is_active:
+            return True
+        if not self._is_cut_off:
+            raise self._finalized("spent on")
+        unit = self._request.estimate.unit
+        log().error("guard %s was ended by the library before %d %s were spent on it", self.reservation_id, n, unit)
+        self._client.observe(events.SpentTooLate(self.reservation_id, Amount(unit, n)))
+        return False
+
+    def _demand_active(self, what: str) -> None:
+        if not self.is_active:
+            raise self._finalized(what)
 
     def extend(self, extend_by_ms: int) -> ReservationExtendResponse | None:
         """Move the expiry outward by 1..86400000 ms from where it is; the heartbeat takes it into account.
@@ -268,8 +259,7 @@ class ReservationGuard:
         Returns None where nothing is reserved. Raises as `CyclesClient.extend_reservation` does.
         """
         request = ReservationExtendRequest(extend_by_ms=extend_by_ms)
-        if not self.is_active:
-            raise self._finalized("extended")
+        self._demand_active("extended")
         if self.reservation_id is None:
             return None
         response = self._client.extend_reservation(self.reservation_id, request)
@@ -294,35 +284,73 @@ class ReservationGuard:
         """
         if not isinstance(actual, Amount) or actual.unit != self._request.estimate.unit:
             raise refuse("actual", actual, f"an Amount in {self._request.estimate.unit}, the reservation's unit")
-        request = CommitRequest(actual=actual, metrics=metrics, metadata=metadata)
-        if self._backing is _Backing.NOTHING:
-            self._finish("committed")
-            return Settlement(SettlementStatus.SKIPPED)
-        record = self._record(request)  # first: what fails here leaves the guard as it is
-        self._finish("committed")
-        return self._client.settler.settle(record)
+        return self._settle(actual, metrics, metadata)
+
+    def _settle(
+        self,
+        actual: Amount | None,
+        metrics: CyclesMetrics | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        waits: bool = True,
+    ) -> Settlement:
+        """ACTIVE to FINISHED with an amount, or with what the meter shows; `waits` for the answer, or sends later."""
+        spend, settler = Spend(), self._client.settler
+        try:
+            self._take("committed", spend)
+            if self._backing is Backing.NOTHING:
+                spend.is_kept = spend.is_done = True
+                return Settlement(SettlementStatus.SKIPPED)
+            if actual is None:
+                actual = Amount(self._request.estimate.unit, min(self._meter.total, INT64_MAX))
+            commit = commit_request(actual, metrics, metadata)
+            spend.record = record_of(self._client, self._request, self.reservation_id, commit)
+            settler.accept(spend)
+            self._stop_beating()
+            if waits:
+                return settler.settle(spend)
+            settler.resume(spend)
+            return Settlement(SettlementStatus.PENDING)
+        except BaseException:
+            if not spend.is_kept:
+                self._give_back(spend)
+            elif not spend.is_done:
+                self._stop_beating()
+                settler.resume(spend)
+            raise
 
     def release(self, reason: str) -> None:
         """Give the reservation back unused. A failure is logged: what is not released expires."""
         request = ReleaseRequest(reason=_shortened(reason))
-        self._finish("released")
-        if self._backing is not _Backing.RESERVATION or self.reservation_id is None:
+        try:
+            self._take("released", request)
+            self._stop_beating()
+            self._release(request)
+        except GuardFinalizedError:
+            raise
+        except BaseException:  # an interruption: leaving the block, or being collected, releases it after all
+            self._give_back(request)
+            raise
+
+    def _release(self, request: ReleaseRequest) -> None:
+        if self._backing is not Backing.RESERVATION or self.reservation_id is None:
             return
         try:
             self._client.release_reservation(self.reservation_id, request)
         except CyclesError as e:
             log().warning("reservation %s was not released and will expire: %s", self.reservation_id, e)
         else:
-            self._client.observe(events.Released(self.reservation_id, reason))
+            self._client.observe(events.Released(self.reservation_id, request.reason or ""))
 
-    def _finish(self, how: str) -> None:
-        """ACTIVE to FINISHED, for one caller."""
-        try:
-            if self._pid != os.getpid():
-                raise IndexError
-            self._unfinished.pop()
-        except IndexError:
-            raise self._finalized(how) from None
+    def _take(self, how: str, end: object) -> None:
+        """Let this be what ends the guard; for one caller."""
+        if self._pid != os.getpid() or self._end_of.setdefault("end", end) is not end:
+            raise self._finalized(how)
+
+    def _give_back(self, end: object) -> None:
+        if self._end_of.get("end") is end:
+            del self._end_of["end"]
+
+    def _stop_beating(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.stop()
 
@@ -330,56 +358,44 @@ class ReservationGuard:
         why = "it is finished" if self._pid == os.getpid() else f"it belongs to process {self._pid}"
         return GuardFinalizedError(f"guard {self.reservation_id or ''} cannot be {how}: {why}")
 
-    def _record(self, commit: CommitRequest) -> Record:
-        """The spend as the journal keeps it: the commit, and the event that may have to stand in for it."""
-        body = commit.to_json()
-        id = self.reservation_id
-        if id is not None:
-            recovery = {"recovered_reservation_id": id, "recovery_reason": "reservation_expired"}
-        else:
-            recovery = {"recovery_reason": "reserve_unavailable"}
-        event = {
-            **body,  # actual, metrics and key
-            "subject": self._client.subject_of(self._request),
-            "action": self._request.action.to_json(),
-            "overage_policy": _EVENT_POLICY,
-            "metadata": {**(commit.metadata or {}), **recovery},
-        }
-        return Record(
-            reservation_id=id or f"degraded:{commit.idempotency_key}",
-            base_url=normalised(self._client.config.base_url or ""),
-            mode=COMMIT if id is not None else EVENT,
-            commit_body=body if id is not None else None,
-            event_fallback_body=event,
-            recorded_at_ms=now_ms(),
-        )
-
     # ---- As a context manager ----
 
     def __enter__(self) -> ReservationGuard:
+        self._demand_active("entered")
         self._token = _current.set(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _leave(self._token)
-        self._token = None
-        if self.is_active:
-            self._end_unsettled(exception)
+        token, self._token = self._token, None
+        _leave(token)
+        if exception is not None or not self._is_streamed:
+            self.end(exception)
+
+    def stream(self, iterable: Iterable[T]) -> GuardedStream[T]:
+        """Hand the guard to an iterator, such as a streaming response's: leaving the `with` block does not end it any
+        more, unless by an exception. It is current inside each step, and exhaustion, `close()`, an exception or
+        collection settle it, as leaving the block would."""
+        from .streaming import GuardedStream  # only streams need it
+
+        self._demand_active("streamed")
+        stream = GuardedStream(self, iterable)
+        self._is_streamed = True
+        return stream
 
     def fail(self, error: BaseException) -> None:
         """End as leaving the `with` block by this exception does."""
-        if self.is_active:
-            self._end_unsettled(error)
+        self.end(error)
 
-    def _end_unsettled(self, exception: BaseException | None) -> None:
-        """Leave without a commit: by the meter, or with nothing. An exception that is on its way wins over ours."""
-        if sys.is_finalizing():  # nothing can be sent any more; the meter was handed over before
+    def end(self, exception: BaseException | None) -> None:
+        """End as leaving the `with` block does: by the meter, or with nothing. An exception that is on its way wins
+        over ours."""
+        if not self.is_active or sys.is_finalizing():  # then nothing can be sent; the meter was handed over before
             return
         try:
-            if self._meter:
-                self.commit(Amount(self._request.estimate.unit, self._meter))
+            if self._meter.total:
+                self._settle(None)
                 return
             if exception is None:
                 log().warning("guard %s was left without a commit; it is released", self.reservation_id or "")
@@ -391,25 +407,44 @@ class ReservationGuard:
                 raise
             log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
 
+    def cut_off(self) -> Settlement | None:
+        """End it although its work goes on, because there is no more time: what was metered is committed, and further
+        spend is reported instead of raised. A guard without any is left to expire: its work may still commit."""
+        return self._cut_off(waits=True)
+
+    def hand_over(self) -> None:
+        """The same at the interpreter's end: the record is written now, and sent afterwards."""
+        self._cut_off(waits=False)
+
+    def _cut_off(self, waits: bool) -> Settlement | None:
+        if not self._meter.total or not self.is_active:
+            return None
+        self._is_cut_off = True
+        try:
+            return self._settle(None, waits=waits)
+        except CyclesError as e:
+            log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
+            return None
+
     def __del__(self) -> None:
         # Finalizers run at any moment, while any lock may be held: this one only leaves a note, which keeps the guard
         # alive until it is settled. Python runs a finalizer once (PEP 442).
         try:
-            is_abandoned = self.is_active and self._backing is not _Backing.NOTHING
+            is_abandoned = self.is_active and self._backing is not Backing.NOTHING
         except AttributeError:  # the constructor did not get that far
             return
         if is_abandoned:
-            left_over.put(self._settle_abandoned)
+            left_over.append(self._settle_abandoned)
             warnings.warn(f"{self!r} was never finished", ResourceWarning, stacklevel=2, source=self)
 
-    def hand_over(self) -> None:
-        """At the interpreter's end: commit the meter in the background. A guard without one is left to expire, because
-        its work may still commit, in a thread or an exit handler."""
-        if self._meter and self.is_active:
-            left_over.put(self._settle_abandoned)
-
     def _settle_abandoned(self) -> None:
-        self._end_unsettled(Abandoned("a guard was collected unfinished"))
+        """What was metered is on disk when this returns; it is sent, or the reservation released, in the background."""
+        if not self.is_active:
+            return
+        if self._meter.total:
+            self._settle(None, waits=False)
+        else:
+            self._client.settler.release(self, lambda: self.end(Abandoned("a guard was collected unfinished")))
 
 
 class Abandoned(Exception):

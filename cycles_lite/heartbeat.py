@@ -12,7 +12,7 @@ from . import events, lease as leases
 from .checks import new_idempotency_key
 from .clock import monotonic
 from .deadline import deadline_in
-from .errors import CyclesError
+from .errors import CyclesError, TransportError
 from .lease import Next, Step
 from .log import log
 from .models import ReservationExtendRequest, Response
@@ -76,7 +76,9 @@ class Heartbeat:
             disposition = f"no further extension: {step.reason.value if step.reason else 'stopped'}"
         else:
             delay = step.delay_ms / 1000
-            self._job = job = worker.schedule(delay, _beat_of(self), delay / 2 if step.next is Next.BEAT else None)
+            job = Job(delay, _beat_of(self), delay / 2 if step.next is Next.BEAT else None)
+            self._job = job  # before it is posted: a beat that is due at once looks here whether it still is the next
+            worker.post(job)
             if self._is_stopped:  # by the program's thread, while this one took in an answer
                 job.cancel()
             disposition = f"tried again in {step.delay_ms / 1000:.1f} s with the same key"
@@ -105,9 +107,11 @@ class Heartbeat:
         try:
             with deadline_in(bound):
                 response = self._client.extend_once(self._reservation_id, request)
-        except CyclesError as e:
+        except Exception as e:
+            # A fault of ours, or of what instruments the transport, must not end the heartbeat in silence either.
+            error = e if isinstance(e, CyclesError) else TransportError(f"the extension failed: {e!r}")
             if self._job is job:
-                self._failed(e)
+                self._failed(error)
             return
         if self._job is job:
             self._succeeded(response)

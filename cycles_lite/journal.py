@@ -9,13 +9,15 @@ whole record or none.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import stat
 import tempfile
 import time
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable, Container, Iterator, NamedTuple, Sequence
 
 from .checks import INT64_MAX
 from .wire import dumps, loads
@@ -30,23 +32,25 @@ COMMIT, EVENT = "commit", "event"
 
 _SUFFIX = ".json"
 
-#: What an unreadable record's name ends in, once it is set aside.
-_ASIDE = ".corrupt"
+#: What a record's name ends in once it is set aside: unreadable, or refused by the authority for good.
+CORRUPT, REFUSED = ".corrupt", ".refused"
 _STANDARD_NAME = re.compile(r"v2-[0-9a-f]{64}\.json\Z")
 
-#: The folders that this process has claimed, each with its lock's file. A forked child has none of its parent's.
-_claims: dict[str, list[int]] = {}
+#: The locks' files of the claims that this process has at the moment.
+_claims: list[int] = []
 
 
 def _forget_claims() -> None:
-    for files in _claims.values():
-        for file in files:
-            os.close(file)
-    _claims.clear()
+    """A forked child has none of its parent's, which would last as long as the child does."""
+    while _claims:
+        os.close(_claims.pop())
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_claims)
+
+#: Bytes of a record that are read at once; nearly all have fewer.
+_PIECE = 64 * 1024
 
 #: Seconds after which a temporary file is a dead writer's.
 _STALE_AFTER = 3600.0
@@ -94,7 +98,9 @@ class Record(NamedTuple):
 
 def _is_body(value: Any) -> bool:
     """Whether it can be sent at all. What else is wrong with it the authority says."""
-    return value is None or (isinstance(value, dict) and isinstance(value.get("actual", {}), dict))
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(isinstance(value.get(name, {}), dict) for name in ("actual", "estimate"))
 
 
 def _is_time(value: Any) -> bool:
@@ -142,7 +148,6 @@ class Journal:
         self.folder = folder
         self._fsync = fsync
         self._written = 0
-        self._claim: list[int] | None = None
 
     def write(self, record: Record) -> None:
         """Put the record on disk, over one of the same reservation."""
@@ -174,84 +179,82 @@ class Journal:
         finally:
             os.close(file)
 
-    def remove(self, reservation_id: str) -> None:
-        """Forget a settled reservation."""
-        _remove(self._path(reservation_id))
+    def remove(self, reservation_id: str) -> bool:
+        """Forget a settled reservation. Whether it was here: of several that have settled it, one is told so."""
+        return _remove(self._path(reservation_id))
+
+    def has(self, reservation_id: str) -> bool:
+        """Whether nobody has settled it meanwhile."""
+        return os.path.exists(self._path(reservation_id))
+
+    def refuse(self, reservation_id: str) -> None:
+        """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
+        path = self._path(reservation_id)
+        try:
+            os.replace(path, path[: -len(_SUFFIX)] + REFUSED)
+        except FileNotFoundError:  # another process was told the same
+            return
 
     def _path(self, reservation_id: str) -> str:
         return self.folder + os.sep + file_name(reservation_id)
 
-    def claim(self) -> bool:
-        """Whether this process is to take up what is here: another one may be at it, or an earlier client of this one.
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether this is the one to take up what is here; another one, in this process or another, may be at it.
 
-        The claim lasts until `release` or the end of the process. Without it nothing would break, because records are
-        sent with their own keys; it saves a fleet of workers from all sending the same.
+        Without the claim nothing would break, because records are sent with their own keys; it saves a fleet of
+        workers that start together from all sending the same.
         """
-        mine: list[int] = []
-        if _claims.setdefault(self.folder, mine) is not mine:  # atomic: one of several threads
-            return False
-        self._claim = mine
-        is_free = False
         try:
-            is_free = fcntl is None or self._lock(mine)
+            file = os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            yield False
+            return
+        _claims.append(file)
+        try:
+            yield _lock(file)
         finally:
-            if not is_free:
-                self.release()
-        return is_free
-
-    def _lock(self, files: list[int]) -> bool:
-        locks: Any = fcntl
-        files.append(os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600))
-        try:
-            locks.lockf(files[0], locks.LOCK_EX | locks.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # another process has it; POSIX leaves open which of the two it is
-            return False
-        except OSError:  # a file system without locks: who comes first is not known, and need not be
-            return True
-        return True
-
-    def release(self) -> None:
-        """Give the claim up, if it is this journal's."""
-        mine, self._claim = self._claim, None
-        if mine is not None and _claims.get(self.folder) is mine:
-            del _claims[self.folder]
-            for file in mine:
+            try:
+                _claims.remove(file)
+            except ValueError:  # closed in a forked child
+                pass
+            else:
                 os.close(file)
 
-    def is_empty(self) -> bool:
-        """Whether there is nothing to load; costs one look at the folder."""
+    def names(self) -> set[str]:
+        """The names of the records' files; costs one look at the folder."""
         try:
             with os.scandir(self.folder) as entries:
-                return not any(entry.name.endswith(_SUFFIX) for entry in entries)
+                return {entry.name for entry in entries if entry.name.endswith(_SUFFIX)}
         except FileNotFoundError:
-            return True
+            return set()
 
     def peek(self) -> list[Record]:
         """The readable records, the oldest first; nothing is changed."""
         found = []
-        for name in sorted(os.listdir(self.folder)):
-            if name.endswith(_SUFFIX):
-                try:
-                    with open(os.path.join(self.folder, name), "rb") as file:
-                        found.append(Record.from_json(file.read()))
-                except (OSError, ValueError):  # settled meanwhile, or none of ours
-                    continue
+        for name in sorted(self.names()):
+            try:
+                found.append(Record.from_json(_read(os.path.join(self.folder, name))))
+            except (OSError, ValueError):  # settled meanwhile, or none of ours
+                continue
         return sorted(found, key=lambda record: record.recorded_at_ms)
 
-    def load(self) -> tuple[list[Record], list[str]]:
-        """Every record, the oldest first, and a sentence for each file that had to be set aside."""
+    def load(self, known: Container[str] = ()) -> tuple[list[Record], list[str]]:
+        """Every record whose file is not `known`, the oldest first, and a sentence for each file that is no record:
+        what is malformed is set aside, what cannot be read is left."""
         found: dict[str, Record] = {}
         problems: list[str] = []
         for name in self._names():
+            if name in known:
+                continue
             path = os.path.join(self.folder, name)
             try:
-                with open(path, "rb") as file:
-                    record = Record.from_json(file.read())
+                record = Record.from_json(_read(path))
                 if name != file_name(record.reservation_id):
                     self._migrate(path, record)
             except FileNotFoundError:  # settled, or migrated, by another process meanwhile
                 continue
-            except OSError as e:  # a folder, somebody else's file: the others are read all the same
+            except OSError as e:  # a folder, a pipe, somebody else's file: the others are read all the same
                 problems.append(f"journal record {path} cannot be read: {e}")
                 continue
             except ValueError as e:
@@ -281,11 +284,41 @@ class Journal:
             os.replace(path, standard)
 
 
-def _remove(path: str) -> None:
+def _remove(path: str) -> bool:
     try:
         os.unlink(path)
     except FileNotFoundError:  # another process, with the same key, was first
-        return
+        return False
+    return True
+
+
+def _read(path: str) -> bytes:
+    """A record's file; without waiting for a writer, should it be a pipe."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError("it is not a regular file")
+        pieces = [os.read(file, _PIECE)]
+        while pieces[-1]:
+            pieces.append(os.read(file, _PIECE))
+        return b"".join(pieces)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Whether nobody else has locked the file. Where there are no locks, who comes first is not known, and need not
+    be."""
+    if fcntl is None:
+        return True
+    locks: Any = fcntl
+    try:
+        locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _remove_stale(path: str) -> None:
@@ -297,7 +330,7 @@ def _remove_stale(path: str) -> None:
 
 
 def _quarantine(path: str, why: str) -> str:
-    aside = path[: -len(_SUFFIX)] + _ASIDE
+    aside = path[: -len(_SUFFIX)] + CORRUPT
     try:
         os.replace(path, aside)
     except OSError as e:
@@ -329,28 +362,32 @@ def make_private(folder: str) -> None:
 
 
 def default_folder() -> str:
-    """`~/.cycles-lite/journal`."""
-    return os.path.join(os.path.expanduser("~"), ".cycles-lite", "journal")
+    """`~/.cycles-lite/journal`. Raises `FileNotFoundError` where nobody knows the home: there is no HOME, and the
+    system does not know the user either."""
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise FileNotFoundError(errno.ENOENT, "the home folder is not known")
+    return os.path.join(home, ".cycles-lite", "journal")
 
 
 def usable_folder(wanted: str | None) -> tuple[str, str | None]:
     """Where the identity folders go, and a sentence to log where it is not the default.
 
-    A folder that the user names is taken as it is. The default one may lie in a home that is read-only, as on Lambda:
-    then it is a folder of ours below the temporary one. Raises `OSError` where that is somebody else's.
+    A folder that the user names is taken as it is. The default one may lie in a home that is read-only, as on Lambda,
+    or unknown: then it is a folder of ours below the temporary one. Raises `OSError` where that is somebody else's.
     """
     if wanted is not None:
         return os.path.abspath(os.path.expanduser(wanted)), None
-    folder = default_folder()
     try:
+        folder = default_folder()
         make_private(folder)
         if os.access(folder, os.W_OK | os.X_OK):
             return folder, None
-        reason = "it is not writable"
+        reason = f"{folder} is not writable"
     except OSError as e:
-        reason = str(e.strerror or e)
+        reason = f"{e.strerror or e}: {e.filename}" if e.filename else str(e.strerror or e)
     fallback = _temporary_folder()
-    return fallback, f"the journal is in {fallback}, because {folder} cannot be used: {reason}"
+    return fallback, f"the journal is in {fallback}: {reason}"
 
 
 def _temporary_folder() -> str:
@@ -361,13 +398,14 @@ def _temporary_folder() -> str:
     except FileExistsError:
         seen = os.lstat(folder)
         ours = not hasattr(os, "getuid") or seen.st_uid == user
-        if not stat.S_ISDIR(seen.st_mode) or not ours or stat.S_IMODE(seen.st_mode) != 0o700:
-            raise PermissionError(f"{folder} is not a folder of this user with mode 0700") from None
+        # Not exactly 0700: below a folder with the set-group-ID bit, a new one has that bit too.
+        if not stat.S_ISDIR(seen.st_mode) or not ours or stat.S_IMODE(seen.st_mode) & 0o077:
+            raise PermissionError(f"{folder} is not a folder of this user that is closed to all others") from None
     return folder
 
 
 def identity_folders(folder: str) -> Iterator[str]:
     """The folder itself where it holds records, or what was set aside, and those of its folders that do."""
     for candidate in [folder, *sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())]:
-        if any(name.endswith((_SUFFIX, _ASIDE)) for name in os.listdir(candidate)):
+        if any(name.endswith((_SUFFIX, CORRUPT, REFUSED)) for name in os.listdir(candidate)):
             yield candidate

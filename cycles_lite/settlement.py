@@ -9,7 +9,7 @@ none, a timeout, 5xx, an unproven 2xx; INTERNAL_ERROR or         UNKNOWN   the s
 LIMIT_EXCEEDED under another status
 429                                                              WAIT      not before Retry-After, an hour at the most
 401, 403, a 4xx without a known code; BUDGET_FROZEN to an event  HELD      kept, and tried every ten minutes
-a 4xx with a code that is final for the operation                REJECTED  reported with all that is known, then removed
+a 4xx with a code that is final for the operation                REJECTED  reported with all that is known, set aside
 ===============================================================  ========  ===========================================
 
 From the moment that an amount is handed to the settler it is settled once or reported as refused, and never released.
@@ -125,9 +125,6 @@ SLOW_RETRY = 600.0
 #: Seconds that a server may ask to wait at the most; a mangled header must not park spend for days.
 LONGEST_WAIT = 3600.0
 
-#: Attempts while the caller waits.
-_INLINE_ATTEMPTS = 2
-
 
 def retry_in(config: Any, meaning: Meaning, attempt: int, retry_after: float | None) -> float:
     """Seconds from a failed attempt to the next one in the background."""
@@ -147,6 +144,15 @@ _DAY_MS = 24 * 3600 * 1000
 _REMEMBERED_MS = {COMMIT: 30 * _DAY_MS, EVENT: 7 * _DAY_MS}
 
 
+#: Before this project (September 2020): a clock that shows it has not been set yet.
+_CLOCK_IS_SET_MS = 1_600_000_000_000
+
+
 def is_too_old(record: Record, now: int) -> bool:
-    """Whether sending the record could charge twice, because the authority may have forgotten its key."""
+    """Whether sending the record could charge twice, because the authority may have forgotten its key.
+
+    An age between two times of which one is of a clock that was not set says nothing.
+    """
+    if min(record.recorded_at_ms, now) < _CLOCK_IS_SET_MS:
+        return False
     return now - record.recorded_at_ms > _REMEMBERED_MS[record.mode]

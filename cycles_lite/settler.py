@@ -1,24 +1,24 @@
 """The settler: acts on what `settlement` says an answer means, for a client's guards and for what processes left.
 
-From the moment that an amount is handed to it, the amount is settled once or reported as refused, and never released.
+An amount belongs to the settler from the moment that its `Spend` counts as kept. From then on it is settled once or
+reported as refused, and never released: whatever is raised afterwards, it stays among the pending ones, which are tried
+again. The program's threads hold no lock here, because a signal handler may flush, commit or raise at any instruction.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
-import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Callable
 
 from . import events, wire
 from .clock import monotonic, now_ms
-from .deadline import deadline_in, seconds_left
+from .deadline import seconds_left
 from .errors import CyclesError, ValidationError
-from .journal import COMMIT, EVENT, Journal, Record, identity, normalised, usable_folder
+from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
 from .log import log
 from .settlement import (
-    LONGEST_WAIT,
     SLOW_RETRY,
     Meaning,
     Settlement,
@@ -27,26 +27,19 @@ from .settlement import (
     meaning_of,
     retry_in,
 )
+from .spend import Spend, until
 from .values import Amount
-from .worker import Job, metered, worker
+from .worker import Job, worker
 
 if TYPE_CHECKING:
     from .client import CyclesClient
+    from .guard import ReservationGuard
 
 #: Attempts while the caller waits.
 _INLINE_ATTEMPTS = 2
 
-
-class _Pending:
-    """A record that waits for its next attempt."""
-
-    __slots__ = ("attempt", "is_running", "job", "record")
-
-    def __init__(self, record: Record, attempt: int = 0) -> None:
-        self.record = record
-        self.attempt = attempt
-        self.job: Job | None = None
-        self.is_running = False
+#: Seconds after which a living process looks again for what others have left.
+LOOK_AGAIN = 600.0
 
 
 class Settler:
@@ -62,56 +55,79 @@ class Settler:
 
     def _begin(self) -> None:
         """Nothing of a parent process's: its pending spend is its own to settle."""
-        self._pid = os.getpid()
-        self._progress = threading.Event()
+        self.pid = os.getpid()
         self._journal: Journal | None = None
-        self._is_open = False
-        #: One entry until a thread has taken up what the journal holds. Popping it is atomic.
-        self._untaken = [True]
-        #: Ids of records that are in memory alone.
-        self._unwritten: set[str] = set()
-        #: By reservation id. Single operations of a dictionary are atomic, so that no lock is held over I/O.
-        self._pending: dict[str, _Pending] = {}
+        self.is_open = False
+        #: One entry until a thread has said where the journal is. Popping it is atomic.
+        self._unsaid = [True]
+        #: Problems of the journal that were told before, because each look finds them again.
+        self._told: set[str] = set()
+        #: The next look at the journal, and when it is due.
+        self._look: Job | None = None
+        #: Settled by nobody yet, by reservation id. Single operations of a dictionary are atomic.
+        self.pending: dict[str, Spend] = {}
+        #: Guards that were collected unfinished, while they are released.
+        self.releasing: dict[int, ReservationGuard] = {}
 
     # ---- From the guard ----
 
-    def settle(self, record: Record) -> Settlement:
-        """Settle now if the authority answers, else keep the record and retry. Raises the authority's final no."""
-        try:
-            self.open()
-            self._keep(record)
-            return self._settle_inline(record)
-        except CyclesError:
-            raise
-        except BaseException:  # Ctrl-C, a signal handler's exception: how far it came is unknown
-            self._keep(record)
-            self._retry_later(_Pending(record), 0.0)
-            raise
+    def accept(self, spend: Spend) -> None:
+        """Take spend over: in memory first, then on disk. It is not sent yet."""
+        self.open()
+        spend.runner = get_ident()
+        spend.journal = self._journal
+        spend.is_kept = True
+        self.pending[spend.record.reservation_id] = spend
+        self._write(spend)
 
-    def _settle_inline(self, record: Record) -> Settlement:
-        attempt = 0
+    def settle(self, spend: Spend) -> Settlement:
+        """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no."""
+        tries = 0
         while True:
-            attempt += 1
+            tries += 1
+            mode = spend.record.mode
             try:
-                settlement = self._send(record)
+                settlement = self._send(spend)
             except CyclesError as e:
-                meaning = meaning_of(record.mode, e)
-                if meaning is Meaning.EXPIRED and record.event_fallback_body:
-                    record, attempt = self._turn_to_event(record), 0
+                meaning = meaning_of(mode, e)
+                if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
+                    tries = 0
                 elif meaning is Meaning.REJECTED:
-                    self._report_rejection(record, e)
+                    self._rejected(spend, e)
                     raise
-                elif meaning is not Meaning.UNKNOWN or attempt >= _INLINE_ATTEMPTS or not has_time():
-                    self._hold(_Pending(record, attempt), meaning, e)
+                elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
+                    self._hold(spend, meaning, e)
                     return Settlement(SettlementStatus.PENDING)
             else:
-                self._finish(record, settlement)
+                self._settled(spend, settlement)
                 return settlement
+
+    def resume(self, spend: Spend) -> None:
+        """After an interruption of `accept` or `settle`: how far they came is unknown, so it is tried again."""
+        if spend.is_done:
+            return
+        if not spend.is_written:
+            self._write(spend)
+        self.retry_later(spend, 0.0)
+
+    def release(self, guard: ReservationGuard, run: Callable[[], None]) -> None:
+        """Release a collected guard in the background; a flush waits for it."""
+
+        def release() -> None:
+            try:
+                run()
+            finally:
+                self.releasing.pop(id(guard), None)
+
+        self.releasing[id(guard)] = guard
+        worker.schedule(0.0, release)
 
     # ---- Sending, and what follows ----
 
-    def _send(self, record: Record) -> Settlement:
+    def _send(self, spend: Spend) -> Settlement:
         """One request in the record's mode."""
+        spend.attempt += 1
+        record = spend.record
         if record.mode == COMMIT:
             done = self._client.send_once(wire.COMMIT_RESERVATION, record.body, record.reservation_id)
             return Settlement(SettlementStatus.COMMITTED, done.charged, done.released, done.balances, done)
@@ -119,28 +135,32 @@ class Settler:
         charged = applied.charged or _amount(record.body)
         return Settlement(SettlementStatus.RECORDED, charged, None, applied.balances, applied)
 
-    def _finish(self, record: Record, settlement: Settlement) -> None:
-        self._pending.pop(record.reservation_id, None)
-        self._forget(record)
-        if self._client.is_observed:
+    def _settled(self, spend: Spend, settlement: Settlement) -> None:
+        """Whoever removes the record tells of it: another process may have sent the same with the same key."""
+        record = spend.record
+        is_first = self._forget(spend) or not spend.is_written
+        self._end(spend)
+        if is_first and self._client.is_observed:
             self._client.observe(events.Settled(record.reservation_id, _amount(record.body), settlement))
 
-    def _turn_to_event(self, record: Record) -> Record:
-        """The record in event mode, with the same key: on disk before the event is sent.
+    def _turn_to_event(self, spend: Spend) -> bool:
+        """The record in event mode, with the same key: on disk before the event is sent. False where it has none.
 
         It counts as recorded now, because no event with this key can have been sent before (see `is_too_old`).
         """
-        turned = record._replace(mode=EVENT, not_before_ms=None, recorded_at_ms=now_ms())
-        self._keep(turned)
-        return turned
+        if not spend.record.event_fallback_body:
+            return False
+        spend.record = spend.record._replace(mode=EVENT, not_before_ms=None, recorded_at_ms=now_ms())
+        self._write(spend)
+        return True
 
-    def _hold(self, pending: _Pending, meaning: Meaning, error: CyclesError) -> None:
+    def _hold(self, spend: Spend, meaning: Meaning, error: CyclesError) -> None:
         """Keep the record and try again later."""
-        record = pending.record
-        delay = retry_in(self._config, meaning, pending.attempt, error.retry_after)
+        record = spend.record
+        delay = retry_in(self._config, meaning, spend.attempt, error.retry_after)
         if meaning is Meaning.WAIT:
-            pending.record = record._replace(not_before_ms=now_ms() + int(delay * 1000))
-            self._keep(pending.record)
+            spend.record = record._replace(not_before_ms=now_ms() + int(delay * 1000))
+            self._write(spend)
         say = log().error if meaning is Meaning.HELD else log().warning
         say(
             "spend of reservation %s is not settled yet (%s; %s); it is kept and tried again in %.1f s",
@@ -149,51 +169,58 @@ class Settler:
             error,
             delay,
         )
-        self._retry_later(pending, delay)
+        self.retry_later(spend, delay)
+        spend.teller = get_ident()
         self._client.observe(events.Pending(record.reservation_id, error, delay))
+        spend.teller = None
 
-    def _retry_later(self, pending: _Pending, delay: float) -> None:
-        id = pending.record.reservation_id
-        if not self._is_open and id not in self._unwritten:  # closed meanwhile: whoever opens the journal takes it up
-            self._pending.pop(id, None)
-            return
-        self._pending[id] = pending
-        pending.job = worker.schedule(delay, lambda: self._retry(pending))
+    def retry_later(self, spend: Spend, delay: float) -> None:
+        if spend.job is not None:
+            spend.job.cancel()
+        job = Job(delay, lambda: self._retry(spend))
+        spend.runner, spend.teller, spend.job = None, None, job
+        self.pending[spend.record.reservation_id] = spend
+        worker.post(job)
 
-    def _retry(self, pending: _Pending) -> None:
+    def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
-        if is_too_old(pending.record, now_ms()):
-            self._pending.pop(pending.record.reservation_id, None)
-            self._give_up(pending.record)
+        if spend.is_done:
             return
-        pending.attempt += 1
-        pending.is_running = True
+        spend.runner = get_ident()
+        record = spend.record
+        if is_too_old(record, now_ms()):
+            self._end(spend)
+            self._tell_once(
+                f"spend of reservation {record.reservation_id} is too old to be sent: the authority may have settled "
+                f"it and forgotten its key; it stays on disk: {wire.dumps(record.body).decode('ascii')}"
+            )
+            return
+        if spend.is_found and spend.journal is not None and not spend.journal.has(record.reservation_id):
+            self._end(spend)  # by whoever found it too, and tells of it
+            return
         try:
-            settlement = self._send(pending.record)
+            settlement = self._send(spend)
         except CyclesError as e:
-            self._retry_failed(pending, e)
+            self._retry_failed(spend, e)
         except BaseException:
-            self._retry_later(pending, SLOW_RETRY)
+            self.retry_later(spend, SLOW_RETRY)
             raise
         else:
-            self._finish(pending.record, settlement)
-        finally:
-            pending.is_running = False
-            self._progress.set()
+            self._settled(spend, settlement)
 
-    def _retry_failed(self, pending: _Pending, error: CyclesError) -> None:
-        record = pending.record
-        meaning = meaning_of(record.mode, error)
-        if meaning is Meaning.EXPIRED and record.event_fallback_body:
-            pending.record, pending.attempt = self._turn_to_event(record), 0
-            self._retry_later(pending, 0.0)
+    def _retry_failed(self, spend: Spend, error: CyclesError) -> None:
+        meaning = meaning_of(spend.record.mode, error)
+        if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
+            spend.attempt = 0
+            self.retry_later(spend, 0.0)
         elif meaning is Meaning.REJECTED:
-            self._report_rejection(record, error)
+            self._rejected(spend, error)
         else:
-            self._hold(pending, meaning, error)
+            self._hold(spend, meaning, error)
 
-    def _report_rejection(self, record: Record, error: CyclesError) -> None:
+    def _rejected(self, spend: Spend, error: CyclesError) -> None:
         """The last word of this spend: everything that is known goes to the log and the observer."""
+        record = spend.record
         log().error(
             "spend of reservation %s was refused for good: %s; what was to be settled: %s",
             record.reservation_id,
@@ -201,37 +228,39 @@ class Settler:
             wire.dumps(record.body).decode("ascii"),
         )
         self._client.observe(events.Rejected(record.reservation_id, dict(record.body), error))
-        self._pending.pop(record.reservation_id, None)
-        self._forget(record)
+        if spend.is_written and spend.journal is not None:
+            try:
+                spend.journal.refuse(record.reservation_id)
+            except OSError as e:
+                self._journal_failed(
+                    f"the refused record of reservation {record.reservation_id} cannot be set aside: {e}"
+                )
+        self._end(spend)
 
-    def _give_up(self, record: Record) -> None:
-        self._journal_failed(
-            f"spend of reservation {record.reservation_id} is too old to be sent: the authority may have settled it "
-            f"and forgotten its key; it stays on disk: {wire.dumps(record.body).decode('ascii')}"
-        )
+    def _end(self, spend: Spend) -> None:
+        self.pending.pop(spend.record.reservation_id, None)
+        spend.is_done, spend.runner = True, None
 
     # ---- The journal ----
 
     def open(self) -> None:
-        """Find the journal and take up what earlier processes left in it; once in a process."""
-        if self._pid != os.getpid():
+        """Find the journal, and have what earlier processes left in it taken up; once in a process."""
+        if self.pid != os.getpid():
             self._begin()
-        worker.catch_up()
-        if self._is_open:
+        if self.is_open:
             return
-        # Of threads that come together each finds the journal, because none may settle without it; one takes it up.
+        # Of threads that come together each finds the journal, because none may settle without it.
         journal, notice = self._find_journal()
         self._journal = journal
-        self._is_open = True
+        self.is_open = True
+        open_settlers.add(self)
         try:
-            self._untaken.pop()
+            self._unsaid.pop()
         except IndexError:
             return
-        _open_settlers.add(self)
         if notice is not None:
             (self._journal_failed if journal is None else log().warning)(notice)
-        if journal is not None:
-            self._take_up(journal)
+        self.look_around(journal is not None and self.unseen() > 0)
 
     def _find_journal(self) -> tuple[Journal | None, str | None]:
         """The journal, unless there is none; and what there is to say about it."""
@@ -245,54 +274,93 @@ class Settler:
         name = identity(self._base_url, config.tenant, config.api_key)
         return Journal(os.path.join(folder, name), config.journal_fsync), notice
 
-    def _take_up(self, journal: Journal) -> None:
-        """Schedule what a journal holds, unless another process is at it."""
-        if journal is self._given:
-            self.replay(journal)
-            return
-        try:
-            if journal.is_empty() or not journal.claim():
-                return
-            weakref.finalize(self, journal.release).atexit = False  # of a client that nobody closes
-            self.replay(journal)
-        except OSError as e:
-            self._journal_failed(f"the journal {journal.folder} cannot be read: {e}")
+    def look_around(self, is_needed: bool) -> Job:
+        """Have somebody look for what other processes have left: now where that `is_needed`, and again later on."""
+        look = self._look
+        if look is not None and (look.is_waiting or (is_needed and not look.is_over)):
+            if not is_needed or look.due <= monotonic():
+                return look
+            look.cancel()
+        look = _look_of(self, 0.0 if is_needed else LOOK_AGAIN)
+        look.is_guest = not is_needed
+        self._look = look
+        worker.post(look)
+        if not self.is_open:  # closed meanwhile
+            look.cancel()
+        return look
 
-    def replay(self, journal: Journal) -> int:
-        """Schedule every record of a journal that is owed to this server; says how many."""
-        records, problems = journal.load()
+    def take_up(self) -> None:
+        """Take up what other processes have left, unless another process is looking just now."""
+        for journal in self._journals():
+            try:
+                if journal is self._given:
+                    self._take_up(journal)
+                    continue
+                with journal.claimed() as is_ours:
+                    if is_ours:
+                        self._take_up(journal)
+            except OSError as e:
+                self._tell_once(f"the journal {journal.folder} cannot be read: {e}")
+
+    def _journals(self) -> list[Journal]:
+        """The journal, and the one of the same key from when no tenant was configured."""
+        journal, config = self._journal, self._config
+        if journal is None:
+            return []
+        journals = [journal]
+        if self._given is None and config.tenant and config.api_key and _has_others(journal.folder):
+            name = identity(self._base_url, None, config.api_key)
+            journals.append(Journal(os.path.join(os.path.dirname(journal.folder), name), config.journal_fsync))
+        return journals
+
+    def _take_up(self, journal: Journal) -> None:
+        """Schedule every record of a journal that is owed to this server, and that no client of this process has."""
+        records, problems = journal.load(_known())
         for problem in problems:
-            self._journal_failed(problem)
-        ours = 0
+            self._tell_once(problem)
         for record in records:
             if normalised(record.base_url) != self._base_url:
-                self._journal_failed(f"reservation {record.reservation_id} is owed to {record.base_url}: not sent")
+                self._tell_once(f"reservation {record.reservation_id} is owed to {record.base_url}: not sent")
                 continue
-            ours += 1
-            if record.reservation_id not in self._pending:
-                self._retry_later(_Pending(record), _until(record))
-        return ours
+            spend = Spend(record)
+            spend.journal, spend.is_kept, spend.is_written, spend.is_found = journal, True, True, True
+            if self.pending.setdefault(record.reservation_id, spend) is spend:
+                self.retry_later(spend, until(record))
 
-    def _keep(self, record: Record) -> None:
+    def unseen(self) -> int:
+        """How many files may hold records that no client of this process has taken up."""
+        try:
+            return sum(len(journal.names().difference(_known())) for journal in self._journals())
+        except OSError as e:
+            self._tell_once(f"the journal cannot be read: {e}")
+            return 0
+
+    def _write(self, spend: Spend) -> None:
         """Put the record on disk. A disk that refuses does not stop the settlement."""
-        self._unwritten.add(record.reservation_id)
-        if self._journal is None:
+        if spend.journal is None:
             return
         try:
-            self._journal.write(record)
+            spend.journal.write(spend.record)
         except OSError as e:
-            self._journal_failed(f"spend of reservation {record.reservation_id} is not on disk: {e}")
+            self._journal_failed(f"spend of reservation {spend.record.reservation_id} is not on disk: {e}")
         else:
-            self._unwritten.discard(record.reservation_id)
+            spend.is_written = True
 
-    def _forget(self, record: Record) -> None:
-        self._unwritten.discard(record.reservation_id)
-        if self._journal is None:
-            return
+    def _forget(self, spend: Spend) -> bool:
+        """Remove the record; whether it was there."""
+        if spend.journal is None or not spend.is_written:
+            return False
+        id = spend.record.reservation_id
         try:
-            self._journal.remove(record.reservation_id)
+            return spend.journal.remove(id)
         except OSError as e:
-            self._journal_failed(f"the settled record of reservation {record.reservation_id} stays on disk: {e}")
+            self._journal_failed(f"the settled record of reservation {id} stays on disk: {e}")
+            return True
+
+    def _tell_once(self, problem: str) -> None:
+        if problem not in self._told:
+            self._told.add(problem)
+            self._journal_failed(problem)
 
     def _journal_failed(self, problem: str) -> None:
         log().error("%s", problem)
@@ -300,101 +368,67 @@ class Settler:
 
     # ---- The end ----
 
-    def flush(self, timeout: float) -> int:
-        """Try whatever waits and may be sent now, for at most `timeout` seconds; says how many are left."""
-        end = monotonic() + timeout
-        return self._wait_for(self._hasten_all(timeout), end)
+    @property
+    def flush_timeout(self) -> float:
+        return self._config.flush_timeout
 
-    def _hasten_all(self, timeout: float) -> dict[str, int]:
-        """Let whatever may be sent now be tried at once; says which attempt each has seen before."""
-        with deadline_in(timeout):  # for what runs inline, where there are no threads
-            self.open()
-            pending_now = list(self._pending.items())
-            tried = {id: pending.attempt - pending.is_running for id, pending in pending_now}
-            for _, pending in pending_now:
-                self._hasten(pending)
-            worker.catch_up()
-        return tried
-
-    def _wait_for(self, tried: dict[str, int], end: float) -> int:
-        while True:
-            self._progress.clear()
-            left = end - monotonic()
-            if left <= 0 or not (self._is_untried(tried) or worker.is_busy()):
-                return len(self._pending)
-            self._progress.wait(min(left, 0.05))
-
-    def _is_untried(self, tried: dict[str, int]) -> bool:
-        """Whether one of these still waits for an attempt that may be made now."""
-        for id, attempt in tried.items():
-            pending = self._pending.get(id)
-            if (
-                pending is not None
-                and _until(pending.record) == 0.0
-                and (pending.attempt, pending.is_running) == (attempt, False)
-            ):
-                return True
-        return False
-
-    def _hasten(self, pending: _Pending) -> None:
-        """Have its attempt made now, unless one is being made, or would come before the time that the server named."""
-        if pending.job is not None and _until(pending.record) == 0.0 and pending.job.cancel():
-            self._retry_later(pending, 0.0)
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the interpreter's end waits for it: not for what a closed client has left on disk."""
+        return self.is_open or not all(spend.is_written for spend in list(self.pending.values()))
 
     def close(self) -> None:
         """Let another client of this process, or another process, take up what is left on disk."""
-        self._is_open = False
-        self._untaken = [True]
-        for id, pending in list(self._pending.items()):
-            if id not in self._unwritten:
-                self._pending.pop(id, None)
-                if pending.job is not None:
-                    pending.job.cancel()
-        if self._journal is not None:
-            self._journal.release()
+        self.is_open, self._unsaid = False, [True]
+        for id, spend in list(self.pending.items()):
+            if spend.is_written and spend.job is not None and spend.job.cancel():
+                self.pending.pop(id, None)
+        look, self._look = self._look, None
+        if look is not None:
+            look.cancel()
         worker.leave()
 
 
-_open_settlers: weakref.WeakSet[Settler] = weakref.WeakSet()
+open_settlers: weakref.WeakSet[Settler] = weakref.WeakSet()
+
+
+def _known() -> set[str]:
+    """The files of what the clients of this process are at."""
+    return {file_name(id) for settler in list(open_settlers) for id in list(settler.pending)}
+
+
+def _look_of(settler: Settler, delay: float) -> Job:
+    """A look that does not keep the settler, and so its client, alive, and that ends with it."""
+
+    def look() -> None:
+        alive = held()
+        if alive is not None:
+            alive.take_up()
+            if alive.is_open:
+                alive.look_around(False)
+
+    job = Job(delay, look)
+    held = weakref.ref(settler, lambda _: job.cancel())
+    return job
+
+
+def _has_others(folder: str) -> bool:
+    """Whether there are journals of other identities beside this one."""
+    parent, own = os.path.split(folder)
+    try:
+        with os.scandir(parent) as entries:
+            return any(entry.name != own and entry.is_dir() for entry in entries)
+    except OSError:
+        return False
 
 
 def _after_fork() -> None:
-    for settler in list(_open_settlers):
+    for settler in list(open_settlers):
         settler._begin()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-# What registers last runs first: finalizers close connections at exit too, and this must come before.
-weakref.finalize(_open_settlers, int).detach()
-
-
-@atexit.register
-def _at_exit() -> None:
-    """The interpreter's end waits for pending spend as long as its client's `flush_timeout` says, and no longer: for
-    all clients at once, and not for what closed ones have left on disk."""
-    worker.expect_refusal()
-    for held in metered.valuerefs():
-        guard = held()
-        if guard is not None:
-            guard.hand_over()
-    start = monotonic()
-    begun = []
-    for settler in list(_open_settlers):
-        if settler._pid == os.getpid() and (settler._is_open or settler._pending):
-            end = start + settler._config.flush_timeout
-            begun.append((settler, settler._hasten_all(max(0.0, end - monotonic())), end))
-    for settler, tried, end in begun:
-        settler._wait_for(tried, end)
-
-
-def _until(record: Record) -> float:
-    """Seconds until a record may be sent, an hour at the most."""
-    if record.not_before_ms is None:
-        return 0.0
-    return min(max(0.0, (record.not_before_ms - now_ms()) / 1000), LONGEST_WAIT)
 
 
 def _amount(body: dict[str, Any]) -> Amount | None:

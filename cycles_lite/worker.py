@@ -7,18 +7,21 @@ then never costs more than its post.
 
 Where no thread is to be had (limits of the process, uWSGI without threads, the interpreter's end) jobs run inline when
 the library is next called.
+
+A signal handler may use the library, or raise, while the main thread is anywhere in here. So what the program's threads
+run holds no lock: they append to a deque, ring a bell that is a `SimpleQueue`, and start a thread. The heap is the
+leader's alone, and threads of the worker get no signals.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
+import queue
 import sys
 import threading
-import weakref
 from collections import deque
-from itertools import count
-from queue import Empty, SimpleQueue
+from itertools import chain, count
 from typing import Any, Callable
 
 from .clock import monotonic
@@ -27,23 +30,31 @@ from .log import log
 #: Threads at the most, in one process.
 MAX_THREADS = 7
 
-#: Seconds between looks into the post.
-_LOOK = 1.0
+#: Seconds between looks into the post while something is due soon, and while nothing is.
+_LOOK, _LONG_LOOK = 1.0, 30.0
 
 #: Seconds without any job after which a thread ends.
 _LINGER = 30.0
+
+#: Seconds after which a thread that was started and is not to be seen is no reason any more to start no other.
+_PATIENCE = 5.0
 
 
 class Job:
     """Something to do at a time, once at the most, from any thread. It must not raise."""
 
-    __slots__ = ("__weakref__", "_waiting", "due", "earliest")
+    __slots__ = ("__weakref__", "_waiting", "due", "earliest", "is_guest", "is_over")
 
-    def __init__(self, due: float, earliest: float, run: Callable[[], None]) -> None:
+    def __init__(self, delay: float, run: Callable[[], None], at_least: float | None = None) -> None:
+        now = monotonic()
         #: In seconds of `clock.monotonic()`.
-        self.due = due
+        self.due = now + delay
         #: From when it may be run where many wait.
-        self.earliest = earliest
+        self.earliest = now + (delay if at_least is None else at_least)
+        #: It starts no thread, and keeps none that is to end.
+        self.is_guest = False
+        #: Whether it has been run to its end.
+        self.is_over = False
         #: One entry until the job is taken or cancelled. Popping it is atomic: exactly one of the two happens.
         self._waiting = [run]
 
@@ -51,16 +62,26 @@ class Job:
     def is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def take(self) -> Callable[[], None] | None:
-        """What to run; None where the job was taken or cancelled before."""
-        try:
-            return self._waiting.pop()
-        except IndexError:
-            return None
-
     def cancel(self) -> bool:
         """Let it not run any more. False where it was taken before."""
-        return self.take() is not None
+        try:
+            self._waiting.pop()
+        except IndexError:
+            return False
+        return True
+
+    def run(self) -> None:
+        """Do it, unless that was taken or cancelled before."""
+        try:
+            try:
+                run = self._waiting.pop()
+            except IndexError:
+                return
+            run()
+        except Exception:
+            log().exception("a background job of cycles_lite failed")
+        finally:
+            self.is_over = True
 
 
 class Worker:
@@ -75,13 +96,19 @@ class Worker:
         self._post: deque[Job] = deque()
         self._heap: list[tuple[float, int, Job]] = []
         self._order = count()
-        #: Guards the heap and the counts below; never held while a job runs or anything is waited for.
-        self._lock = threading.Lock()
+        #: Entries of the heap beyond which it is looked through for cancelled jobs.
+        self._roomy = 64
+        #: Had by the leader, a thread of the worker's own.
         self._lead = threading.Lock()
-        self._wake = threading.Event()
-        self._threads = 0
-        self._waiting = 0
-        self._running = 0
+        self._bell: Any = queue.SimpleQueue()
+        self._has_rung = False
+        #: Until when the leader sleeps.
+        self._sleeps_until = 0.0
+        #: The threads that there are, and those of them that wait for the lead or for a job. Each adds itself.
+        self._threads: set[int] = set()
+        self._waiting: set[int] = set()
+        #: When a thread was started that has not been seen yet; 0 where there is none.
+        self._started = 0.0
         #: Seconds that a job takes: a guess at first, then a moving average.
         self._pace = 0.05
         #: Threads of the program that run jobs inline.
@@ -93,26 +120,31 @@ class Worker:
     def schedule(self, delay: float, run: Callable[[], None], at_least: float | None = None) -> Job:
         """Run something `delay` seconds from now; where so much waits that it would be late, earlier, but not before
         `at_least` seconds have passed."""
+        job = Job(delay, run, at_least)
+        self.post(job)
+        return job
+
+    def post(self, job: Job) -> None:
+        """Have a job run."""
         self._check_process()
-        now = monotonic()
-        job = Job(now + delay, now + (delay if at_least is None else at_least), run)
-        self._is_leaving = False
+        if not job.is_guest:
+            self._is_leaving = False
         self._post.append(job)
         if not self._waiting:
-            self._start_thread()
-        elif delay < _LOOK:
-            self._wake.set()
-        return job
+            if not job.is_guest:
+                self._start_thread()
+        elif job.due < self._sleeps_until:
+            self._ring()
 
     def leave(self) -> None:
         """Let the threads end as soon as there is nothing more to do."""
         self._is_leaving = True
-        self._wake.set()
+        self._ring()
 
     def catch_up(self) -> None:
         """Take up what finalizers left; and where jobs do not run by themselves, run those that are due."""
         self._check_process()
-        _drain()
+        drain()
         me = threading.get_ident()
         # Where some threads are to be had, a caller is spared what the network does. And a job that runs inline may
         # come back here: what else is due follows after it.
@@ -120,54 +152,57 @@ class Worker:
             return
         self._inline.add(me)
         try:
-            while self._run_inline():
-                pass
+            self._run_inline()
         finally:
             self._inline.discard(me)
 
-    def _run_inline(self) -> bool:
-        """Run one job that is due. Says whether there was one."""
-        with self._lock:
-            self._collect()
-            job = self._pop_due(monotonic())
-        if job is not None:
-            _run(job)
-        return job is not None
+    def _run_inline(self) -> None:
+        """Run what is due, also what that makes due at once. Without threads, jobs stay in the post."""
+        while True:
+            now = monotonic()
+            due = [job for job in list(self._post) if job.due <= now or not job.is_waiting]
+            if not due:
+                return
+            for job in sorted(due, key=lambda job: job.due):
+                job.run()
+                try:
+                    self._post.remove(job)
+                except ValueError:  # another thread, or a signal handler, has run it too
+                    continue
 
     def expect_refusal(self) -> None:
         """At the interpreter's end, Python 3.12 and later start no thread; that is nothing to warn of."""
         self._has_told = True
 
-    def is_busy(self) -> bool:
-        """Whether something is due or being done."""
-        with self._lock:
-            self._collect()
-            due = bool(self._heap) and self._heap[0][0] <= monotonic()
-        return due or self._running > 0
-
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             self._after_fork()
 
+    def _ring(self) -> None:
+        """Wake the leader. It takes the mark away before it looks into the post, so that no job is overlooked."""
+        if not self._has_rung:
+            self._has_rung = True
+            self._bell.put(None)
+
     # ---- Threads ----
 
     def _start_thread(self) -> None:
-        with self._lock:
-            if self._threads >= MAX_THREADS or self._waiting:
-                return
-            if not self._threads:  # nobody waits for these, and gevent may have patched threading since they were made
-                self._lead, self._wake = threading.Lock(), threading.Event()
-            self._threads += 1
-            self._waiting += 1
+        now = monotonic()
+        if len(self._threads) >= MAX_THREADS or now - self._started < _PATIENCE:
+            return
+        if not self._threads:  # nobody waits for these, and gevent may have patched their modules since they were made
+            self._lead, self._bell, self._has_rung = threading.Lock(), queue.SimpleQueue(), False
+        self._started = now
         try:
             if _threads_never_run():
                 raise RuntimeError("uWSGI runs without --enable-threads")
             threading.Thread(target=self._serve, name="cycles-lite-worker", daemon=True).start()
         except RuntimeError as e:
-            with self._lock:
-                self._threads -= 1
-                self._waiting -= 1
+            self._started = 0.0
             self._refused(e)
+        except BaseException:  # an interruption: the thread may have been started or not, and shows itself if it was
+            self._started = 0.0
+            raise
         else:
             self._is_refused = False
 
@@ -178,56 +213,82 @@ class Worker:
             log().warning("no background thread is to be had (%s): heartbeats and retries run inline", e)
 
     def _serve(self) -> None:
-        while True:
-            job = self._next_job()
-            if job is None:
-                return
-            start = monotonic()
-            try:
-                _run(job)
-            except BaseException:  # an observer that calls sys.exit(): no reason for the next job to wait for ever
-                log().exception("a background job of cycles_lite wanted to end the thread")
-            with self._lock:
-                self._running -= 1
-                self._waiting += 1
-                self._pace += (monotonic() - start - self._pace) / 16
-
-    def _next_job(self) -> Job | None:
-        """Wait for the lead, then for a job; None when this thread should end."""
-        job, lead = None, self._lead
-        leads = lead.acquire(timeout=_LINGER)
+        me = threading.get_ident()
+        self._waiting.add(me)
+        self._threads.add(me)
+        self._started = 0.0
         try:
-            job = self._wait_for_job() if leads else None
-        finally:
-            with self._lock:
-                self._waiting -= 1
-                is_last = self._waiting == 0
+            while True:
+                job = self._next_job(me)
                 if job is None:
-                    self._threads -= 1
-            if leads:
-                lead.release()
-        if is_last and (job is not None or self._post or self._heap):  # posted while this thread decided to end
-            self._start_thread()
-        return job
+                    return
+                start = monotonic()
+                try:
+                    job.run()
+                except BaseException:  # an observer that calls sys.exit(): the next job must not wait for ever for it
+                    log().exception("a background job of cycles_lite wanted to end the thread")
+                self._waiting.add(me)
+                self._pace += (monotonic() - start - self._pace) / 16
+        finally:
+            self._waiting.discard(me)
+            self._threads.discard(me)
+
+    def _next_job(self, me: int) -> Job | None:
+        """Wait for the lead, then for a job; None when this thread should end."""
+        while True:
+            lead = self._lead
+            leads = lead.acquire(timeout=_LINGER)
+            try:
+                job = self._wait_for_job() if leads else None
+            finally:
+                self._waiting.discard(me)
+                if leads:
+                    lead.release()
+            if job is None:
+                self._threads.discard(me)
+            if self._waiting or not self._is_needed():
+                return job
+            if job is not None:  # which may take long: somebody else is to wait for the next one
+                self._start_thread()
+                return job
+            self._threads.add(me)  # posted while this thread decided to end
+            self._waiting.add(me)
 
     def _wait_for_job(self) -> Job | None:
         idle_since = monotonic()
         while True:
-            self._wake.clear()
-            _drain()
-            with self._lock:
-                self._collect()
-                now = monotonic()
-                job = self._pop_due(now)
-                if job is not None:
-                    self._running += 1  # here, so that at no time it counts neither as due nor as running
-                    return job
-                due = self._next_due()
-            if due is None and (self._is_leaving or now - idle_since > _LINGER):
+            self._has_rung = False
+            drain()
+            self._collect()
+            now = monotonic()
+            job = self._pop_due(now)
+            if job is not None:
+                return job
+            due = self._next_due()
+            if self._is_leaving and not self._is_needed():
+                return None
+            if due is None and now - idle_since > _LINGER:
                 return None
             if due is not None:
                 idle_since = now
-            self._wake.wait(_LOOK if due is None else min(_LOOK, due - now))
+            self._sleep(now, due)
+
+    def _is_needed(self) -> bool:
+        """Whether there is a job that somebody has to wait for."""
+        jobs = chain(list(self._post), (entry[2] for entry in list(self._heap)))
+        return any(job.is_waiting and not job.is_guest for job in jobs)
+
+    def _sleep(self, now: float, due: float | None) -> None:
+        """Until a job is due, somebody rings, or it is time to look into the post."""
+        look = _LOOK if due is None or due - now < 2 * _LONG_LOOK else _LONG_LOOK
+        self._sleeps_until = now + look if due is None else min(now + look, due)
+        try:
+            if not self._post:  # posted since: whoever did so may have seen an earlier time to wake up
+                self._bell.get(True, max(0.0, self._sleeps_until - now))
+        except queue.Empty:
+            return
+        finally:
+            self._sleeps_until = 0.0
 
     def _collect(self) -> None:
         """Sort the post in, without what was cancelled meanwhile."""
@@ -235,9 +296,10 @@ class Worker:
             job = self._post.popleft()
             if job.is_waiting:
                 heapq.heappush(self._heap, (job.due, next(self._order), job))
-        if self._is_leaving:
+        if self._is_leaving or len(self._heap) > self._roomy:
             self._heap = [entry for entry in self._heap if entry[2].is_waiting]
             heapq.heapify(self._heap)
+            self._roomy = max(64, 2 * len(self._heap))
 
     def _next_due(self) -> float | None:
         """When the first job is to be run: the earlier, the longer all threads take for what waits, so that ten
@@ -257,12 +319,9 @@ class Worker:
                 return job
 
 
-#: What finalizers have left to do. They run while any lock may be held, so all that they do is to put it here.
-left_over: SimpleQueue[Callable[[], None]] = SimpleQueue()
-
-#: Guards that have metered something, by their `id`: they hand it over at the interpreter's end. Not a set, which may
-#: not be copied while another thread adds to it.
-metered: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+#: What finalizers have left to do. They run while any lock may be held, so all that they do is to put it here; a deque,
+#: because what is to be done is taken away when it has been done, and an interruption in between loses nothing.
+left_over: deque[Callable[[], None]] = deque()
 
 worker = Worker()
 
@@ -270,24 +329,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=worker._after_fork)
 
 
-def _drain() -> None:
-    """Schedule what finalizers left."""
-    while True:
+def drain() -> None:
+    """Do what finalizers left."""
+    while left_over:
         try:
-            work = left_over.get_nowait()
-        except Empty:
+            note = left_over[0]
+        except IndexError:  # another thread has done it
             return
-        worker.schedule(0.0, work)
-
-
-def _run(job: Job) -> None:
-    run = job.take()
-    if run is None:
-        return
-    try:
-        run()
-    except Exception:
-        log().exception("a background job of cycles_lite failed")
+        try:
+            note()
+        except Exception:
+            log().exception("what a finalizer of cycles_lite left failed")
+        try:
+            left_over.remove(note)
+        except ValueError:
+            continue
 
 
 def _threads_never_run() -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gc
 import json
 import logging
 import os
 import threading
 import time
+import uuid
 import warnings
 
 import pytest
@@ -158,11 +161,47 @@ def test_an_actual_that_is_none_is_refused_and_the_guard_stays_active(client, le
     assert spent(ledger) == (5, 0)
 
 
-def test_bad_metadata_is_refused_before_the_guard_ends(client):
+class Hostile(dict):
+    """What raises whatever is asked of it."""
+
+    def __iter__(self):
+        raise RuntimeError("no")
+
+    keys = items = values = __len__ = __getitem__ = __iter__
+
+
+UNSENDABLE = [
+    {"at": datetime.datetime(2026, 1, 1)},
+    {"price": decimal.Decimal("0.1")},
+    {"id": uuid.UUID(int=1)},
+    {"of": {1, 2}},
+    {"raw": b"x"},
+    {"rate": float("nan")},
+    {1: "one"},
+    Hostile(),
+    [1, 2],
+    {"text": "\ud800"},
+]
+
+
+@pytest.mark.parametrize("metadata", UNSENDABLE, ids=lambda value: type(value).__name__)
+def test_metadata_that_cannot_be_sent_does_not_veto_the_amount(client, ledger, caplog, metadata):
+    """The amount is settled without it, and an ERROR says what was wrong."""
     with client.reserve(tokens(100), ACTION) as guard:
-        with pytest.raises(ValidationError, match="metadata"):
-            guard.commit(tokens(5), metadata={"x": object()})
-        guard.commit(tokens(5))
+        settlement = guard.commit(tokens(5), metrics=CyclesMetrics(tokens_input=3), metadata=metadata)
+    assert settlement.status is SettlementStatus.COMMITTED
+    assert spent(ledger) == (5, 0)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "metadata" in caplog.text or "no" in caplog.text
+
+
+def test_metrics_that_are_none_do_not_veto_the_amount_nor_the_metadata(faking, caplog):
+    client, transport = faking(replied(allowed()), replied(committed()))
+    with client.reserve(tokens(100), ACTION) as guard:
+        guard.commit(tokens(5), metrics={"latency_ms": 1}, metadata={"run": 7})
+    sent = json.loads(transport.calls[-1].body.decode())
+    assert (sent["actual"]["amount"], sent["metadata"], "metrics" in sent) == (5, {"run": 7}, False)
+    assert "metrics" in caplog.text
 
 
 # ---- Leaving ----

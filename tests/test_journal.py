@@ -150,9 +150,11 @@ def test_what_dead_writers_left_is_cleared_away_and_what_live_ones_write_is_not(
 
 
 def test_a_missing_folder_is_an_empty_journal(journal):
-    assert journal.is_empty()
+    assert journal.names() == set()
     assert journal.load() == ([], [])
-    journal.remove("rsv_1")
+    assert not journal.remove("rsv_1")
+    with journal.claimed() as is_ours:
+        assert not is_ours
 
 
 def test_a_disk_that_refuses_leaves_nothing_half_written(journal, monkeypatch):
@@ -186,21 +188,72 @@ def test_fsync_reaches_the_file_and_its_folder(tmp_path, monkeypatch):
     assert synced == [False, True]
 
 
-def test_one_process_claims_a_journal(journal):
-    """The others leave its records alone; a claim ends with its process."""
+def test_one_looks_at_a_journal_at_a_time(journal):
+    """In this process and in others; a claim ends with the look that it is for."""
     journal.write(record())
-    assert journal.claim()
-    assert not journal.claim()
-    script = f"from cycles_lite.journal import Journal; print(Journal({journal.folder!r}).claim())"
+    script = f"""
+from cycles_lite.journal import Journal
+with Journal({journal.folder!r}).claimed() as is_ours:
+    print(is_ours)
+"""
 
     def elsewhere():
         return subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60).stdout.strip()
 
-    assert elsewhere() == b"False"
-    journal.release()
+    with journal.claimed() as is_ours, Journal(journal.folder).claimed() as another:
+        assert (is_ours, another) == (True, False)
+        assert elsewhere() == b"False"
     assert elsewhere() == b"True"
-    assert journal.claim()
-    journal.release()
+    with journal.claimed() as is_ours:
+        assert is_ours
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_is_forked_within_a_look_does_not_keep_the_claim(journal):
+    journal.write(record())
+    reader, writer = os.pipe()
+    with journal.claimed():
+        pid = os.fork()
+        if pid == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent has seen what it wanted to see
+            os._exit(0)
+    try:
+        with journal.claimed() as is_ours:
+            assert is_ours
+    finally:
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(pid, 0)
+
+
+def test_a_refused_record_is_set_aside_and_never_loaded(journal):
+    journal.write(record())
+    (name,) = files(journal)
+    journal.refuse("rsv_1")
+    assert files(journal) == [name.replace(".json", ".refused")]
+    assert journal.load() == ([], [])
+    journal.refuse("rsv_1")  # by another process, with the same answer
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_among_the_records_keeps_nobody_waiting(journal):
+    journal.write(record())
+    os.mkfifo(os.path.join(journal.folder, "a.json"))
+    (found,), (problem,) = journal.load()
+    assert found.reservation_id == "rsv_1"
+    assert "a.json" in problem
+    assert "not a regular file" in problem
+    assert len(journal.peek()) == 1
+
+
+@pytest.mark.parametrize("name", ["actual", "estimate"])
+@pytest.mark.parametrize("body", ["commit_body", "event_fallback_body"])
+def test_a_body_whose_amount_is_no_object_is_no_record(name, body):
+    data = json.loads(record().to_json().decode())
+    data[body] = {**(data[body] or {}), name: 5}
+    with pytest.raises(ValueError, match=body):
+        Record.from_json(json.dumps(data).encode())
 
 
 # ---- Where it is ----
@@ -270,8 +323,24 @@ def test_somebody_elses_temporary_folder_is_refused(unusable_home, planted):
     else:
         path.write_bytes(b"")
         path.chmod(0o700)
-    with pytest.raises(PermissionError, match="mode 0700"):
+    with pytest.raises(PermissionError, match="closed to all others"):
         usable_folder(None)
+
+
+def test_below_a_folder_with_the_group_bit_the_temporary_folder_is_found_again(unusable_home):
+    """A new folder there has the bit too."""
+    unusable_home.chmod(0o2770)
+    folder, _ = usable_folder(None)
+    os.chmod(folder, 0o2700)
+    assert usable_folder(None)[0] == folder
+
+
+def test_a_user_whose_home_nobody_knows_has_the_temporary_folder(unusable_home, monkeypatch):
+    """No HOME, and no entry for the user: `~` stands for itself then, in whatever folder the program happens to be."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    folder, notice = usable_folder(None)
+    assert os.path.dirname(folder) == str(unusable_home)
+    assert "home folder is not known" in notice
 
 
 TEXT = st.text(max_size=20)

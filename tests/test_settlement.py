@@ -100,11 +100,20 @@ def test_without_retries_the_next_attempt_is_slow():
     assert retry_in(CONFIG.replace(retry_enabled=False), Meaning.UNKNOWN, 1, None) == SLOW_RETRY
 
 
+NOW = 1_800_000_000_000
 DAY = 86_400_000
 
 
 @pytest.mark.parametrize(("mode", "days"), [(COMMIT, 30), (EVENT, 7)])
 def test_a_record_whose_key_may_be_forgotten_is_too_old(mode, days):
-    record = Record("r", "http://x", mode, {}, {}, recorded_at_ms=0)
-    assert not is_too_old(record, days * DAY)
-    assert is_too_old(record, days * DAY + 1)
+    record = Record("r", "http://x", mode, {}, {}, recorded_at_ms=NOW)
+    assert not is_too_old(record, NOW + days * DAY)
+    assert is_too_old(record, NOW + days * DAY + 1)
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_an_age_by_a_clock_that_was_not_set_is_none(mode):
+    """A machine that starts in 1970 and learns the time later has no old spend; nor has one that forgets the time."""
+    of_1970 = Record("r", "http://x", mode, {}, {}, recorded_at_ms=5000)
+    assert not is_too_old(of_1970, NOW)
+    assert not is_too_old(of_1970._replace(recorded_at_ms=NOW), 5000)

@@ -10,7 +10,7 @@ import weakref
 import pytest
 
 from cycles_lite import worker as workers
-from cycles_lite.worker import MAX_THREADS, Worker
+from cycles_lite.worker import MAX_THREADS, Job, Worker
 
 SOON = 30.0  # seconds to wait at the most for what should come at once
 
@@ -22,9 +22,9 @@ def worker():
     made.leave()
     end = time.monotonic() + SOON
     while made._threads and time.monotonic() < end:
-        made._wake.set()
+        made._ring()
         threading.Event().wait(0.01)
-    assert made._threads == 0
+    assert made._threads == set()
 
 
 def test_a_job_runs_once_when_it_is_due(worker):
@@ -100,7 +100,7 @@ def test_threads_are_few_however_many_jobs_hang(worker):
     end = time.monotonic() + SOON
     while len(at_work) < MAX_THREADS and time.monotonic() < end:
         threading.Event().wait(0.01)
-    assert worker._threads <= MAX_THREADS
+    assert len(worker._threads) <= MAX_THREADS
     release.set()
     for _ in range(50):
         assert done.acquire(timeout=SOON)
@@ -108,37 +108,44 @@ def test_threads_are_few_however_many_jobs_hang(worker):
 
 
 def test_no_thread_starts_before_there_is_a_job():
-    assert Worker()._threads == 0
+    assert Worker()._threads == set()
 
 
 def test_a_later_job_wakes_nobody(worker):
-    """The leader looks into the post by itself; only what is due before its next look sets the event."""
+    """The leader looks into the post by itself; only what is due before its next look rings the bell."""
     done = threading.Event()
     worker.schedule(0.0, done.set)
     assert done.wait(SOON)
     end = time.monotonic() + SOON
-    while worker._wake.is_set() and time.monotonic() < end:
+    while not worker._sleeps_until and time.monotonic() < end:
         threading.Event().wait(0.01)
     job = worker.schedule(45.0, lambda: None)
-    assert not worker._wake.is_set()
+    assert not worker._has_rung
     job.cancel()
 
 
 def test_where_many_wait_the_first_is_begun_so_early_that_the_last_is_in_time(worker):
     """By what a job takes, and not before the time that it names. A job that names none is never early."""
     start = time.monotonic()
-    jobs = [worker.schedule(3600.0, lambda: None, at_least=1800.0) for _ in range(100 * MAX_THREADS)]
+
+    def later(delay, at_least=None):
+        job = Job(delay, lambda: None, at_least)
+        job.is_guest = True
+        worker.post(job)
+        return job
+
+    jobs = [later(3600.0, at_least=1800.0) for _ in range(100 * MAX_THREADS)]
 
     def first_in(seconds_a_job):
-        with worker._lock:
+        with worker._lead:  # there is no thread: a job that starts none has none
             worker._collect()
-            worker._pace = seconds_a_job
-            return worker._next_due() - start
+        worker._pace = seconds_a_job
+        return worker._next_due() - start
 
     assert first_in(0.0) == pytest.approx(3600, abs=60)
     assert first_in(5.0) == pytest.approx(3600 - 100 * 5, abs=60)
     assert first_in(1000.0) == pytest.approx(1800, abs=60)
-    jobs += [worker.schedule(3000.0, lambda: None)]
+    jobs += [later(3000.0)]
     assert first_in(1000.0) == pytest.approx(3000, abs=60)
     for job in jobs:
         job.cancel()
@@ -173,7 +180,74 @@ def test_uwsgi_without_threads_is_noticed(worker, monkeypatch, caplog):
 
 def test_what_finalizers_leave_is_done(worker):
     done = threading.Event()
-    workers.left_over.put(done.set)
-    workers.worker.catch_up()
+    workers.left_over.append(done.set)
+    worker.catch_up()
+    assert done.is_set()
+    assert not workers.left_over
+
+
+def test_what_an_interruption_keeps_from_being_done_is_done_next_time(worker):
+    done = []
+
+    def interrupted_at_first():
+        done.append("begun")
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    workers.left_over.append(interrupted_at_first)
+    with pytest.raises(KeyboardInterrupt):
+        worker.catch_up()
+    worker.catch_up()
+    assert done == ["begun", "begun"]
+    assert not workers.left_over
+
+
+def test_what_is_due_at_once_finds_that_it_was_posted(worker):
+    """Whoever looks at its own job within it, as a heartbeat does, finds it."""
+    found, done = [], threading.Event()
+    job = Job(0.0, lambda: (found.append(job), done.set()))
+    worker.post(job)
     assert done.wait(SOON)
-    workers.worker.leave()
+    assert found == [job]
+
+
+def test_cancelled_jobs_do_not_stay_behind_one_that_waits(worker):
+    waits = worker.schedule(3600.0, lambda: None)
+    for _ in range(5000):
+        worker.schedule(1800.0, lambda: None).cancel()
+    done = threading.Event()
+    worker.schedule(0.0, done.set)
+    assert done.wait(SOON)
+    for _ in range(5000):  # cancelled after they were sorted in
+        worker.schedule(1800.0, lambda: None)
+    end = time.monotonic() + SOON
+    while worker._post and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    for _, _, job in list(worker._heap):
+        if job.due - time.monotonic() < 2700:
+            job.cancel()
+    for _ in range(2):
+        done.clear()
+        worker.schedule(0.0, done.set)
+        assert done.wait(SOON)
+    assert len(worker._heap) <= 64
+    waits.cancel()
+
+
+def test_a_guest_neither_starts_a_thread_nor_keeps_one(worker):
+    guest = Job(0.0, lambda: None)
+    guest.is_guest = True
+    worker.post(guest)
+    assert worker._threads == set()
+    done = threading.Event()
+    worker.schedule(0.0, done.set)
+    assert done.wait(SOON)
+    later = Job(3600.0, lambda: None)
+    later.is_guest = True
+    worker.post(later)
+    worker.leave()
+    end = time.monotonic() + SOON
+    while worker._threads and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    assert worker._threads == set()
+    assert later.is_waiting

@@ -10,6 +10,7 @@ from typing import Any, Iterator
 from ..client import CyclesClient
 from ..clock import now_ms
 from ..errors import ConfigError, ValidationError
+from ..flush import flush
 from ..journal import Journal, Record, identity_folders, usable_folder
 from ..settler import Settler
 from . import bars
@@ -94,7 +95,7 @@ def _replay(arguments: Any) -> int:
         left = 0
         for folder in folders:
             settler = Settler(client, Journal(folder))
-            left += settler.flush(arguments.timeout)
+            left += flush(settler, arguments.timeout)
             settler.close()
     kept = sum(1 for _ in _records(arguments.folder))
     print(f"{left} still pending, {kept} on disk" if left or kept else "everything is settled")

@@ -102,10 +102,7 @@ client = new_client()
 spend(client)  # from here on there are a pool, a settler and the worker's threads
 (pool,) = client._sender.transport._pools.values()
 locks = {
-    "the worker's": worker._lock,
     "the worker's lead": threading.Lock(),  # held anyway, by the thread that leads
-    "the worker's event": worker._wake._cond,
-    "the settler's event": client.settler._progress._cond,
     "the pool's": pool.pool.mutex,
     "the log handler's": handler.lock,
 }
@@ -141,7 +138,7 @@ spend(client)
 def test_locks_that_a_thread_holds_at_the_fork(ledger, tmp_path):
     """They are never free again in the child, which works, flushes, closes and ends without them."""
     run(LOCKS, tmp_path, **ledger.over_http)
-    assert ledger.amounts == (1 + 6 + 1, 0)
+    assert ledger.amounts == (1 + 3 + 1, 0)
 
 
 OPEN_GUARD = """
@@ -236,16 +233,11 @@ from cycles_lite import events
 
 seen = []
 client = CyclesClient.from_env(observer=seen.append)
-if hear() == "with a claim":  # what a client has left is claimed by the next one
-    with new_client(flush_timeout=0) as earlier:
-        with reserve(earlier, idempotency_key="earlier") as guard:
-            guard.commit(Amount.tokens(1))
-    client.flush(0)
 with reserve(client, idempotency_key="parent") as guard:
     assert guard.commit(Amount.tokens(1)).status.value == "PENDING"
 
 def child():
-    say("pending in the child: {}".format(client.flush(0)))
+    say("in the child's memory: {}".format(list(client.settler.pending)))
     with reserve(client, idempotency_key="child") as guard:
         assert guard.commit(Amount.tokens(1)).status.value == "PENDING"
 
@@ -258,33 +250,24 @@ say(sorted(event.reservation_id for event in seen if isinstance(event, events.Se
 """
 
 
-@pytest.mark.parametrize(
-    ("claim", "pending", "settled", "left"),
-    [
-        ("with a claim", 0, ["rsv_earlier", "rsv_parent"], 1),
-        # With nobody's claim on the folder, the child takes up what is in it, like any other process.
-        ("without", 1, ["rsv_parent"], 1),
-    ],
-)
-def test_pending_spend_stays_its_processs(desk, peer, scripted, records, tmp_path, claim, pending, settled, left):
-    """A child replays what it claims and nothing else; the parent settles its own, under the key that it had, and the
-    child's waits on disk for whoever claims it."""
+def test_pending_spend_stays_its_processs(desk, peer, scripted, records, tmp_path):
+    """A child has none of its parent's in memory, and what it finds on disk it sends with the key that it had: the
+    parent settles its own, and what the child has left when it ended."""
     desk.answers["commit"] = DOWN
     with running(PENDING, tmp_path, **scripted) as program:
-        program.say(claim)
-        program.expect(f"pending in the child: {pending}")
+        program.expect("in the child's memory: []")
         program.expect("the child is done")
         before = len(requests_of(peer, "commit"))
         del desk.answers["commit"]
         program.say("the authority is back")
-        program.expect(str(settled))
+        program.expect("['rsv_child', 'rsv_parent']")
         program.end()
     keys = {}
     for request in requests_of(peer, "commit"):
         keys.setdefault(request.target, set()).add(request.json["idempotency_key"])
     assert all(len(each) == 1 for each in keys.values()), keys
-    assert len(requests_of(peer, "commit")) - before == len(settled)
-    assert len(records()) == left
+    assert len(requests_of(peer, "commit")) - before == 2
+    assert records() == []
 
 
 IMPORTING = """

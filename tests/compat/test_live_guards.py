@@ -65,8 +65,8 @@ def answer(call):
 
 client = peers.client_of("http://127.0.0.1:9", transport=peers.FakeTransport(answer))
 spend(client)
-woken, set_event = [], worker._wake.set
-worker._wake.set = lambda: (woken.append(True), set_event())
+woken, ring = [], worker._ring
+worker._ring = lambda: (woken.append(True), ring())
 before = threading.enumerate()
 for _ in range(5):
     with reserve(client) as guard:
@@ -139,21 +139,21 @@ def answer(call):
     made = {"create_reservation": peers.allowed(remaining_ttl_ms=12000), "commit_reservation": peers.committed()}
     return peers.replied(made[call.operation.name])
 
-def schedule(delay, run, at_least=None):
+def post(job):
     if extended and not ended.is_set():  # the beat's answer is taken in, and the next beat not yet known to the guard
         assert known.wait(PATIENCE)
         guard.commit(Amount.tokens(42))
         ended.set()
-    return really_schedule(delay, run, at_least)
+    really_post(job)
 
 extended, known, ended = [], threading.Event(), threading.Event()
-really_schedule, worker.schedule = worker.schedule, schedule
+really_post, worker.post = worker.post, post
 client = peers.client_of("http://127.0.0.1:9", transport=peers.FakeTransport(answer))
 guard = reserve(client, ttl_ms=12000)
 known.set()
 assert ended.wait(PATIENCE)
-wait_until(lambda: not worker.is_busy())
-assert not any(job.is_waiting for job in [entry[2] for entry in list(worker._heap)] + list(worker._post))
+wait_until(lambda: len(worker._waiting) == len(worker._threads) and not worker._post)
+assert not worker._is_needed()
 assert extended == [guard.reservation_id]
 """
 

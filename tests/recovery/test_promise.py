@@ -4,14 +4,12 @@ observers, bad servers."""
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from queue import Queue
 
 import pytest
 from faults import failed, intact, lost_answer, swallowed_answer
@@ -86,8 +84,10 @@ def test_a_record_is_tried_by_one_thread_at_a_time(stage):
     assert stage.spent() == 20 * 42
 
 
-def test_a_flush_during_an_attempt_ends_with_it(stage):
-    """It does not wait for the one after it, which is minutes away."""
+@pytest.mark.parametrize(("more", "left"), [([], 0), ([failed], 1)])
+def test_a_flush_waits_for_an_attempt_that_began_after_it(stage, more, left):
+    """One that was under way may have begun when the authority was down. It does not wait for any after that, which
+    are minutes away."""
     leave_pending(stage)
     reached, release = threading.Event(), threading.Event()
 
@@ -96,14 +96,14 @@ def test_a_flush_during_an_attempt_ends_with_it(stage):
         assert release.wait(PATIENCE)
         failed(passage, line)
 
-    stage.faults["/commit"] = [hold]
+    stage.faults["/commit"] = [hold, *more]
     with stage.client(**SLOW, flush_timeout=0.0) as client:
         assert client.flush(0.0) == 1
         assert reached.wait(PATIENCE)
         with ends_within(PATIENCE / 2):
             release_soon = threading.Timer(0.2, release.set)  # once the flush waits
             release_soon.start()
-            assert client.flush(PATIENCE) == 1
+            assert client.flush(PATIENCE) == left
             release_soon.join()
 
 
@@ -192,38 +192,47 @@ def test_a_file_system_without_locks_is_replayed_all_the_same(stage, monkeypatch
         raise OSError(errno.ENOLCK, "No locks available")
 
     leave_pending(stage)
-    monkeypatch.setattr(journal.fcntl, "lockf", unsupported)
+    monkeypatch.setattr(journal.fcntl, "flock", unsupported)
     with stage.client() as client:
         assert client.flush(PATIENCE) == 0
     assert stage.spent() == 42
 
 
-def test_a_client_that_nobody_closes_gives_its_claim_up(stage):
-    """Else no other process could take up what comes later."""
-    leave_pending(stage)
-    client = stage.client()
-    assert client.flush(PATIENCE) == 0
-    found = Journal(str(stage.identity_folder))
-    assert not found.claim()
-    client._sender.close()  # its connections; not what `close` does for the journal
-    del client
-    gc.collect()
-    assert found.claim()
-    found.release()
-    heartbeat.worker.leave()
+def test_a_record_that_a_killed_process_leaves_is_settled_while_its_sibling_lives(stage):
+    """By the sibling's next flush: nobody has the folder for itself for longer than a look takes."""
+    with stage.client() as sibling:
+        with sibling.reserve(ESTIMATE, ACTION) as guard:
+            guard.commit(ACTUAL)
+        leave_pending(stage, 3)
+        assert sibling.flush(PATIENCE) == 0
+        assert stage.spent() == 4 * 42
+        assert stage.records() == {}
 
 
-def test_a_client_gives_up_only_its_own_claim(stage):
-    leave_pending(stage)
-    stage.faults["/commit"] = [failed]
-    told = Queue()
-    with stage.client(**SLOW, flush_timeout=0.0, observer=told.put) as first:
-        first.flush(0.0)
-        assert isinstance(told.get(timeout=PATIENCE), events.Pending)  # not an attempt that a flush would count as its
-        with stage.client() as second:
-            second.flush(0.0)
-        assert not Journal(str(stage.identity_folder)).claim()
-        assert first.flush(PATIENCE) == 0
+def test_a_process_that_starts_beside_a_living_one_settles_what_a_killed_one_left(stage):
+    with stage.client() as sibling:
+        with sibling.reserve(ESTIMATE, ACTION) as guard:
+            guard.commit(ACTUAL)
+        leave_pending(stage, 3)
+        stage.actor("flush").end()
+        assert stage.spent() == 4 * 42
+        assert sibling.flush(0.0) == 0
+
+
+def test_two_clients_that_share_a_journal_settle_each_record_once(stage):
+    """And each settlement is told once, whoever of them made it."""
+    leave_pending(stage, 10)
+    told, before = [], len(stage.sent("/commit"))
+    with stage.client(observer=told.append) as first, stage.client(observer=told.append) as second:
+        for client in (first, second):
+            with client.reserve(ESTIMATE, ACTION) as guard:
+                guard.commit(ACTUAL)
+        run_together([lambda: first.flush(PATIENCE), lambda: second.flush(PATIENCE)])
+        assert first.flush(PATIENCE) + second.flush(PATIENCE) == 0
+    settled = [event.reservation_id for event in told if isinstance(event, events.Settled)]
+    assert len(settled) == len(set(settled)) == 12
+    assert len(stage.sent("/commit")) - before == 12
+    assert stage.spent() == 12 * 42
 
 
 # ---- Bad observers ----
@@ -308,8 +317,8 @@ def test_spend_of_a_degraded_guard_survives_a_kill(stage):
 
 def test_an_extension_of_the_programs_own_leaves_one_heartbeat(stage, monkeypatch):
     """Also where a beat is under way meanwhile: two chains of beats would use up the extensions twice as fast."""
-    jobs, schedule = [], heartbeat.worker.schedule
-    monkeypatch.setattr(heartbeat.worker, "schedule", lambda *args: jobs.append(schedule(*args)) or jobs[-1])
+    jobs, post = [], heartbeat.worker.post
+    monkeypatch.setattr(heartbeat.worker, "post", lambda job: (job.is_guest or jobs.append(job), post(job)))
     reached, release = threading.Event(), threading.Event()
 
     def hold(passage, line):
@@ -324,7 +333,7 @@ def test_an_extension_of_the_programs_own_leaves_one_heartbeat(stage, monkeypatc
             guard.extend(60_000)
             release.set()
             end = time.monotonic() + PATIENCE
-            while heartbeat.worker.is_busy():  # the beat that was held
+            while not all(job.is_over or job.is_waiting for job in jobs):  # the beat that was held
                 assert time.monotonic() < end
                 time.sleep(0.01)
             assert [job.is_waiting for job in jobs].count(True) == 1
