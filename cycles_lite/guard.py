@@ -21,19 +21,16 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 import weakref
-from contextlib import contextmanager
-from contextvars import ContextVar, Token
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional, Tuple, TypeVar
 
 from . import events, wire
 from .checks import INT64_MAX, integer, refuse
-from .errors import (
-    CyclesError,
-    GuardFinalizedError,
-)
+from .current import current_guard as current_guard, enter, inside as inside, leave
+from .errors import CyclesError, GuardFinalizedError
 from .heartbeat import Heartbeat
 from .log import log
 from .meter import Meter
@@ -54,40 +51,17 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .client import CyclesClient
+    from .current import GuardToken
     from .streaming import GuardedStream
+
+    #: An amount, and what is told beside it.
+    _Told = Tuple[Amount, Optional[CyclesMetrics], Optional[Mapping[str, Any]]]
 
 T = TypeVar("T")
 
 #: Guards that have metered something, by their `id`: they hand it over at the interpreter's end. Not a set, which may
 #: not be copied while another thread adds to it.
 metered: weakref.WeakValueDictionary[int, ReservationGuard] = weakref.WeakValueDictionary()
-
-_current: ContextVar[ReservationGuard | None] = ContextVar("cycles_lite_guard", default=None)
-
-
-def current_guard() -> ReservationGuard | None:
-    """The innermost guard whose `with` block, wrapped call or decorated function runs here; None outside of any."""
-    return _current.get()
-
-
-@contextmanager
-def inside(guard: ReservationGuard) -> Iterator[None]:
-    """Make a guard the current one, without ending it."""
-    token = _current.set(guard)
-    try:
-        yield
-    finally:
-        _leave(token)
-
-
-def _leave(token: Token[ReservationGuard | None] | None) -> None:
-    """Make the guard around this one current again."""
-    if token is None:
-        return
-    try:
-        _current.reset(token)
-    except ValueError:  # entered in another context, as by a generator that is closed elsewhere: nothing to restore
-        return
 
 
 class Backing(Enum):
@@ -114,6 +88,7 @@ class ReservationGuard:
         "_is_cut_off",
         "_is_streamed",
         "_meter",
+        "_owed",
         "_pid",
         "_request",
         "_token",
@@ -142,7 +117,9 @@ class ReservationGuard:
         self._is_cut_off = False
         #: An iterator has it, so that leaving the `with` block does not end it.
         self._is_streamed = False
-        self._token: Token[ReservationGuard | None] | None = None
+        self._token: GuardToken | None = None
+        #: What a `commit` was told that an interruption ended before it was kept.
+        self._owed: _Told | None = None
         self._heartbeat: Heartbeat | None = None
         if response is not None and response.reservation_id and client.config.heartbeat:
             self._heartbeat = Heartbeat(client, response.reservation_id, request.ttl_ms or 60_000, response)
@@ -282,27 +259,29 @@ class ReservationGuard:
         Raises `GuardFinalizedError` for a second end and the authority's own refusal (`SettlementRejectedError`,
         `NotFoundError`, …) where that is final.
         """
-        if not isinstance(actual, Amount) or actual.unit != self._request.estimate.unit:
-            raise refuse("actual", actual, f"an Amount in {self._request.estimate.unit}, the reservation's unit")
-        return self._settle(actual, metrics, metadata)
+        try:
+            if not isinstance(actual, Amount) or actual.unit != self._request.estimate.unit:
+                raise refuse("actual", actual, f"an Amount in {self._request.estimate.unit}, the reservation's unit")
+            return self._settle((actual, metrics, metadata))
+        except CyclesError:
+            raise
+        except BaseException:  # an interruption: where the guard is still active, it ends with this amount
+            if isinstance(actual, Amount):
+                self._owed = (actual, metrics, metadata)
+            raise
 
-    def _settle(
-        self,
-        actual: Amount | None,
-        metrics: CyclesMetrics | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        waits: bool = True,
-    ) -> Settlement:
-        """ACTIVE to FINISHED with an amount, or with what the meter shows; `waits` for the answer, or sends later."""
+    def _settle(self, told: _Told | None, waits: bool = True) -> Settlement:
+        """ACTIVE to FINISHED with what `commit` was told, or with what the meter shows; `waits` for the answer, or
+        sends later."""
         spend, settler = Spend(), self._client.settler
         try:
             self._take("committed", spend)
             if self._backing is Backing.NOTHING:
                 spend.is_kept = spend.is_done = True
                 return Settlement(SettlementStatus.SKIPPED)
-            if actual is None:
-                actual = Amount(self._request.estimate.unit, min(self._meter.total, INT64_MAX))
-            commit = commit_request(actual, metrics, metadata)
+            if told is None:
+                told = (Amount(self._request.estimate.unit, min(self._meter.total, INT64_MAX)), None, None)
+            commit = commit_request(*told)
             spend.record = record_of(self._client, self._request, self.reservation_id, commit)
             settler.accept(spend)
             self._stop_beating()
@@ -362,14 +341,14 @@ class ReservationGuard:
 
     def __enter__(self) -> ReservationGuard:
         self._demand_active("entered")
-        self._token = _current.set(self)
+        self._token = enter(self)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, exception: BaseException | None, where: TracebackType | None
     ) -> None:
         token, self._token = self._token, None
-        _leave(token)
+        leave(token)
         if exception is not None or not self._is_streamed:
             self.end(exception)
 
@@ -394,8 +373,9 @@ class ReservationGuard:
         if not self.is_active or sys.is_finalizing():  # then nothing can be sent; the meter was handed over before
             return
         try:
-            if self._meter.total:
-                self._settle(None)
+            owed = self._owed or _interrupted_commit(self, exception)
+            if owed or self._meter.total:
+                self._settle(owed)
                 return
             if exception is None:
                 log().warning("guard %s was left without a commit; it is released", self.reservation_id or "")
@@ -417,11 +397,11 @@ class ReservationGuard:
         self._cut_off(waits=False)
 
     def _cut_off(self, waits: bool) -> Settlement | None:
-        if not self._meter.total or not self.is_active:
+        if not (self._owed or self._meter.total) or not self.is_active:
             return None
         self._is_cut_off = True
         try:
-            return self._settle(None, waits=waits)
+            return self._settle(self._owed, waits=waits)
         except CyclesError as e:
             log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
             return None
@@ -441,10 +421,22 @@ class ReservationGuard:
         """What was metered is on disk when this returns; it is sent, or the reservation released, in the background."""
         if not self.is_active:
             return
-        if self._meter.total:
-            self._settle(None, waits=False)
+        if self._owed or self._meter.total:
+            self._settle(self._owed, waits=False)
         else:
             self._client.settler.release(self, lambda: self.end(Abandoned("a guard was collected unfinished")))
+
+
+def _interrupted_commit(guard: ReservationGuard, exception: BaseException | None) -> _Told | None:
+    """What `commit` was told, where a signal handler raised this exception at the very first of its instructions: then
+    its own frame alone knows."""
+    if exception is None or isinstance(exception, CyclesError):
+        return None
+    for frame, _ in traceback.walk_tb(exception.__traceback__):
+        if frame.f_code is ReservationGuard.commit.__code__ and frame.f_locals.get("self") is guard:
+            told = frame.f_locals
+            return (told["actual"], told["metrics"], told["metadata"]) if isinstance(told["actual"], Amount) else None
+    return None
 
 
 class Abandoned(Exception):
