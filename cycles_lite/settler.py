@@ -169,7 +169,11 @@ class Settler:
             error,
             delay,
         )
-        self.retry_later(spend, delay)
+        if self.is_open or spend.job is None or not spend.is_written:
+            self.retry_later(spend, delay)
+        else:  # closed meanwhile: whoever looks at the journal next takes it up
+            self.pending.pop(record.reservation_id, None)
+            spend.runner = None
         spend.teller = get_ident()
         self._client.observe(events.Pending(record.reservation_id, error, delay))
         spend.teller = None
@@ -386,7 +390,8 @@ class Settler:
         look, self._look = self._look, None
         if look is not None:
             look.cancel()
-        worker.leave()
+        if not any(settler.is_open for settler in list(open_settlers)):
+            worker.leave()
 
 
 open_settlers: weakref.WeakSet[Settler] = weakref.WeakSet()

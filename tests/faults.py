@@ -166,6 +166,11 @@ def failed(passage, line):
     line.send(refusal("INTERNAL_ERROR", 500))
 
 
+def refused(passage, line):
+    """A final no: the authority has no such reservation."""
+    line.send(refusal("NOT_FOUND", 404))
+
+
 def failed_afterwards(passage, line):
     """The server has acted, and something in front of it answers for it."""
     passage.forward()

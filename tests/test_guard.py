@@ -40,6 +40,7 @@ from cycles_lite import (
     current_guard,
     events,
 )
+from cycles_lite.worker import worker
 
 ACTION = Action("llm.completion", "gpt-4o")
 
@@ -666,3 +667,107 @@ def test_a_journal_that_cannot_be_written_stops_no_commit(faking, tmp_path, seen
     with client.reserve(tokens(5), ACTION) as guard:
         assert guard.commit(tokens(3)).status is SettlementStatus.COMMITTED
     assert "JournalFailed" in names(seen)
+
+
+# ---- Finished guards ----
+
+
+@pytest.mark.parametrize("end", [lambda guard: guard.commit(tokens(1)), lambda guard: guard.release("x")])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda guard: guard.spend(1),
+        lambda guard: guard.extend(1000),
+        lambda guard: guard.__enter__(),
+        lambda guard: guard.stream([]),
+        lambda guard: guard.commit(tokens(1)),
+        lambda guard: guard.release("x"),
+    ],
+    ids="spend extend with stream commit release".split(),
+)
+def test_a_finished_guard_takes_nothing_into_the_void(client, end, use):
+    guard = client.reserve(tokens(100), ACTION)
+    end(guard)
+    with pytest.raises(GuardFinalizedError):
+        use(guard)
+    assert current_guard() is None
+
+
+def test_a_guard_that_the_library_ended_reports_what_is_spent_too_late(client, ledger, seen, caplog):
+    """The work is not to blame, and does not fail for it."""
+    with client.reserve(tokens(100), ACTION) as guard:
+        guard.spend(3)
+        assert guard.cut_off().status is SettlementStatus.COMMITTED
+        guard.spend(4)
+    assert spent(ledger) == (3, 0)
+    (late,) = [event for event in seen if isinstance(event, events.SpentTooLate)]
+    assert (late.reservation_id, late.amount) == (guard.reservation_id, tokens(4))
+    assert "4 TOKENS" in caplog.text
+    with pytest.raises(GuardFinalizedError):
+        guard.commit(tokens(5))
+
+
+# ---- Beats ----
+
+
+@pytest.mark.parametrize("ttl_ms", [1000, 2000])
+def test_a_beat_that_is_due_at_once_is_followed_by_others(faking, ttl_ms):
+    """It may run before the reserve that began it has returned."""
+    beats = threading.Semaphore(0)
+    extended = {"status": "ACTIVE", "expires_at_ms": 10**12}
+
+    def answer(call):
+        if call.operation.name == "extend_reservation":
+            beats.release()
+            return replied(extended)
+        return replied(allowed() if call.operation.name == "create_reservation" else committed())
+
+    client, _ = faking(answer, heartbeat=True)
+    for _ in range(20):
+        with client.reserve(tokens(5), ACTION, ttl_ms=ttl_ms) as guard:
+            assert beats.acquire(timeout=60)
+            guard.commit(tokens(1))
+
+
+def test_no_beat_follows_the_end_of_its_guard(faking):
+    """One that is under way meanwhile ends by itself, and begins no other."""
+    reached, release, beats = threading.Event(), threading.Event(), []
+
+    def answer(call):
+        if call.operation.name == "extend_reservation":
+            beats.append(call.id)
+            reached.set()
+            assert release.wait(60)
+            return replied({"status": "ACTIVE", "expires_at_ms": 10**12})
+        return replied(allowed() if call.operation.name == "create_reservation" else committed())
+
+    client, _ = faking(answer, heartbeat=True)
+    with client.reserve(tokens(5), ACTION, ttl_ms=1000) as guard:
+        assert reached.wait(60)
+        guard.commit(tokens(1))
+    release.set()
+    end = time.monotonic() + 60
+    while len(worker._waiting) < len(worker._threads) or worker._post:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    assert not worker._is_needed()
+    assert len(beats) == 1
+
+
+def test_a_beat_that_fails_by_a_fault_of_ours_is_told_and_followed(faking, seen):
+    done = threading.Event()
+
+    def answer(call):
+        if call.operation.name == "extend_reservation":
+            if len([event for event in seen if isinstance(event, events.HeartbeatFailed)]):
+                done.set()
+                return replied({"status": "ACTIVE", "expires_at_ms": 10**12})
+            raise ZeroDivisionError("a fault of something that instruments the transport")
+        return replied(allowed() if call.operation.name == "create_reservation" else committed())
+
+    client, _ = faking(answer, heartbeat=True)
+    with client.reserve(tokens(5), ACTION, ttl_ms=1000) as guard:
+        assert done.wait(60)
+        guard.commit(tokens(1))
+    (failed,) = [event for event in seen if isinstance(event, events.HeartbeatFailed)]
+    assert "ZeroDivisionError" in str(failed.error)

@@ -12,12 +12,12 @@ import threading
 import time
 
 import pytest
-from faults import failed, intact, lost_answer, swallowed_answer
+from faults import failed, intact, lost_answer, refused, swallowed_answer
 from peers import Peer, allowed, answer, client_of, committed, ends_within, refusal, silent
 from serving import PATIENCE, ROOT
 from stage import ACTION, Stage, key_of, kinds_and_keys
 
-from cycles_lite import Amount, SettlementStatus, Subject, events, heartbeat, journal
+from cycles_lite import Amount, SettlementStatus, Subject, events, heartbeat, journal, settler
 from cycles_lite.clock import now_ms
 from cycles_lite.journal import Journal
 
@@ -35,12 +35,12 @@ def stage(tmp_path):
         yield stage
 
 
-def leave_pending(stage, count=1, **changes):
+def leave_pending(stage, count=1, subject=None, **changes):
     """Guards whose commits failed, and whose client is closed: their records are on disk."""
     stage.faults["/commit"] = [failed] * (2 * count)
     with stage.client(**SLOW, flush_timeout=0.0, **changes) as client:
         for _ in range(count):
-            with client.reserve(ESTIMATE, ACTION) as guard:
+            with client.reserve(ESTIMATE, ACTION, subject=subject) as guard:
                 assert guard.commit(ACTUAL).status is SettlementStatus.PENDING
     assert len(stage.records()) == count
 
@@ -235,6 +235,73 @@ def test_two_clients_that_share_a_journal_settle_each_record_once(stage):
     assert stage.spent() == 12 * 42
 
 
+def test_a_living_process_looks_again_by_itself(stage, monkeypatch):
+    """A fresh process is not needed, nor a call: the thread that its heartbeats keep does it."""
+    monkeypatch.setattr(settler, "LOOK_AGAIN", 0.05)
+    with stage.client(heartbeat=True) as sibling:
+        with sibling.reserve(ESTIMATE, ACTION) as guard:
+            guard.commit(ACTUAL)
+        leave_pending(stage, 2)
+        end = time.monotonic() + PATIENCE
+        while stage.records():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert sibling.flush(PATIENCE) == 0
+    assert stage.spent() == 3 * 42
+
+
+def test_what_was_left_without_a_tenant_is_found_with_one(stage):
+    """The folder is another then, the server and the key are the same."""
+    leave_pending(stage, tenant=None, agent="bot", subject=Subject(tenant="acme"))
+    with stage.client() as client:
+        assert client.flush(PATIENCE) == 0
+    assert stage.spent() == 42
+    assert stage.files() == []
+
+
+def test_spend_of_another_server_is_reported_and_not_sent(stage):
+    leave_pending(stage)
+    (path,) = (path for path in stage.files() if path.suffix == ".json")
+    record = json.loads(path.read_bytes().decode())
+    path.write_bytes(json.dumps({**record, "base_url": "http://other.example.com"}).encode())
+    told, before = [], len(stage.settlements())
+    with stage.client(observer=told.append) as client:
+        for _ in range(3):
+            client.flush(PATIENCE)
+    assert len(stage.settlements()) == before
+    (problem,) = (event.problem for event in told if isinstance(event, events.JournalFailed))
+    assert "other.example.com: not sent" in problem
+    assert len(stage.records()) == 1
+
+
+def test_a_refused_record_is_set_aside_and_not_deleted(stage):
+    """With all that was to be settled in it; nobody sends it again."""
+    leave_pending(stage)
+    stage.faults["/commit"] = [refused]
+    told = []
+    with stage.client(observer=told.append) as client:
+        assert client.flush(PATIENCE) == 0
+    assert any(isinstance(event, events.Rejected) for event in told)
+    (path,) = stage.files()
+    assert path.suffix == ".refused"
+    assert json.loads(path.read_bytes().decode())["commit_body"]["actual"]["amount"] == 42
+    with stage.client() as client:
+        before = len(stage.settlements())
+        assert client.flush(PATIENCE) == 0
+        assert len(stage.settlements()) == before
+
+
+def test_close_in_one_thread_strands_nothing_of_the_others(stage):
+    """While others commit through a short outage: afterwards the server is well, and nothing is left on disk."""
+    with stage.client() as client:
+        guards = [client.reserve(ESTIMATE, ACTION) for _ in range(8)]
+        stage.faults["/commit"] = [failed] * 12
+        run_together([*(lambda guard=guard: guard.commit(ACTUAL) for guard in guards), client.close])
+        assert client.flush(PATIENCE) == 0
+        assert stage.records() == {}
+    assert stage.spent() == 8 * 42
+
+
 # ---- Bad observers ----
 
 
@@ -265,6 +332,31 @@ def settle(client):
         if client.flush(1.0) == 0:
             return
     raise AssertionError("still pending")
+
+
+def test_an_observer_that_flushes_does_not_defeat_the_backoff(stage):
+    """Told of a failure, it flushes: what has just failed, and what else waits, is not tried again for that."""
+    stage.faults["/commit"] = [failed] * 1000
+    told, clients = [], []
+
+    def observe(event):
+        if isinstance(event, events.Pending):
+            told.append(event)
+            clients[0].flush(5.0)
+
+    with stage.client(observer=observe, retry_initial_delay=0.4, retry_max_delay=0.4, flush_timeout=0.0) as client:
+        clients.append(client)
+        for _ in range(3):
+            with client.reserve(ESTIMATE, ACTION) as guard:
+                guard.commit(ACTUAL)
+        start = time.monotonic()
+        while len(told) < 9:  # the first failures, and two retries of each
+            assert time.monotonic() - start < PATIENCE
+            time.sleep(0.01)
+        took = time.monotonic() - start
+        assert len(stage.sent("/commit")) <= 6 + 3 * (took / 0.4 + 1)
+        stage.faults["/commit"] = []
+        settle(client)
 
 
 # ---- Bad servers ----
