@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 import sys
 
 import peers
@@ -207,3 +209,48 @@ def test_threads_that_outlive_the_main_one(ledger, tmp_path):
         ended = program.end()
     assert (ended.status, ended.err) == (0, REFUSED if (3, 12) <= sys.version_info < (3, 12, 2) else "")
     assert ledger.amounts == (1, 0)
+
+
+METERS = """
+from program import *
+
+client = new_client(connect_timeout=60, read_timeout=60, flush_timeout=0.5)
+guards = [reserve(client, idempotency_key=str(number)) for number in range(20)]
+for guard in guards:
+    guard.spend(1)
+say("metered")
+assert hear() == "go"
+"""
+
+
+def test_every_meter_is_on_disk_before_the_first_is_sent(desk, peer, scripted, records, tmp_path):
+    """An authority that hangs keeps a few threads busy, and the end does not wait for it."""
+    with running(METERS, tmp_path, PYTHONWARNINGS=UNFINISHED, **scripted) as program:
+        program.expect("metered")
+        desk.answers["commit"] = peers.silent
+        program.say()
+        assert program.end(within=MARGIN).status == 0
+    found = [json.loads(pathlib.Path(path).read_text()) for path in records()]
+    assert [record["commit_body"]["actual"]["amount"] for record in found] == [1] * 20
+
+
+AFTER_CLOSE = """
+from program import *
+import gc
+
+client = new_client()
+alive, dropped = reserve(client), reserve(client)
+alive.spend(3)
+dropped.spend(4)
+client.close()
+if {drops}:
+    del dropped
+    gc.collect()
+"""
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_a_meter_that_outlives_its_client_is_settled_at_the_exit(place, ledger, tmp_path, drops):
+    """Whether its guard is still there then or was dropped after the close."""
+    run(AFTER_CLOSE.format(drops=drops), tmp_path, PYTHONWARNINGS=UNFINISHED, **place)
+    assert ledger.amounts == (7, 0)

@@ -121,3 +121,82 @@ def test_interrupted_during_a_reserve(desk, peer, scripted, tmp_path):
         ended_well(program)
     first, second = requests_of(peer, "create")
     assert first.connection != second.connection
+
+
+HANDLERS = """
+from program import *
+import itertools
+
+client = new_client(heartbeat=False, flush_timeout=5)
+calls = itertools.count(1)
+failures = []
+
+def handler(number, frame):
+    n = next(calls)
+    if at_work:  # one within the other would go on for ever, as the signals do
+        return
+    at_work.append(n)
+    try:
+        if n % 4 == 0:
+            client.flush(0)
+        elif n % 4 == 1:
+            guard = guards[-1]
+            if guard.is_active:
+                guard.spend(1)
+        elif n % 4 == 2:
+            try:
+                inner = reserve(client)
+            except TransportError:  # a file that the interrupted transaction has locked
+                return
+            with inner:
+                inner.commit(Amount.tokens(1))
+            committed.append(1)
+        else:
+            client.close()
+    except GuardFinalizedError:
+        pass
+    except BaseException as e:
+        failures.append(repr(e))
+    finally:
+        at_work.clear()
+
+from cycles_lite import GuardFinalizedError, TransportError
+at_work, committed, guards = [], [], [reserve(client)]
+signal.signal(signal.SIGUSR1, handler)
+signal.siginterrupt(signal.SIGUSR1, False)
+main = threading.main_thread().ident
+
+def bombard():
+    while not ended.is_set():
+        signal.pthread_kill(main, signal.SIGUSR1)
+        ended.wait({pause})
+
+ended = threading.Event()
+bomber = threading.Thread(target=bombard)
+bomber.start()
+outer = 0
+try:
+    for round in range({rounds}):
+        guards.append(reserve(client))
+        guards[-1].spend(1)
+        guards[-1].commit(Amount.tokens(2))
+        outer += 2
+        client.flush(0.05)
+        if round % 5 == 0:
+            client.close()
+finally:
+    ended.set()
+    bomber.join()
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+guards[0].release("not needed")
+assert not failures, failures
+assert client.flush(30) == 0
+say(outer + len(committed))
+"""
+
+
+def test_a_handler_that_uses_the_library_within_a_call_of_it(place, ledger, tmp_path):
+    """It spends, commits, flushes and closes while the main thread is inside any of these: nothing hangs, nothing is
+    lost."""
+    out = run(HANDLERS.format(rounds=25, pause=0.03), tmp_path, **place)
+    assert ledger.amounts == (int(out), 0)
