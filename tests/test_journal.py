@@ -212,18 +212,21 @@ with Journal({journal.folder!r}).claimed() as is_ours:
 def test_a_child_that_is_forked_within_a_look_does_not_keep_the_claim(journal):
     journal.write(record())
     reader, writer = os.pipe()
+    told, tells = os.pipe()
     with journal.claimed():
         pid = os.fork()
         if pid == 0:
             os.close(writer)
+            os.write(tells, b"!")  # from here on it is a process of its own
             os.read(reader, 1)  # until the parent has seen what it wanted to see
             os._exit(0)
     try:
+        assert os.read(told, 1) == b"!"
         with journal.claimed() as is_ours:
             assert is_ours
     finally:
-        os.close(writer)
-        os.close(reader)
+        for file in (writer, reader, told, tells):
+            os.close(file)
         os.waitpid(pid, 0)
 
 

@@ -10,10 +10,11 @@ import gc
 import random
 import signal
 import threading
+import time
 import warnings
 
 import pytest
-from interrupts import ROUNDS, AtLine, Interrupt
+from interrupts import ROUNDS, AfterTime, AtLine, Interrupt
 from serving import serving
 
 from cycles_lite import (
@@ -180,3 +181,19 @@ def test_at_each_line(desk, work):
     assert nth > 1
     assert desk.authority.check() == []
     assert threading.active_count() < 30
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
+def test_at_random_instants(desk, work):
+    """Between any two instructions, and within what is no line of the package's own."""
+    choice = random.Random(work.__name__)
+    start = time.perf_counter()
+    work(desk, AfterTime(PATIENCE))
+    takes = time.perf_counter() - start
+    desk.check("uninterrupted")
+    came = 0
+    for _ in range(max(1, ROUNDS // 6)):
+        came += interrupted(desk, work, AfterTime(choice.uniform(1e-6, 1.2 * takes)))
+    assert came
+    assert desk.authority.check() == []
