@@ -75,11 +75,11 @@ def integer(field: str, value: Any, low: int, high: int) -> int:
         if is_a(value, bool):
             raise refuse(field, value, "an integer")
         try:
-            value = operator.index(value)
+            value = int.__index__(operator.index(value))
         except Exception as e:  # a TypeError, or what the program's own method raises
             raise refuse(field, value, "an integer") from e
     if low <= value <= high:
-        return int(value)
+        return value  # type: ignore[no-any-return]
     raise refuse(field, value, f"in {low}..{high}")
 
 
