@@ -108,23 +108,23 @@ def free_text(field: str, value: Any, longest: int) -> str:
         raise refuse(field, value, f"at most {longest} characters long")
     if not value.isprintable() and re.search("[\ud800-\udfff]", value):
         raise refuse(field, value, "free of lone surrogates")
-    return str(value)
+    return value  # type: ignore[no-any-return]
 
 
 def words(field: str, value: Any, longest: int) -> str:
     """Free text of at least one character."""
-    value = free_text(field, value, longest)
-    if value:
-        return value
+    made = free_text(field, value, longest)
+    if made:
+        return made
     raise refuse(field, value, "at least one character long")
 
 
 def text(field: str, value: Any, longest: int) -> str:
     """What a header, a path or a query carries: 1..longest characters, none of them a control character."""
-    value = words(field, value, longest)
-    if not value.isprintable() and re.search("[\x00-\x1f\x7f-\x9f]", value):
+    made = words(field, value, longest)
+    if not made.isprintable() and re.search("[\x00-\x1f\x7f-\x9f]", value):
         raise refuse(field, value, "free of control characters")
-    return value
+    return made
 
 
 def dimensions(field: str, value: Any) -> dict[str, str]:

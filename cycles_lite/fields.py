@@ -37,7 +37,7 @@ class Kind:
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         """The value for a decoded JSON value; raises `ValidationError`."""
-        return self.check(field, value)
+        return self.take(field, value)
 
     def parse(self, field: str, value: Any) -> Any:
         """What `take` is given for a decoded JSON value of a request."""
@@ -55,11 +55,13 @@ class Kind:
 class FreeText(Kind):
     """Text of 0..longest characters."""
 
+    _check = staticmethod(checks.free_text)
+
     def __init__(self, longest: int) -> None:
         self.longest = longest
 
     def check(self, field: str, value: Any) -> str:
-        return checks.free_text(field, value, self.longest)
+        return self._check(field, value, self.longest)
 
     def read(self, field: str, value: Any, strict: bool) -> str:
         if type(value) is str:
@@ -70,15 +72,13 @@ class FreeText(Kind):
 class Words(FreeText):
     """Text of 1..longest characters."""
 
-    def check(self, field: str, value: Any) -> str:
-        return checks.words(field, value, self.longest)
+    _check = staticmethod(checks.words)
 
 
 class Text(FreeText):
     """What a header, a path or a query carries: 1..longest characters, no control characters."""
 
-    def check(self, field: str, value: Any) -> str:
-        return checks.text(field, value, self.longest)
+    _check = staticmethod(checks.text)
 
 
 class Key(Text):
@@ -104,14 +104,10 @@ class Milliseconds(Integer):
     """A duration of 0..2^63-1 ms: a program's is rounded, and on the wire it is whole."""
 
     def check(self, field: str, value: Any) -> int:
-        if hasattr(type(value), "__index__"):
-            return super().check(field, value)
-        return checks.rounded(field, value, self.high)
+        is_whole = hasattr(type(value), "__index__")
+        return super().check(field, value) if is_whole else checks.rounded(field, value, self.high)
 
     def take(self, field: str, value: Any) -> int:
-        return super().check(field, value)
-
-    def read(self, field: str, value: Any, strict: bool) -> int:
         return super().check(field, value)
 
 
@@ -130,10 +126,9 @@ class OneOf(Kind):
     def check(self, field: str, value: Any) -> Any:
         if type(value) is self.enumeration:
             return value
-        if type(value) is str or checks.is_a(value, str):
-            word = str.__str__(value)
-            if word in self.members:
-                return self.members[word]
+        word = str.__str__(value) if checks.is_a(value, str) else ""
+        if word in self.members:
+            return self.members[word]
         raise refuse(field, value, "one of " + ", ".join(self.members))
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
@@ -257,9 +252,8 @@ class _Plan:
 
     def __init__(self, cls: type[Any]) -> None:
         self.entries = tuple([_entry(field) for field in dataclasses.fields(cls)])
-        #: By the field's name: what checks it, and whether None stands for absent.
+        #: By the field's name: what checks it, or takes it in a request, and whether None stands for absent.
         self.checkers = {entry.name: (entry.kind.check, entry.optional) for entry in self.entries}
-        #: Likewise for a request that a server got.
         self.takers = {entry.name: (entry.kind.take, entry.optional) for entry in self.entries}
         #: The fields for which absent is not None: their names, and what makes them.
         self.defaults = [(entry.name, entry.make) for entry in self.entries if not entry.optional]
@@ -290,17 +284,12 @@ class _Parameters:
     def __get__(self, instance: object, cls: type[Checked]) -> Signature:
         from inspect import Parameter, Signature
 
-        return Signature(
-            [
-                Parameter(
-                    entry.name,
-                    Parameter.POSITIONAL_OR_KEYWORD,
-                    default=getattr(cls, entry.name, entry.make or Parameter.empty),
-                    annotation=cls.__dataclass_fields__[entry.name].type,  # type: ignore[attr-defined]
-                )
-                for entry in cls.layout()
-            ]
-        )
+        parameters = []
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            default = getattr(cls, field.name, _entry(field).make or Parameter.empty)
+            kind = Parameter.POSITIONAL_OR_KEYWORD
+            parameters.append(Parameter(field.name, kind, default=default, annotation=field.type))
+        return Signature(parameters)
 
 
 class Checked:
@@ -318,9 +307,7 @@ class Checked:
     # None for what is optional is not kept: the class has it.
 
     def __init__(self, *positional: Any, **given: Any) -> None:
-        if positional:
-            given = _named(self, positional, given)
-        self._hold(given, self._plan.checkers)
+        self._hold(_named(self, positional, given) if positional else given, self._plan.checkers)
 
     def _hold(self, given: Mapping[str, Any], checkers: Mapping[str, tuple[Callable[[str, Any], Any], bool]]) -> None:
         """Become what was given, checked, and the defaults of what was not."""
@@ -442,20 +429,16 @@ def _named(made: Checked, positional: tuple[Any, ...], given: dict[str, Any]) ->
     if len(positional) > len(names):
         raise TypeError(f"{type(made).__name__}() has {len(names)} fields, not {len(positional)}")
     first = dict(zip(names, positional))
-    for name in given:
-        if name in first:
-            raise TypeError(f"{type(made).__name__}() got {name} twice")
-        first[name] = given[name]
-    return first
+    twice = sorted(first.keys() & given)
+    if twice:
+        raise TypeError(f"{type(made).__name__}() got {twice[0]} twice")
+    return {**first, **given}
 
 
 def _entry(field: Any) -> Entry:
     facts = field.metadata
-    missing = dataclasses.MISSING
-    required = field.default is missing  # an idempotency key has a factory: made if omitted, never None
-    make = field.default_factory
-    if not required:
-        make = lambda: field.default  # noqa: E731
+    required = field.default is dataclasses.MISSING  # an idempotency key has a factory: made if omitted, never None
+    make = field.default_factory if required else lambda: field.default
     return Entry(
         field.name,
         facts["json_name"] or field.name,
@@ -463,5 +446,5 @@ def _entry(field: Any) -> Entry:
         required,
         field.default is None,
         required or facts["on_the_wire"],
-        None if make is missing else make,
+        None if make is dataclasses.MISSING else make,
     )

@@ -314,7 +314,7 @@ def test_only_money_has_dollars(amount):
         (decimal.Decimal("1e-9"), 1),
         (decimal.Decimal("-0"), 0),
         (decimal.Decimal("1e-999999"), 1),
-        (decimal.Decimal(0.1), 10_000_001),  # the float's exact value, which is a little more
+        (decimal.Decimal.from_float(0.1), 10_000_001),  # its exact value, which is a little more
     ],
     ids=lambda value: ascii(value)[:40],
 )
@@ -325,8 +325,8 @@ def test_dollars_are_exact(dollars, microcents):
 
 
 NO_DOLLARS = [
-    *["", " ", ".", "+", "-", "1e", "e5", ".e5", "1 e5", "1e 5", "1e5.0", "--1", "1-", "1_000", "1,000.00", "1,5", "$1"],
-    *["1$", "0x10", "inf", "Infinity", "-inf", "nan", "sNaN1", "1.2.3", "1..2", "\u0663", "\uff11", "1.\uff15", "²"],
+    *["", " ", ".", "+", "-", "1e", "e5", ".e5", "1 e5", "1e 5", "1e5.0", "--1", "1-", "1_000", "1,000.00", "1,5"],
+    *["$1", "0x10", "inf", "Infinity", "-inf", "nan", "sNaN1", "1.2.3", "1..2", "\u0663", "\uff11", "1.\uff15", "²"],
     *["1e\u0663", "1\0", "\ud800", True, None, b"1", ["1"], fractions.Fraction(1, 2), 1j, object],
     *[decimal.Decimal(word) for word in ("NaN", "sNaN", "Infinity", "-Infinity")],
 ]
@@ -344,7 +344,8 @@ def test_what_is_no_number_of_dollars_is_refused(dollars):
     "dollars",
     [
         *["-1", "-0.00000001", "-1e-999999999999999999", "92233720368.54775808", "92233720368.547758070001"],
-        *["92233720369", "1e11", "1e999999999", "1e999999999999999999999999", "9" * 100_000, -1, 92233720369, 2**100_000],
+        *["92233720369", "1e11", "1e999999999", "1e999999999999999999999999", "9" * 100_000],
+        *[-1, 92233720369, 2**100_000],
         *[decimal.Decimal(word) for word in ("-1", "-1e-9", "1e11", "1e999999")],
     ],
     ids=lambda value: ascii(value)[:40] if not isinstance(value, int) else "",
@@ -359,9 +360,7 @@ def test_dollars_that_no_amount_holds_are_refused(dollars):
 def test_a_float_is_told_what_to_give_instead(dollars):
     with pytest.raises(ValidationError) as caught:
         Amount.usd(dollars)
-    assert str(caught.value) == (
-        f"dollars: {dollars!r} is not exact, because it is a float: give str(x) or a Decimal"
-    )
+    assert str(caught.value) == (f"dollars: {dollars!r} is not exact, because it is a float: give str(x) or a Decimal")
 
 
 @pytest.mark.parametrize(
@@ -504,7 +503,7 @@ def test_a_latency_is_any_real_number_and_is_rounded(latency, rounded):
     ids=repr,
 )
 def test_what_is_no_duration_is_refused(latency):
-    with pytest.raises(ValidationError, match=r"^latency_ms: .+ is not (an integer|(a number )?in 0\.\.9223372036854775807)$"):
+    with pytest.raises(ValidationError, match=r"^latency_ms: .+ is not (an integer$|(a number )?in 0\.\.92233720)"):
         CyclesMetrics(latency_ms=latency)
 
 
