@@ -96,6 +96,12 @@ class CyclesClient:
     def __repr__(self) -> str:
         return f"CyclesClient({self._config!r})"
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            instead = ": use `reserve`, and its guard's `stream`" if name == "stream_reservation" else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{instead}")
+
     def with_options(self, **changes: Unpack[Settings]) -> CyclesClient:
         """A client with other settings, such as another tenant's key, that shares this one's connections."""
         config = self._config.replace(**changes)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .keywords import Mode, OnUnavailable, Settings
+else:  # for `typing.get_type_hints`
+    Mode = OnUnavailable = str
 
 #: Seconds that a timeout may be at the most, and a delay between attempts: more are milliseconds by mistake.
 _LONGEST_TIMEOUT = 600.0
