@@ -9,6 +9,8 @@ import enum
 import os
 import pathlib
 import pickle
+import sys
+import typing
 
 import pytest
 from hypothesis import given, strategies as st
@@ -78,6 +80,14 @@ def test_a_configuration_is_frozen_equal_hashable_and_copies():
         assert hash(again) == hash(made)
         assert dataclasses.asdict(again) == dataclasses.asdict(made)
     assert config(tenant="acme") != made
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="older Pythons cannot read the annotations")
+def test_its_annotations_can_be_read():
+    """As command lines and settings libraries do that are made of a dataclass."""
+    hints = typing.get_type_hints(CyclesConfig)
+    assert (hints["mode"], hints["read_timeout"]) == (str, float)
+    assert set(SETTINGS) <= set(hints)
 
 
 def test_subject_defaults_are_the_levels_that_are_set_in_their_order():
