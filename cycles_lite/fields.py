@@ -104,7 +104,7 @@ class Milliseconds(Integer):
     """A duration of 0..2^63-1 ms: a program's is rounded, and on the wire it is whole."""
 
     def check(self, field: str, value: Any) -> int:
-        is_whole = hasattr(type(value), "__index__")
+        is_whole = type(value) is int or hasattr(type(value), "__index__")
         return super().check(field, value) if is_whole else checks.rounded(field, value, self.high)
 
     def take(self, field: str, value: Any) -> int:

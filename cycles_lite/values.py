@@ -282,13 +282,13 @@ def _as_text(dollars: Any) -> str:
         return str.__str__(dollars).strip()
     if is_a(dollars, float):
         raise refuse("dollars", dollars, "exact, because it is a float: give str(x) or a Decimal")
+    if hasattr(type(dollars), "__index__") and not is_a(dollars, bool):
+        return str(integer("dollars", dollars, 0, INT64_MAX // MICROCENTS_PER_USD))
     from decimal import Decimal  # costly, and rarely needed
 
     if is_a(dollars, Decimal):
         return Decimal.__str__(dollars)
-    if not hasattr(type(dollars), "__index__") or is_a(dollars, bool):
-        raise refuse("dollars", dollars, _DOLLARS)
-    return str(integer("dollars", dollars, 0, INT64_MAX // MICROCENTS_PER_USD))
+    raise refuse("dollars", dollars, _DOLLARS)
 
 
 @model

@@ -395,8 +395,10 @@ def test_dollars_are_rounded_up_exactly_in_any_context(dollars, precision):
 
 
 def test_decimal_is_imported_only_where_it_is_needed():
-    program = "import sys; from cycles_lite import Amount; print(Amount.usd('9e-7')); print('decimal' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", program], text=True).split() == ["0.0000009", "USD", "False"]
+    program = "import sys; from cycles_lite import Amount; print(Amount.usd('9e-7') + Amount.usd(7)); "
+    program += "print('decimal' in sys.modules)"
+    printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert printed.splitlines() == ["7.0000009 USD", "False"]
 
 
 # ---- Subject ----
