@@ -32,6 +32,8 @@ _MOST_CONNECTIONS = 10_000
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
+_NO_FOLDER = "usable: the current folder is deleted, so give an absolute path"
+
 #: A host or an IPv6 address in brackets, and a port.
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@\\:\[\]]+)(?::([0-9]{1,5}))?"
 
@@ -49,7 +51,7 @@ def _url(value: Any) -> str:
     if scheme == "sqlite":
         if not re.match(r"//[/?]|//\Z|(?!//)[^?]", rest):
             raise ValueError("a file's URL: sqlite:///absolute/path, sqlite:relative/path or sqlite:// (memory)")
-        return scheme + ":" + rest
+        return scheme + ":" + (rest if rest.startswith("/") else _below_current_folder(rest))
     if re.match(r"//[^/?#@\\]*@", rest):
         raise ValueError("a URL without a user name or password in it; the key goes to api_key")
     if not rest.isprintable() or not re.match(r"//[^ /?#@\\]+(/[^ ?#\\]*)?\Z", rest):
@@ -57,6 +59,18 @@ def _url(value: Any) -> str:
     if not _is_address(re.match(rf"//{_HOST}(?:/|\Z)", rest)):
         raise ValueError("a URL with a host in ASCII, and where it names a port, one of 1..65535")
     return scheme + ":" + rest.rstrip("/")
+
+
+def _below_current_folder(rest: str) -> str:
+    """A relative file's URL as an absolute one: it stays where it is when the program changes its current folder, and
+    the journal never takes the budgets of two folders for the same."""
+    from urllib.parse import quote  # for these URLs alone
+
+    try:
+        folder = os.getcwd().replace(os.sep, "/").strip("/")
+    except OSError:
+        raise ValueError(_NO_FOLDER) from None
+    return "///" + (quote(os.fsencode(folder)) + "/" + rest).lstrip("/")
 
 
 def _is_address(match: re.Match[str] | None) -> bool:
@@ -117,7 +131,7 @@ def _path(value: Any) -> str:
     try:
         return os.path.abspath(path)
     except OSError:
-        raise ValueError("usable: the current folder is deleted, so give an absolute path") from None
+        raise ValueError(_NO_FOLDER) from None
 
 
 def _number(expected: str, low: float, high: float, beyond: str = "") -> Callable[[Any], float]:
@@ -206,7 +220,8 @@ class CyclesConfig(Checked):
     expected. The repr shows neither the key nor a proxy's password.
     """
 
-    #: `http(s)://host[:port][/prefix]` of a server, or `sqlite:///abs/path`, `sqlite:rel`, `sqlite://` (memory).
+    #: `http(s)://host[:port][/prefix]` of a server, or `sqlite:///abs/path`, `sqlite:rel`, `sqlite://` (memory). A
+    #: relative path is below what is the current folder when the configuration is made, and is kept as an absolute one.
     base_url: str | None = field(default=None, metadata=_setting(_url))
     #: Needed for http and https. Blanks around it are dropped.
     api_key: str | None = field(default=None, repr=False, metadata=_setting(_secret))

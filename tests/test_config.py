@@ -11,13 +11,17 @@ import pathlib
 import pickle
 import sys
 import typing
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, strategies as st
 
+from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
 from cycles_lite.errors import ConfigError
-from cycles_lite.values import SUBJECT_LEVELS
+from cycles_lite.local import Authority
+from cycles_lite.models import EventCreateRequest
+from cycles_lite.values import SUBJECT_LEVELS, Action, Amount
 
 HTTP = {"base_url": "http://localhost:7878", "api_key": "cyc_live_key"}
 SETTINGS = [field.name for field in dataclasses.fields(CyclesConfig)]
@@ -321,9 +325,36 @@ def test_a_deleted_current_folder_is_told(name, tmp_path, monkeypatch):
     gone.rmdir()
     assert getattr(config(**{name: "/some/path"}), name) == "/some/path"
     monkeypatch.setenv("CYCLES_" + name.upper(), "path")
+    with pytest.raises(ConfigError, match=r"^base_url: 'sqlite:b.db' is not usable: the current folder is deleted"):
+        CyclesConfig(base_url="sqlite:b.db")
     for make, what in ((lambda: config(**{name: "path"}), name), (lambda: CyclesConfig.from_env(**HTTP), "CYCLES_")):
         with pytest.raises(ConfigError, match=rf"^{what}.*: 'path' is not usable: the current folder is deleted"):
             make()
+
+
+def test_a_relative_budget_file_stays_where_it_was_meant(tmp_path, monkeypatch):
+    """Also where folder and file have names that a URL has to quote; and no two folders' files are the same."""
+    folders = [tmp_path / "a b%41ü", tmp_path / "other"]
+    made = []
+    for folder in folders:
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        with Authority("sqlite:bud%20gets.db") as authority:
+            authority.set_budget("tenant:acme", Amount.tokens(10))
+        monkeypatch.setenv("CYCLES_BASE_URL", "sqlite:bud%20gets.db")
+        made.append(CyclesConfig.from_env(tenant="acme"))
+    monkeypatch.chdir("/")
+    assert made[0].base_url != made[1].base_url
+    for one, folder in zip(made, folders):
+        with CyclesClient(pickle.loads(pickle.dumps(one))) as client:
+            client.create_event(EventCreateRequest(Action("kind", "name"), Amount.tokens(3)))
+        with Authority(f"sqlite:///{quote(str(folder))}/bud gets.db") as authority:
+            assert [budget.spent for budget in authority.budgets()] == [3]
+
+
+def test_a_relative_budget_file_below_the_root_has_no_slash_too_many(monkeypatch):
+    monkeypatch.chdir("/")
+    assert CyclesConfig(base_url="sqlite:budgets.db").base_url == "sqlite:///budgets.db"
 
 
 # ---- URLs ----
@@ -352,16 +383,17 @@ def test_a_deleted_current_folder_is_told(name, tmp_path, monkeypatch):
         ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
         ("sqlite:///abs/budgets.db", "sqlite:///abs/budgets.db"),
         ("sqlite:/abs/budgets.db", "sqlite:/abs/budgets.db"),
-        ("sqlite:budgets.db", "sqlite:budgets.db"),
-        ("sqlite:./a b/é@x.db", "sqlite:./a b/é@x.db"),
-        ("SQLite:Budgets.db", "sqlite:Budgets.db"),
+        ("sqlite:budgets.db", "sqlite:///current%20folder/budgets.db"),
+        ("sqlite:./a b/é@x.db", "sqlite:///current%20folder/./a b/é@x.db"),
+        ("SQLite:Budgets.db?synchronous=full", "sqlite:///current%20folder/Budgets.db?synchronous=full"),
         ("sqlite://", "sqlite://"),
         ("sqlite://?synchronous=full", "sqlite://?synchronous=full"),
         ("sqlite:///abs/budgets.db?synchronous=full", "sqlite:///abs/budgets.db?synchronous=full"),
-        (" sqlite:rel/ ", "sqlite:rel/"),
+        (" sqlite:rel/ ", "sqlite:///current%20folder/rel/"),
     ],
 )
-def test_urls_that_are_taken(given_url, url):
+def test_urls_that_are_taken(given_url, url, monkeypatch):
+    monkeypatch.setattr(os, "getcwd", lambda: "/current folder")
     made = CyclesConfig(base_url=given_url, api_key="key")
     assert made.base_url == url
     assert made.is_local is url.startswith("sqlite:")

@@ -1,4 +1,4 @@
-"""Texts and metadata that only look illegal arrive as they were sent: the budget's file keeps them, and gives them back."""
+"""Texts and metadata that only look illegal arrive as they were sent, and are kept."""
 
 from __future__ import annotations
 
