@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .client import (
@@ -119,14 +119,49 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+#: What the official SDK calls otherwise, and what takes its place here.
+_ELSEWHERE = {
+    "AsyncCyclesClient": "CyclesClient, which is blocking (for asyncio there is the official SDK, runcycles)",
+    "AsyncStreamReservation": "CyclesClient.reserve, which is blocking (for asyncio there is runcycles)",
+    "CommitStatus": "the plain text in CommitResponse.status",
+    "CyclesContext": "ReservationGuard",
+    "CyclesProtocolError": "ApiError (CyclesError is the root of all)",
+    "CyclesResponse": "each operation's own answer, such as CommitResponse; what is no success raises a CyclesError",
+    "CyclesTransportError": "TransportError",
+    "DryRunResult": "ReservationCreateResponse",
+    "EventStatus": "the plain text in EventCreateResponse.status",
+    "ExtendStatus": "the plain text in ReservationExtendResponse.status",
+    "ReleaseStatus": "the plain text in ReleaseResponse.status",
+    "StreamReservation": "CyclesClient.reserve and ReservationGuard.stream",
+    "StreamUsage": "ReservationGuard.spend",
+    "get_cycles_context": "current_guard",
+    "set_default_config": "set_default_client(CyclesClient(config))",
+    "stream_reservation": "CyclesClient.reserve and ReservationGuard.stream",
+}
 
-    value = getattr(import_module("." + _HOME[name], __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker would take it for a module that has every name
+
+    def __getattr__(name):
+        if name not in _HOME:
+            raise _missing(name)
+        from importlib import import_module
+
+        value = getattr(import_module("." + _HOME[name], __name__), name)
+        globals()[name] = value
+        return value
+
+
+def _missing(name: str) -> Exception:
+    """What is raised for a name that there is not. Called by `__getattr__` alone, whose caller it looks at."""
+    if name not in _ELSEWHERE:
+        return AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import sys
+
+    message = f"{__name__} has no {name}: use {_ELSEWHERE[name]}"
+    # `from cycles_lite import name` would make a message of its own out of an AttributeError.
+    if sys._getframe(2).f_code.co_filename == "<frozen importlib._bootstrap>":
+        return ImportError(message, name=name)
+    return AttributeError(message)
 
 
 def __dir__() -> list[str]:

@@ -18,8 +18,11 @@ from .sending import Sender, open_transport
 from .values import SUBJECT_LEVELS
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .events import Event, Observer
     from .guard import ReservationGuard
+    from .keywords import BalanceFilters, ReservationFilters, Settings
     from .models import (
         Balance,
         BalanceRequest,
@@ -83,7 +86,7 @@ class CyclesClient:
         *,
         traceparent: Traceparent = None,
         observer: Observer | None = None,
-        **changes: Any,
+        **changes: Unpack[Settings],
     ) -> CyclesClient:
         """A client configured by the environment (see `CyclesConfig.from_env`)."""
         return cls(CyclesConfig.from_env(prefix, **changes), traceparent=traceparent, observer=observer)
@@ -95,7 +98,13 @@ class CyclesClient:
     def __repr__(self) -> str:
         return f"CyclesClient({self._config!r})"
 
-    def with_options(self, **changes: Any) -> CyclesClient:
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            instead = ": use `reserve`, and its guard's `stream`" if name == "stream_reservation" else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{instead}")
+
+    def with_options(self, **changes: Unpack[Settings]) -> CyclesClient:
         """A client with other settings, such as another tenant's key, that shares this one's connections."""
         config = self._config.replace(**changes)
         shares = all(getattr(config, name) == getattr(self._config, name) for name in _CONNECTION_SETTINGS)
@@ -205,7 +214,7 @@ class CyclesClient:
         return response
 
     def list_reservations(
-        self, request: ReservationListRequest | None = None, **filters: Any
+        self, request: ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
     ) -> ReservationListResponse:
         """One page of reservations (protocol: `GET /v1/reservations`). `filters` are the request's fields."""
         response: ReservationListResponse = self._get(
@@ -218,7 +227,7 @@ class CyclesClient:
         response: ReservationDetail = self._get(wire.GET_RESERVATION, reservation_id)
         return response
 
-    def get_balances(self, request: BalanceRequest | None = None, **filters: Any) -> BalanceResponse:
+    def get_balances(self, request: BalanceRequest | None = None, **filters: Unpack[BalanceFilters]) -> BalanceResponse:
         """One page of balances (protocol: `GET /v1/balances`). `filters` are the request's fields; where they name no
         level, the configuration's tenant is asked for."""
         response: BalanceResponse = self._get(wire.GET_BALANCES, filters=self._of_somebody(request, filters))
@@ -238,21 +247,23 @@ class CyclesClient:
         return response
 
     def iter_reservations(
-        self, request: ReservationListRequest | None = None, **filters: Any
+        self, request: ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
     ) -> Iterator[ReservationSummary]:
         """Every matching reservation, page after page."""
         wanted = _request("ReservationListRequest", request, filters)
         for page in self._pages(wire.LIST_RESERVATIONS, wanted):
             yield from page.reservations
 
-    def iter_balances(self, request: BalanceRequest | None = None, **filters: Any) -> Iterator[Balance]:
+    def iter_balances(
+        self, request: BalanceRequest | None = None, **filters: Unpack[BalanceFilters]
+    ) -> Iterator[Balance]:
         """Every matching balance, page after page."""
         for page in self._pages(wire.GET_BALANCES, self._of_somebody(request, filters)):
             yield from page.balances
 
     # ---- Sending ----
 
-    def _of_somebody(self, request: BalanceRequest | None, filters: dict[str, Any]) -> BalanceRequest:
+    def _of_somebody(self, request: BalanceRequest | None, filters: Mapping[str, Any]) -> BalanceRequest:
         wanted: BalanceRequest = _request("BalanceRequest", request, filters)
         if not any(getattr(wanted, level) for level in SUBJECT_LEVELS) and not self._config.tenant:
             raise ValidationError("balances: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
@@ -346,7 +357,7 @@ class CyclesClient:
         return self._sender.get(operation, id, query)
 
 
-def _request(name: str, request: Model | None, filters: dict[str, Any]) -> Any:
+def _request(name: str, request: Model | None, filters: Mapping[str, Any]) -> Any:
     """The request, or the one of that name with these fields."""
     from . import models
 

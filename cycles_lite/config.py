@@ -7,21 +7,32 @@ import math
 import os
 import re
 from dataclasses import field
-from typing import Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
-from .checks import shown, text
+from .checks import integer, shown, text
 from .errors import ConfigError
 from .fields import Checked, Kind, model, of
+from .log import log
 from .values import SUBJECT_LEVELS
 
-#: Seconds that a number of seconds may be at the most: a day.
-_LONGEST = 86_400.0
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .keywords import Mode, OnUnavailable, Settings
+else:  # for `typing.get_type_hints`
+    Mode = OnUnavailable = str
+
+#: Seconds that a timeout may be at the most, and a delay between attempts: more are milliseconds by mistake.
+_LONGEST_TIMEOUT = 600.0
+_LONGEST_DELAY = 3600.0
 _MOST_ATTEMPTS = 999_999_999
 #: A pool has a place for each.
 _MOST_CONNECTIONS = 10_000
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
+
+_NO_FOLDER = "usable: the current folder is deleted, so give an absolute path"
 
 #: A host or an IPv6 address in brackets, and a port.
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@\\:\[\]]+)(?::([0-9]{1,5}))?"
@@ -40,7 +51,7 @@ def _url(value: Any) -> str:
     if scheme == "sqlite":
         if not re.match(r"//[/?]|//\Z|(?!//)[^?]", rest):
             raise ValueError("a file's URL: sqlite:///absolute/path, sqlite:relative/path or sqlite:// (memory)")
-        return scheme + ":" + rest
+        return scheme + ":" + (rest if rest.startswith("/") else _below_current_folder(rest))
     if re.match(r"//[^/?#@\\]*@", rest):
         raise ValueError("a URL without a user name or password in it; the key goes to api_key")
     if not rest.isprintable() or not re.match(r"//[^ /?#@\\]+(/[^ ?#\\]*)?\Z", rest):
@@ -48,6 +59,18 @@ def _url(value: Any) -> str:
     if not _is_address(re.match(rf"//{_HOST}(?:/|\Z)", rest)):
         raise ValueError("a URL with a host in ASCII, and where it names a port, one of 1..65535")
     return scheme + ":" + rest.rstrip("/")
+
+
+def _below_current_folder(rest: str) -> str:
+    """A relative file's URL as an absolute one: it stays where it is when the program changes its current folder, and
+    the journal never takes the budgets of two folders for the same."""
+    from urllib.parse import quote  # for these URLs alone
+
+    try:
+        folder = os.getcwd().replace(os.sep, "/").strip("/")
+    except OSError:
+        raise ValueError(_NO_FOLDER) from None
+    return "///" + (quote(os.fsencode(folder)) + "/" + rest).lstrip("/")
 
 
 def _is_address(match: re.Match[str] | None) -> bool:
@@ -100,34 +123,45 @@ def _level(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    return _text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    """An absolute path, so that it stays where it is when the program changes its current folder, or its home."""
+    path = _text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    path = os.path.expanduser(path)
+    if path.startswith("~"):
+        raise ValueError("usable: that home folder is not known (a folder of such a name is ./~...)")
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        raise ValueError(_NO_FOLDER) from None
 
 
-def _number(expected: str, low: float, high: float) -> Callable[[Any], float]:
+def _number(expected: str, low: float, high: float, beyond: str = "") -> Callable[[Any], float]:
     def parse(value: Any) -> float:
         try:
             number = math.nan if isinstance(value, (bool, bytes, bytearray)) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not low <= number <= high:
-            raise ValueError(expected)
+            raise ValueError(f"{expected} from {low:g} to {high:g}" + (beyond if number > high else ""))
         return number
 
     return parse
 
 
-_seconds = _number(f"a number of seconds from 0.001 to {_LONGEST:.0f}", 0.001, _LONGEST)
-_wait = _number(f"a number of seconds from 0 to {_LONGEST:.0f}", 0.0, _LONGEST)
-_factor = _number("a number from 1 to 100", 1.0, 100.0)
+_SECONDS = ("a number of seconds", ": seconds, not milliseconds")
+_timeout = _number(_SECONDS[0], 0.001, _LONGEST_TIMEOUT, _SECONDS[1])
+_wait = _number(_SECONDS[0], 0.0, _LONGEST_TIMEOUT, _SECONDS[1])
+_delay = _number(_SECONDS[0], 0.0, _LONGEST_DELAY, _SECONDS[1])
+_factor = _number("a number", 1.0, 100.0)
 
 
 def _count(high: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         if isinstance(value, str) and re.match(r"\s*[0-9]{1,9}\s*\Z", value):
             value = int(value)
-        if type(value) is not int or not 1 <= value <= high:
-            raise ValueError(f"a whole number from 1 to {high}")
-        return value
+        try:
+            return integer("", value, 1, high)
+        except ValueError:
+            raise ValueError(f"a whole number from 1 to {high}") from None
 
     return parse
 
@@ -162,9 +196,16 @@ class _Setting(Kind):
         try:
             return self._parse(value)
         except ValueError as e:
+            raise ConfigError(f"{field}: {self._shown(value)} is not {e}") from None
+        except Exception as e:  # what looking at the value raises
+            raise ConfigError(f"{field}: {self._shown(value)} cannot be used: {type(e).__name__}") from None
+
+    def _shown(self, value: Any) -> str:
+        try:
             is_secret = self._parse in (_secret, _proxy) or "@" in str(value)
-            given = "its value" if is_secret else shown(value)
-            raise ConfigError(f"{field}: {given} is not {e}") from None
+        except Exception:  # the value's own str
+            is_secret = True
+        return "its value" if is_secret else shown(value)
 
 
 def _setting(parse: Callable[[Any], Any]) -> Mapping[str, Any]:
@@ -179,7 +220,8 @@ class CyclesConfig(Checked):
     expected. The repr shows neither the key nor a proxy's password.
     """
 
-    #: `http(s)://host[:port][/prefix]` of a server, or `sqlite:///abs/path`, `sqlite:rel`, `sqlite://` (memory).
+    #: `http(s)://host[:port][/prefix]` of a server, or `sqlite:///abs/path`, `sqlite:rel`, `sqlite://` (memory). A
+    #: relative path is below what is the current folder when the configuration is made, and is kept as an absolute one.
     base_url: str | None = field(default=None, metadata=_setting(_url))
     #: Needed for http and https. Blanks around it are dropped.
     api_key: str | None = field(default=None, repr=False, metadata=_setting(_secret))
@@ -191,24 +233,25 @@ class CyclesConfig(Checked):
     agent: str | None = field(default=None, metadata=_setting(_level))
     toolset: str | None = field(default=None, metadata=_setting(_level))
     #: One attempt takes at most `connect_timeout + read_timeout` seconds, whatever the server does.
-    connect_timeout: float = field(default=2.0, metadata=_setting(_seconds))
-    read_timeout: float = field(default=5.0, metadata=_setting(_seconds))
+    connect_timeout: float = field(default=2.0, metadata=_setting(_timeout))
+    read_timeout: float = field(default=5.0, metadata=_setting(_timeout))
     #: Retries of reads, and of settlements in the background.
     retry_enabled: bool = field(default=True, metadata=_setting(_flag))
     retry_max_attempts: int = field(default=5, metadata=_setting(_count(_MOST_ATTEMPTS)))
-    retry_initial_delay: float = field(default=0.5, metadata=_setting(_wait))
+    retry_initial_delay: float = field(default=0.5, metadata=_setting(_delay))
     retry_multiplier: float = field(default=2.0, metadata=_setting(_factor))
-    retry_max_delay: float = field(default=30.0, metadata=_setting(_wait))
+    retry_max_delay: float = field(default=30.0, metadata=_setting(_delay))
     #: Seconds that `close()` and the interpreter's exit wait for pending settlements.
     flush_timeout: float = field(default=2.0, metadata=_setting(_wait))
     journal_enabled: bool = field(default=True, metadata=_setting(_flag))
+    #: A relative one is below what is the current folder when the configuration is made.
     journal_dir: str | None = field(default=None, metadata=_setting(_path))
     journal_fsync: bool = field(default=False, metadata=_setting(_flag))
     heartbeat: bool = field(default=True, metadata=_setting(_flag))
     #: `enforce`; `shadow` asks and never stops the work; `off` asks nothing and needs neither URL nor key.
-    mode: str = field(default="enforce", metadata=_setting(_choice("enforce", "shadow", "off")))
+    mode: Mode = field(default="enforce", metadata=_setting(_choice("enforce", "shadow", "off")))
     #: `raise`, or `allow` the work when the authority cannot be reached.
-    on_unavailable: str = field(default="raise", metadata=_setting(_choice("raise", "allow")))
+    on_unavailable: OnUnavailable = field(default="raise", metadata=_setting(_choice("raise", "allow")))
     #: Connections to the server at the same time; a call that finds none free waits for one.
     max_connections: int = field(default=16, metadata=_setting(_count(_MOST_CONNECTIONS)))
     #: A file or folder of certificates to trust; else REQUESTS_CA_BUNDLE, else SSL_CERT_FILE, else the system's.
@@ -225,24 +268,32 @@ class CyclesConfig(Checked):
         return _is_local(self.base_url)
 
     @classmethod
-    def from_env(cls, prefix: str = "CYCLES_", **changes: Any) -> CyclesConfig:
-        """The configuration in the variables `<prefix><NAME>`; blank ones count as unset, `changes` win."""
+    def from_env(cls, prefix: str = "CYCLES_", **changes: Unpack[Settings]) -> CyclesConfig:
+        """The configuration in the variables `<prefix><NAME>`; blank ones count as unset, `changes` win.
+
+        A variable that looks like a setting and is none is warned of, once in a process.
+        """
         _refuse_unknown(changes)
+        for variable, doubt in doubtful_variables(prefix):
+            if variable not in warned_of:
+                warned_of.add(variable)
+                log().warning("%s", doubt)
         found: dict[str, Any] = {}
         for setting in cls.layout():
             variable = prefix + setting.name.upper()
             value = os.environ.get(variable, "")
             if setting.name in changes:
-                found[setting.name] = setting.check(changes[setting.name])
+                found[setting.name] = setting.check(changes[setting.name])  # type: ignore[literal-required]
             elif value.strip():
                 found[setting.name] = setting.kind.check(variable, value)
         _refuse_missing(found, lambda name: prefix + name.upper())
         return cls(**found)
 
-    def replace(self, **changes: Any) -> CyclesConfig:
+    def replace(self, **changes: Unpack[Settings]) -> CyclesConfig:
         """A copy with other values."""
         _refuse_unknown(changes)
-        return dataclasses.replace(self, **changes)
+        settings: Any = changes
+        return dataclasses.replace(self, **settings)
 
     def subject_defaults(self) -> dict[str, str]:
         """The levels that are set, from the root down."""
@@ -254,10 +305,41 @@ def _is_local(base_url: str | None) -> bool:
     return base_url is not None and base_url.startswith("sqlite:")
 
 
+#: Settings of the official SDK that have another name here.
+_ELSEWHERE = {"retry_flush_timeout": "flush_timeout"}
+
+#: Variables of the command line and of this project's tests.
+_OTHERS = ("SERVE_API_KEY", "SERVE_ADMIN_KEY", "TEST_BASE_URL", "TEST_API_KEY")
+
+#: The variables that were warned of.
+warned_of: set[str] = set()
+
+
+def doubtful_variables(prefix: str = "CYCLES_") -> Iterator[tuple[str, str]]:
+    """The variables that look like settings and are none, each with what there is to say of it: never its value."""
+    known = {*_OTHERS, *(setting.name.upper() for setting in CyclesConfig.layout())}
+    for variable in sorted(os.environ):
+        name = variable[len(prefix) :]
+        if variable.startswith(prefix) and prefix and name not in known:
+            meant = _meant(name.lower())
+            if meant is not None:
+                yield variable, f"{variable} is set, which is no setting: did you mean {prefix}{meant.upper()}?"
+
+
+def _meant(name: str) -> str | None:
+    """The setting that somebody meant who wrote something else."""
+    if name in _ELSEWHERE:
+        return _ELSEWHERE[name]
+    from difflib import get_close_matches  # costly, and needed for mistakes alone
+
+    return next(iter(get_close_matches(name, [setting.name for setting in CyclesConfig.layout()], 1, 0.8)), None)
+
+
 def _refuse_unknown(changes: Mapping[str, Any]) -> None:
     unknown = sorted(set(changes) - {setting.name for setting in CyclesConfig.layout()})
     if unknown:
-        raise ConfigError(f"{unknown[0]} is not a setting")
+        meant = _meant(unknown[0])
+        raise ConfigError(f"{unknown[0]} is not a setting" + (f": did you mean {meant}?" if meant else ""))
 
 
 def _refuse_missing(settings: Mapping[str, Any], name: Callable[[str], str]) -> None:

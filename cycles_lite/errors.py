@@ -2,12 +2,21 @@
 
 Three questions decide the class: was anything sent (`ConfigError`, `ValidationError`: no), is there a usable
 answer (`TransportError`, `ResponseError`: no, so the outcome is unknown), and what did the authority say
-(`ApiError` and below). Every class pickles: all state beside the message lives in the instance's dictionary.
+(`ApiError` and below).
+
+`type(e)(*e.args)` is the same error again, and `e.args` are JSON: that is how pickles, Celery's result backends and
+others rebuild errors. So each constructor takes what it knows by position as well, in this order:
+
+    ApiError       message status code details evidence note retry_after request_id trace_id
+    ResponseError  message status retry_after request_id trace_id
+    the others     message retry_after request_id trace_id
+
+Those at the end that tell nothing are left out of `args`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping, NoReturn
 
 if TYPE_CHECKING:
     from .values import CyclesEvidenceRef
@@ -22,12 +31,10 @@ class CyclesError(Exception):
     def __init__(
         self,
         message: str = "",
-        *,
         retry_after: float | None = None,
         request_id: str | None = None,
         trace_id: str | None = None,
     ) -> None:
-        super().__init__(message)
         #: What went wrong, in words.
         self.message = message
         #: Seconds that the authority asked to wait, from the body's `retry_after_ms` or the `Retry-After` header.
@@ -36,6 +43,43 @@ class CyclesError(Exception):
         self.request_id = request_id
         #: The trace that the request belongs to (`X-Cycles-Trace-Id`).
         self.trace_id = trace_id
+        self._keep()
+
+    def _keep(self, *known: Any) -> None:
+        """Fill `args`: what the class alone knows goes after the message."""
+        args = [self.message, *known, self.retry_after, self.request_id, self.trace_id]
+        while len(args) > 1 and args[-1] is None:
+            args.pop()
+        self.args = tuple(args)
+
+    def __str__(self) -> str:
+        return str(self.message)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.message!r})"
+
+    if not TYPE_CHECKING:  # a checker knows without it which attributes there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            instead = f": use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{instead}")
+
+
+#: What the errors of the official SDK have under another name.
+_ELSEWHERE = {
+    "error_code": "`code`",
+    "reason_code": "`code`",
+    "retry_after_ms": "`retry_after`, which is in seconds",
+    "cause": "`__cause__`",
+    "is_budget_exceeded": "`isinstance(e, BudgetExceededError)`, or `code`",
+    "is_overdraft_limit_exceeded": "`isinstance(e, OverdraftLimitExceededError)`, or `code`",
+    "is_debt_outstanding": "`isinstance(e, DebtOutstandingError)`, or `code`",
+    "is_tenant_closed": "`isinstance(e, TenantClosedError)`, or `code`",
+    "is_reservation_expired": "`isinstance(e, ReservationExpiredError)`",
+    "is_reservation_finalized": "`isinstance(e, ReservationFinalizedError)`",
+    "is_idempotency_mismatch": "`isinstance(e, IdempotencyMismatchError)`",
+    "is_unit_mismatch": "`isinstance(e, UnitMismatchError)`",
+}
 
 
 class ConfigError(CyclesError, ValueError):
@@ -68,10 +112,11 @@ class ResponseError(CyclesError):
 
     is_retryable = True
 
-    def __init__(self, message: str = "", *, status: int = 0, **known: Any) -> None:
-        super().__init__(message, **known)
+    def __init__(self, message: str = "", status: int = 0, *known: Any, **named: Any) -> None:
+        super().__init__(message, *known, **named)
         #: The HTTP status of the answer.
-        self.status = status
+        self.status = status or 0
+        self._keep(status or None)
 
 
 class ApiError(CyclesError):
@@ -83,24 +128,26 @@ class ApiError(CyclesError):
     def __init__(
         self,
         message: str = "",
-        *,
         status: int = 0,
         code: str | None = None,
         details: Mapping[str, Any] | None = None,
-        evidence: CyclesEvidenceRef | None = None,
+        evidence: CyclesEvidenceRef | Mapping[str, Any] | None = None,
         note: str = "",
-        **known: Any,
+        *known: Any,
+        **named: Any,
     ) -> None:
-        super().__init__(message, **known)
+        super().__init__(message, *known, **named)
         #: The HTTP status; 200 where an answer said `decision: DENY`.
-        self.status = status
+        self.status = status or 0
         #: The protocol's error or reason code; None when the answer named none.
         self.code = code
         #: The answer's `details`, or an empty mapping.
-        self.details: dict[str, Any] = dict(details or {})
+        self.details: dict[str, Any] = dict(details) if isinstance(details, Mapping) else {}
         #: The signed evidence of this refusal, where the server issues it.
-        self.evidence = evidence
-        self._note = note
+        self.evidence = _evidence(evidence)
+        self._note = note or ""
+        told = self.evidence.to_json() if self.evidence else None
+        self._keep(status or None, code, self.details or None, told, note or None)
 
     def __str__(self) -> str:
         parts = ["{} ({})".format(self.code or "refused", self.status)]
@@ -114,6 +161,18 @@ class ApiError(CyclesError):
         if facts:
             parts.append(" [" + ", ".join(facts) + "]")
         return "".join(parts)
+
+
+def _evidence(told: CyclesEvidenceRef | Mapping[str, Any] | None) -> CyclesEvidenceRef | None:
+    """The reference, also from its JSON; None where it is none, because an error must not fail to be made."""
+    if not told:
+        return None
+    from .values import CyclesEvidenceRef  # which imports this module
+
+    try:
+        return told if isinstance(told, CyclesEvidenceRef) else CyclesEvidenceRef.from_json(told)
+    except ValidationError:
+        return None
 
 
 #: Which of the details a message shows, in this order.

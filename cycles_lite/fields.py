@@ -1,8 +1,8 @@
 """The base of the models: each field says its kind once, for the constructor, for sending and for reading.
 
-A kind *checks* what a program gives (ranges, lengths, control characters: what the protocol refuses is refused here,
-before anything is sent) and *reads* what a server sends (types only: unknown enum values, longer texts and further
-fields of a newer server are carried along).
+A kind *checks* what a program gives (ranges, lengths, what a header cannot carry: it is refused here, before anything
+is sent), *takes* what a server is sent (by the protocol's letter) and *reads* what a server answers (types only:
+unknown enum values, longer texts and further fields of a newer server are carried along).
 """
 
 from __future__ import annotations
@@ -37,25 +37,31 @@ class Kind:
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         """The value for a decoded JSON value; raises `ValidationError`."""
-        return self.check(field, value)
+        return self.take(field, value)
 
     def parse(self, field: str, value: Any) -> Any:
-        """What a request's constructor, which checks it, takes for a decoded JSON value."""
+        """What `take` is given for a decoded JSON value of a request."""
         return value
+
+    def take(self, field: str, value: Any) -> Any:
+        """The legal value in a request that a server got; raises `ValidationError`."""
+        return self.check(field, value)
 
     def write(self, value: Any) -> Any:
         """What `json` encodes for the value."""
         return value
 
 
-class Text(Kind):
-    """An identifier: 1..longest characters, no control characters."""
+class FreeText(Kind):
+    """Text of 0..longest characters."""
+
+    _check = staticmethod(checks.free_text)
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
 
     def check(self, field: str, value: Any) -> str:
-        return checks.text(field, value, self.longest)
+        return self._check(field, value, self.longest)
 
     def read(self, field: str, value: Any, strict: bool) -> str:
         if type(value) is str:
@@ -63,11 +69,23 @@ class Text(Kind):
         raise refuse(field, value, "a string")
 
 
-class FreeText(Text):
-    """Text of 0..longest characters for people to read."""
+class Words(FreeText):
+    """Text of 1..longest characters."""
 
-    def check(self, field: str, value: Any) -> str:
-        return checks.free_text(field, value, self.longest)
+    _check = staticmethod(checks.words)
+
+
+class Text(FreeText):
+    """What a header, a path or a query carries: 1..longest characters, no control characters."""
+
+    _check = staticmethod(checks.text)
+
+
+class Key(Text):
+    """An idempotency key. A program's goes into a header; in a body that a server gets it may be any words."""
+
+    def take(self, field: str, value: Any) -> str:
+        return checks.words(field, value, self.longest)
 
 
 class Integer(Kind):
@@ -80,6 +98,17 @@ class Integer(Kind):
         if type(value) is int and self.low <= value <= self.high:
             return value
         return checks.integer(field, value, self.low, self.high)
+
+
+class Milliseconds(Integer):
+    """A duration of 0..2^63-1 ms: a program's is rounded, and on the wire it is whole."""
+
+    def check(self, field: str, value: Any) -> int:
+        is_whole = type(value) is int or hasattr(type(value), "__index__")
+        return super().check(field, value) if is_whole else checks.rounded(field, value, self.high)
+
+    def take(self, field: str, value: Any) -> int:
+        return super().check(field, value)
 
 
 class Boolean(Kind):
@@ -97,8 +126,9 @@ class OneOf(Kind):
     def check(self, field: str, value: Any) -> Any:
         if type(value) is self.enumeration:
             return value
-        if isinstance(value, str) and value in self.members:
-            return self.members[value]
+        word = str.__str__(value) if checks.is_a(value, str) else ""
+        if word in self.members:
+            return self.members[word]
         raise refuse(field, value, "one of " + ", ".join(self.members))
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
@@ -116,7 +146,7 @@ class Object(Kind):
         self.read = model.read  # type: ignore[method-assign]
 
     def check(self, field: str, value: Any) -> Any:
-        if isinstance(value, self.model):
+        if checks.is_a(value, self.model):
             return value
         name = self.model.__name__
         raise refuse(field, value, ("an " if name[0] in "AEIOU" else "a ") + name)
@@ -135,11 +165,16 @@ class ListOf(Kind):
         self.kind, self.most = kind, most
 
     def check(self, field: str, value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, (list, tuple)):
-            raise refuse(field, value, "a list")
-        if self.most is not None and len(value) > self.most:
+        return self._of(self.kind.check, field, value)
+
+    def take(self, field: str, value: Any) -> tuple[Any, ...]:
+        return self._of(self.kind.take, field, value)
+
+    def _of(self, take: Callable[[str, Any], Any], field: str, value: Any) -> tuple[Any, ...]:
+        copied = checks.items(field, value)
+        if self.most is not None and len(copied) > self.most:
             raise refuse(field, value, f"a list of at most {self.most}")
-        return tuple([self.kind.check(field, item) for item in value])
+        return tuple([take(field, item) for item in copied])
 
     def read(self, field: str, value: Any, strict: bool) -> tuple[Any, ...]:
         if type(value) is not list:
@@ -213,12 +248,13 @@ class Entry(NamedTuple):
 class _Plan:
     """What the generic code needs of one class, worked out once."""
 
-    __slots__ = ("checkers", "defaults", "entries", "needed", "parsers", "readers", "sent", "writers")
+    __slots__ = ("checkers", "defaults", "entries", "needed", "parsers", "readers", "sent", "takers", "writers")
 
     def __init__(self, cls: type[Any]) -> None:
         self.entries = tuple([_entry(field) for field in dataclasses.fields(cls)])
-        #: By the field's name: what checks it, and whether None stands for absent.
+        #: By the field's name: what checks it, or takes it in a request, and whether None stands for absent.
         self.checkers = {entry.name: (entry.kind.check, entry.optional) for entry in self.entries}
+        self.takers = {entry.name: (entry.kind.take, entry.optional) for entry in self.entries}
         #: The fields for which absent is not None: their names, and what makes them.
         self.defaults = [(entry.name, entry.make) for entry in self.entries if not entry.optional]
         #: By the name in JSON: the field's name, and what reads it.
@@ -248,17 +284,12 @@ class _Parameters:
     def __get__(self, instance: object, cls: type[Checked]) -> Signature:
         from inspect import Parameter, Signature
 
-        return Signature(
-            [
-                Parameter(
-                    entry.name,
-                    Parameter.POSITIONAL_OR_KEYWORD,
-                    default=getattr(cls, entry.name, entry.make or Parameter.empty),
-                    annotation=cls.__dataclass_fields__[entry.name].type,  # type: ignore[attr-defined]
-                )
-                for entry in cls.layout()
-            ]
-        )
+        parameters = []
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            default = getattr(cls, field.name, _entry(field).make or Parameter.empty)
+            kind = Parameter.POSITIONAL_OR_KEYWORD
+            parameters.append(Parameter(field.name, kind, default=default, annotation=field.type))
+        return Signature(parameters)
 
 
 class Checked:
@@ -276,10 +307,10 @@ class Checked:
     # None for what is optional is not kept: the class has it.
 
     def __init__(self, *positional: Any, **given: Any) -> None:
-        if positional:
-            given = _named(self, positional, given)
-        plan = self._plan
-        checkers = plan.checkers
+        self._hold(_named(self, positional, given) if positional else given, self._plan.checkers)
+
+    def _hold(self, given: Mapping[str, Any], checkers: Mapping[str, tuple[Callable[[str, Any], Any], bool]]) -> None:
+        """Become what was given, checked, and the defaults of what was not."""
         values = self.__dict__
         for name, value in given.items():
             if name not in checkers:
@@ -287,7 +318,7 @@ class Checked:
             check, is_optional = checkers[name]
             if value is not None or not is_optional:
                 values[name] = check(name, value)
-        for name, make in plan.defaults:
+        for name, make in self._plan.defaults:
             if name not in values:
                 if make is None:
                     raise TypeError(f"{type(self).__name__}() needs {name}")
@@ -383,7 +414,9 @@ class Model(Checked):
             if item is not None:
                 name, parse = plan.parsers[json_name]
                 values[name] = parse(json_name, item)
-        return cls(**values)
+        made = object.__new__(cls)
+        made._hold(values, plan.takers)
+        return made
 
 
 def _absent(field: str, json_name: str, data: Mapping[str, Any]) -> ValidationError:
@@ -396,20 +429,16 @@ def _named(made: Checked, positional: tuple[Any, ...], given: dict[str, Any]) ->
     if len(positional) > len(names):
         raise TypeError(f"{type(made).__name__}() has {len(names)} fields, not {len(positional)}")
     first = dict(zip(names, positional))
-    for name in given:
-        if name in first:
-            raise TypeError(f"{type(made).__name__}() got {name} twice")
-        first[name] = given[name]
-    return first
+    twice = sorted(first.keys() & given)
+    if twice:
+        raise TypeError(f"{type(made).__name__}() got {twice[0]} twice")
+    return {**first, **given}
 
 
 def _entry(field: Any) -> Entry:
     facts = field.metadata
-    missing = dataclasses.MISSING
-    required = field.default is missing  # an idempotency key has a factory: made if omitted, never None
-    make = field.default_factory
-    if not required:
-        make = lambda: field.default  # noqa: E731
+    required = field.default is dataclasses.MISSING  # an idempotency key has a factory: made if omitted, never None
+    make = field.default_factory if required else lambda: field.default
     return Entry(
         field.name,
         facts["json_name"] or field.name,
@@ -417,5 +446,5 @@ def _entry(field: Any) -> Entry:
         required,
         field.default is None,
         required or facts["on_the_wire"],
-        None if make is missing else make,
+        None if make is dataclasses.MISSING else make,
     )

@@ -11,6 +11,7 @@ from dataclasses import field
 from typing import Any, ClassVar, Mapping
 
 from .checks import new_idempotency_key
+from .errors import ValidationError
 from .fields import (
     BOOLEAN,
     COUNT,
@@ -19,6 +20,7 @@ from .fields import (
     SIGNED,
     FreeText,
     Integer,
+    Key,
     ListOf,
     Model,
     Object,
@@ -45,7 +47,7 @@ from .values import (
 _DECISION = of(OneOf(Decision))
 _POLICY = of(OneOf(CommitOveragePolicy))
 _STATUS = of(OneOf(ReservationStatus))
-_KEY = of(Text(256))
+_KEY = of(Key(256))
 _SERVER_TEXT = of(SERVER_TEXT)
 _REASON = of(FreeText(128))
 _METADATA = of(JSON)
@@ -101,6 +103,23 @@ class CommitRequest(Model):
     metrics: CyclesMetrics | None = field(default=None, metadata=_METRICS)
     metadata: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
     idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
+
+    @classmethod
+    def of_spend(cls, actual: Amount, **decoration: Any) -> tuple[CommitRequest, list[ValidationError]]:
+        """A request for spend that must be settled, whatever its metrics and metadata are: those that cannot be sent
+        are left out, and what was wrong with them is told."""
+        faults: list[ValidationError] = []
+        try:
+            return cls(actual=actual, **decoration), faults
+        except ValidationError:
+            for entry in cls.layout():
+                if entry.name in decoration:
+                    try:
+                        decoration[entry.name] = entry.check(decoration[entry.name])
+                    except ValidationError as e:
+                        faults.append(e)
+                        del decoration[entry.name]
+        return cls(actual=actual, **decoration), faults
 
 
 @model

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import field
 from enum import Enum
-from typing import Any, ClassVar, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
 
-from .checks import INT64_MAX, INT64_MIN, refuse
+from .checks import INT64_MAX, INT64_MIN, integer, is_a, refuse
 from .errors import ValidationError
-from .fields import COUNT, JSON, SERVER_TEXT, SIGNED, Dimensions, FreeText, ListOf, Model, OneOf, Text, model, of
+from .fields import (
+    COUNT,
+    JSON,
+    SERVER_TEXT,
+    SIGNED,
+    Dimensions,
+    FreeText,
+    ListOf,
+    Milliseconds,
+    Model,
+    OneOf,
+    Text,
+    Words,
+    model,
+    of,
+)
 
-MICROCENTS_PER_USD = 10**8
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+#: One dollar is 10^8 microcents.
+_PLACES = 8
+MICROCENTS_PER_USD = 10**_PLACES
 
 #: The levels of a subject, from the root of the budget hierarchy down (protocol: SCOPE DERIVATION).
 SUBJECT_LEVELS = ("tenant", "workspace", "app", "workflow", "agent", "toolset")
@@ -96,9 +117,69 @@ Q = TypeVar("Q", bound="_Quantity")
 
 
 class _Quantity(Model):
-    """A number of a unit."""
+    """A number of a unit. Those of one unit are in order and add up, with or without a sign; `str` is for people."""
 
     _least: ClassVar[int]
+
+    unit: Unit
+    amount: int
+
+    @property
+    def dollars(self) -> Decimal:
+        """An amount of USD_MICROCENTS in dollars, exactly."""
+        from decimal import Decimal  # costly, and rarely needed
+
+        if self.unit != Unit.USD_MICROCENTS:
+            raise ValidationError(f"dollars: {self} is no amount of USD_MICROCENTS")
+        return Decimal(_in_dollars(self.amount))
+
+    def __str__(self) -> str:
+        if self.unit == Unit.USD_MICROCENTS:
+            return _in_dollars(self.amount) + " USD"
+        return f"{self.amount} {self.unit}"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Quantity):
+            return NotImplemented
+        return self.amount == other.amount and self.unit == other.unit
+
+    __hash__ = Model.__hash__
+
+    def __lt__(self, other: _Quantity) -> bool:
+        return self._compared(operator.lt, other)
+
+    def __le__(self, other: _Quantity) -> bool:
+        return self._compared(operator.le, other)
+
+    def __gt__(self, other: _Quantity) -> bool:
+        return self._compared(operator.gt, other)
+
+    def __ge__(self, other: _Quantity) -> bool:
+        return self._compared(operator.ge, other)
+
+    def _compared(self, compare: Callable[[int, int], bool], other: _Quantity) -> bool:
+        if not isinstance(other, _Quantity):
+            return NotImplemented
+        return compare(self.amount, self._of_one_unit(other))
+
+    def __add__(self: Q, other: _Quantity) -> Q:
+        return self._summed("sum", other, 1)
+
+    def __sub__(self: Q, other: _Quantity) -> Q:
+        return self._summed("difference", other, -1)
+
+    def _summed(self: Q, name: str, other: _Quantity, sign: int) -> Q:
+        if not isinstance(other, _Quantity):
+            return NotImplemented
+        amount = self.amount + sign * self._of_one_unit(other)
+        made = _new(type(self))
+        made.__dict__.update(unit=self.unit, amount=integer(name, amount, self._least, INT64_MAX))
+        return made
+
+    def _of_one_unit(self, other: _Quantity) -> int:
+        if other.unit != self.unit:
+            raise ValidationError(f"unit: {self} and {other} are not of one unit")
+        return other.amount
 
     @classmethod
     def read(cls: type[Q], field: str, value: Any, strict: bool) -> Q:
@@ -113,9 +194,50 @@ class _Quantity(Model):
         return super().read(field, value, strict)
 
 
+def _in_dollars(microcents: int) -> str:
+    """Without an exponent, and without zeros that say nothing."""
+    whole, rest = divmod(abs(microcents), MICROCENTS_PER_USD)
+    return "-" * (microcents < 0) + f"{whole}.{rest:0{_PLACES}d}".rstrip("0").rstrip(".")
+
+
+_DOLLARS = 'a decimal string such as "0.05", an integer or a Decimal'
+
+#: A number in ASCII, so that whatever it is, there is one way to read it: endless digits take no longer than they must.
+_DECIMAL = r"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?)([0-9]+))?\Z"
+
+
+def _microcents(text: str) -> int | None:
+    """The microcents in a decimal number of dollars, a fraction of one rounded up; None where it is no number, and a
+    number out of range where the dollars are. Powers of ten are never made, so that none is too large to make."""
+    match = re.match(_DECIMAL, text)
+    if match is None:
+        return None
+    sign, whole, fraction, exponent_sign, exponent = match.groups("")
+    digits = (whole + fraction).lstrip("0")
+    if not digits:
+        return 0
+    if sign == "-":
+        return -1
+    # More digits of an exponent than 15 say no more.
+    exponent = exponent_sign + "0" + exponent.lstrip("0")[:15]
+    places = len(digits) - len(fraction) + int(exponent) + _PLACES
+    if places > len(str(INT64_MAX)):
+        return INT64_MAX + 1
+    kept, rest = digits[: max(places, 0)], digits[max(places, 0) :]
+    return int(kept.ljust(places, "0") or 0) + (rest.strip("0") != "")
+
+
 @model
 class Amount(_Quantity):
-    """A quantity of 0..2^63-1 in one unit. Floats and bools are refused."""
+    """A quantity of 0..2^63-1 in one unit. Whatever has `__index__` counts as an integer (numpy's); floats and bools
+    are refused.
+
+    Amounts of one unit are in order, add up and subtract; `sum` needs a start, such as `Amount.tokens(0)`. What is out
+    of range, or of another unit, raises `ValidationError`.
+
+    >>> str(Amount.tokens(1000)), str(Amount.usd("0.05") - Amount.usd_microcents(1))
+    ('1000 TOKENS', '0.04999999 USD')
+    """
 
     _least = 0
 
@@ -139,24 +261,40 @@ class Amount(_Quantity):
         return cls(unit=Unit.RISK_POINTS, amount=amount)
 
     @classmethod
-    def usd(cls, dollars: str) -> Amount:
-        """USD_MICROCENTS from a decimal string with at most eight decimal places that count.
+    def usd(cls, dollars: str | int | Decimal) -> Amount:
+        """USD_MICROCENTS from dollars: a string in any decimal notation (blanks around it do not count), an integer or
+        a `Decimal`, up to 92233720368.54775807. A fraction of a microcent is rounded up.
 
-        >>> Amount.usd("0.05").amount
-        5000000
+        >>> Amount.usd("0.05").amount, Amount.usd("9.0E-7").amount, Amount.usd("1e-9").amount
+        (5000000, 90, 1)
         """
-        # Eleven digits of dollars are as many as an amount holds; int() need not see more of them.
-        match = re.match(r"0*([0-9]{1,11})(?:\.([0-9]{1,8})0*)?\Z", dollars) if isinstance(dollars, str) else None
-        if match is not None:
-            microcents = int(match.group(1) + (match.group(2) or "").ljust(8, "0"))
-            if microcents <= INT64_MAX:
-                return cls(Unit.USD_MICROCENTS, microcents)
-        raise refuse("dollars", dollars, 'a decimal string such as "0.05", exact to 10^-8, up to 92233720368.54775807')
+        microcents = _microcents(_as_text(dollars))
+        if microcents is None:
+            raise refuse("dollars", dollars, _DOLLARS)
+        if 0 <= microcents <= INT64_MAX:
+            return cls(Unit.USD_MICROCENTS, microcents)
+        raise refuse("dollars", dollars, "in 0..92233720368.54775807")
+
+
+def _as_text(dollars: Any) -> str:
+    """Dollars as `_microcents` reads them."""
+    if type(dollars) is str or is_a(dollars, str):
+        return str.__str__(dollars).strip()
+    if is_a(dollars, float):
+        raise refuse("dollars", dollars, "exact, because it is a float: give str(x) or a Decimal")
+    if hasattr(type(dollars), "__index__") and not is_a(dollars, bool):
+        return str(integer("dollars", dollars, 0, INT64_MAX // MICROCENTS_PER_USD))
+    from decimal import Decimal  # costly, and rarely needed
+
+    if is_a(dollars, Decimal):
+        return Decimal.__str__(dollars)
+    raise refuse("dollars", dollars, _DOLLARS)
 
 
 @model
 class SignedAmount(_Quantity):
-    """Like `Amount`, but an overdraft makes it negative: -2^63..2^63-1."""
+    """Like `Amount`, but an overdraft makes it negative: -2^63..2^63-1. The two compare; a sum or a difference of both
+    is of the left one's class."""
 
     _least = INT64_MIN
 
@@ -193,11 +331,12 @@ class Subject(Levels):
 
 @model
 class Action(Model):
-    """What is about to be done: a kind such as `llm.completion` (1..64 characters), a name (1..256), up to 10 tags."""
+    """What is about to be done: a kind such as `llm.completion` (1..64 characters), a name (1..256), up to 10 tags of
+    up to 64."""
 
-    kind: str = field(metadata=of(Text(64)))
-    name: str = field(metadata=of(Text(256)))
-    tags: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(Text(64), most=10)))
+    kind: str = field(metadata=of(Words(64)))
+    name: str = field(metadata=of(Words(256)))
+    tags: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(64), most=10)))
 
 
 @model
@@ -206,8 +345,8 @@ class Caps(Model):
 
     max_tokens: int | None = field(default=None, metadata=_COUNT)
     max_steps_remaining: int | None = field(default=None, metadata=_COUNT)
-    tool_allowlist: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(Text(256))))
-    tool_denylist: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(Text(256))))
+    tool_allowlist: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(256))))
+    tool_denylist: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(256))))
     cooldown_ms: int | None = field(default=None, metadata=_COUNT)
 
     def is_tool_allowed(self, name: str) -> bool:
@@ -219,11 +358,12 @@ class Caps(Model):
 
 @model
 class CyclesMetrics(Model):
-    """What an action measured (protocol: `StandardMetrics`). Counts are 0..2^63-1, `latency_ms` in milliseconds."""
+    """What an action measured (protocol: `StandardMetrics`). Counts are 0..2^63-1. `latency_ms` is any real number of
+    milliseconds, which is rounded to a whole one, a half to the even one."""
 
     tokens_input: int | None = field(default=None, metadata=_COUNT)
     tokens_output: int | None = field(default=None, metadata=_COUNT)
-    latency_ms: int | None = field(default=None, metadata=_COUNT)
+    latency_ms: int | None = field(default=None, metadata=of(Milliseconds()))
     model_version: str | None = field(default=None, metadata=of(FreeText(128)))
     custom: Mapping[str, Any] | None = field(default=None, metadata=of(JSON))
 

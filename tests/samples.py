@@ -62,10 +62,10 @@ def legal(model):
 
 
 def _legal(kind):
-    if isinstance(kind, fields.FreeText):
-        return st.text(ANY_TEXT, max_size=min(kind.longest, 20))
     if isinstance(kind, fields.Text):
         return st.text(NO_CONTROLS, min_size=1, max_size=min(kind.longest, 20))
+    if isinstance(kind, fields.FreeText):
+        return st.text(ANY_TEXT, min_size=isinstance(kind, fields.Words), max_size=min(kind.longest, 20))
     if isinstance(kind, fields.Integer):
         return st.integers(kind.low, kind.high)
     if isinstance(kind, fields.Boolean):
@@ -77,7 +77,7 @@ def _legal(kind):
     if isinstance(kind, fields.ListOf):
         return st.lists(_legal(kind.kind), max_size=min(kind.most or 3, 3))
     if isinstance(kind, fields.Dimensions):
-        return st.dictionaries(st.text(NO_CONTROLS, min_size=1, max_size=5), st.text(ANY_TEXT, max_size=5), max_size=3)
+        return st.dictionaries(st.text(ANY_TEXT, max_size=5), st.text(ANY_TEXT, max_size=5), max_size=3)
     assert isinstance(kind, fields.Json), kind
     return JSON_OBJECTS
 
@@ -94,7 +94,7 @@ def told(model, everything=False):
 
 
 def _told(kind, everything):
-    if isinstance(kind, fields.Text):
+    if isinstance(kind, fields.FreeText):
         return "word"
     if isinstance(kind, fields.Integer):
         return max(kind.low, 7)
@@ -115,7 +115,7 @@ def _told(kind, everything):
 def wrong(kind):
     """JSON values that are not of the kind."""
     nothing_like_it = [True, False, 0, 1, -1, 1.0, 1.5, "", "1", [], [1], {}, {"a": 1}]
-    if isinstance(kind, (fields.Text, fields.OneOf)):
+    if isinstance(kind, (fields.FreeText, fields.OneOf)):
         return [value for value in nothing_like_it if not isinstance(value, str)]
     if isinstance(kind, fields.Integer):
         floats_and_such = [value for value in nothing_like_it if type(value) is not int]

@@ -9,20 +9,27 @@ import enum
 import os
 import pathlib
 import pickle
+import sys
+import typing
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, strategies as st
 
+from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
 from cycles_lite.errors import ConfigError
-from cycles_lite.values import SUBJECT_LEVELS
+from cycles_lite.local import Authority
+from cycles_lite.models import EventCreateRequest
+from cycles_lite.values import SUBJECT_LEVELS, Action, Amount
 
 HTTP = {"base_url": "http://localhost:7878", "api_key": "cyc_live_key"}
 SETTINGS = [field.name for field in dataclasses.fields(CyclesConfig)]
 LEVELS = list(SUBJECT_LEVELS)
 FLAGS = ["retry_enabled", "journal_enabled", "journal_fsync", "heartbeat"]
 SECONDS = ["connect_timeout", "read_timeout"]
-WAITS = ["retry_initial_delay", "retry_max_delay", "flush_timeout"]
+DELAYS = ["retry_initial_delay", "retry_max_delay"]
+WAITS = [*DELAYS, "flush_timeout"]
 COUNTS = {"retry_max_attempts": 999999999, "max_connections": 10000}
 PATHS = ["journal_dir", "ca_certs"]
 
@@ -79,6 +86,14 @@ def test_a_configuration_is_frozen_equal_hashable_and_copies():
     assert config(tenant="acme") != made
 
 
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="older Pythons cannot read the annotations")
+def test_its_annotations_can_be_read():
+    """As command lines and settings libraries do that are made of a dataclass."""
+    hints = typing.get_type_hints(CyclesConfig)
+    assert (hints["mode"], hints["read_timeout"]) == (str, float)
+    assert set(SETTINGS) <= set(hints)
+
+
 def test_subject_defaults_are_the_levels_that_are_set_in_their_order():
     assert config().subject_defaults() == {}
     made = config(toolset="search", tenant="acme")
@@ -94,8 +109,9 @@ GOOD = [
     ("api_key", "\tcyc_live_!~#$%\n", "cyc_live_!~#$%"),
     *[(name, " acme ", "acme") for name in LEVELS],
     ("tenant", "x" * 128, "x" * 128),
-    *[(name, text, value) for name in SECONDS for text, value in (("2", 2.0), (" 0.001 ", 0.001), ("86400", 86400.0))],
-    *[(name, text, value) for name in WAITS for text, value in (("0", 0.0), ("1e1", 10.0), ("86400", 86400.0))],
+    *[(name, text, value) for name in SECONDS for text, value in (("2", 2.0), (" 0.001 ", 0.001), ("600", 600.0))],
+    *[(name, text, value) for name in WAITS for text, value in (("0", 0.0), ("1e1", 10.0), ("600", 600.0))],
+    *[(name, "3600", 3600.0) for name in DELAYS],
     ("retry_multiplier", "1", 1.0),
     ("retry_multiplier", "100", 100.0),
     *[(name, text, int(text)) for name, most in COUNTS.items() for text in ("1", " 42 ", str(most))],
@@ -114,14 +130,15 @@ GOOD = [
     ("proxy", "http://[::1]:3128", "http://[::1]:3128"),
 ]
 
-NOT_SECONDS = ["abc", "1,5", "2s", "-1", "nan", "inf", "-inf", "86400.1", "1e300", "0x1", "--", "9" * 400]
+NOT_SECONDS = ["abc", "1,5", "2s", "-1", "nan", "inf", "-inf", "3600.1", "1e300", "0x1", "--", "9" * 400]
 NOT_A_COUNT = ["0", "-1", "1.5", "1e3", "abc", "1_000", "+1", "1000000000", "9" * 400, "\u0661"]
 #: setting, texts that are refused, what the message says is expected
 BAD = [
     ("api_key", ["a b", "a\x00b", "a\nb", "kéy", "\u00a0key\u200b", "a\x7f"], "visible ASCII characters"),
     *[(name, ["x" * 129, "a\x00b", "a\nb", "\x7f"], "a text of 1..128 characters") for name in LEVELS],
-    *[(name, ["0", "0.0001", *NOT_SECONDS], "a number of seconds from 0.001 to 86400") for name in SECONDS],
-    *[(name, NOT_SECONDS, "a number of seconds from 0 to 86400") for name in WAITS],
+    *[(name, ["0", "0.0001", *NOT_SECONDS], "a number of seconds from 0.001 to 600") for name in SECONDS],
+    ("flush_timeout", NOT_SECONDS, "a number of seconds from 0 to 600"),
+    *[(name, NOT_SECONDS, "a number of seconds from 0 to 3600") for name in DELAYS],
     ("retry_multiplier", ["0", "0.99", "100.1", "abc", "nan", "inf"], "a number from 1 to 100"),
     *[(name, [*NOT_A_COUNT, str(most + 1)], f"a whole number from 1 to {most}") for name, most in COUNTS.items()],
     *[(name, ["2", "maybe", "truee", "t", "y", "-1", "1.0", "none"], "true or false") for name in FLAGS],
@@ -231,10 +248,113 @@ def test_members_of_an_enumeration_of_strings_are_their_values():
     assert {type(value) for value in (made.base_url, made.mode, made.tenant)} == {str}
 
 
-@given(st.floats(0.001, 86400.0))
+@given(st.floats(0.001, 600.0))
 def test_any_legal_number_of_seconds_is_taken_exactly(seconds):
     assert config(connect_timeout=seconds).connect_timeout == seconds
     assert config(connect_timeout=repr(seconds)).connect_timeout == seconds
+
+
+@pytest.mark.parametrize("name", SECONDS + WAITS)
+@pytest.mark.parametrize("value", ["5000", 5000, 30_000.0, 10**6, float("inf")])
+def test_milliseconds_are_no_seconds(name, value):
+    with pytest.raises(ConfigError, match=rf"^{name}: .+ is not a number of seconds .+: seconds, not milliseconds$"):
+        config(**{name: value})
+
+
+class Index:
+    """Integer-like, as numpy's integers are."""
+
+    def __index__(self):
+        return 7
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_whatever_has_an_index_counts(name):
+    made = getattr(config(**{name: Index()}), name)
+    assert (made, type(made)) == (7, int)
+
+
+class Proxy:
+    """As flask's `request` outside of one: every look at it raises, `isinstance` included."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("working outside of request context")
+
+    __str__ = __repr__ = __float__ = __index__ = __eq__ = __hash__ = __class__.fget
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_value_that_raises_when_it_is_looked_at_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"^{name}: "):
+        config(**{name: Proxy()})
+
+
+# ---- Paths ----
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_relative_path_stays_where_it_was_meant(name, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CYCLES_" + name.upper(), "some/../some/path")
+    made = [config(**{name: "some/path"}), config(**{name: pathlib.Path("some/path")}), CyclesConfig.from_env(**HTTP)]
+    monkeypatch.chdir("elsewhere")
+    for one in (*made, *[one.replace(tenant="acme") for one in made]):
+        assert getattr(one, name) == str(tmp_path / "some" / "path")
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_home_is_found_when_the_configuration_is_made(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = config(**{name: "~/path"})
+    monkeypatch.setenv("HOME", "/elsewhere")
+    assert getattr(made.replace(), name) == str(tmp_path / "path")
+    with pytest.raises(ConfigError, match=rf"^{name}: '~nobody-of-that-name/x' is not usable: that home folder is not"):
+        config(**{name: "~nobody-of-that-name/x"})
+    monkeypatch.chdir(tmp_path)
+    assert getattr(config(**{name: "./~x"}), name) == str(tmp_path / "~x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a current folder")
+@pytest.mark.parametrize("name", PATHS)
+def test_a_deleted_current_folder_is_told(name, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert getattr(config(**{name: "/some/path"}), name) == "/some/path"
+    monkeypatch.setenv("CYCLES_" + name.upper(), "path")
+    with pytest.raises(ConfigError, match=r"^base_url: 'sqlite:b.db' is not usable: the current folder is deleted"):
+        CyclesConfig(base_url="sqlite:b.db")
+    for make, what in ((lambda: config(**{name: "path"}), name), (lambda: CyclesConfig.from_env(**HTTP), "CYCLES_")):
+        with pytest.raises(ConfigError, match=rf"^{what}.*: 'path' is not usable: the current folder is deleted"):
+            make()
+
+
+def test_a_relative_budget_file_stays_where_it_was_meant(tmp_path, monkeypatch):
+    """Also where folder and file have names that a URL has to quote; and no two folders' files are the same."""
+    folders = [tmp_path / "a b%41ü", tmp_path / "other"]
+    made = []
+    for folder in folders:
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        with Authority("sqlite:bud%20gets.db") as authority:
+            authority.set_budget("tenant:acme", Amount.tokens(10))
+        monkeypatch.setenv("CYCLES_BASE_URL", "sqlite:bud%20gets.db")
+        made.append(CyclesConfig.from_env(tenant="acme"))
+    monkeypatch.chdir("/")
+    assert made[0].base_url != made[1].base_url
+    for one, folder in zip(made, folders):
+        with CyclesClient(pickle.loads(pickle.dumps(one))) as client:
+            client.create_event(EventCreateRequest(Action("kind", "name"), Amount.tokens(3)))
+        with Authority(f"sqlite:///{quote(str(folder))}/bud gets.db") as authority:
+            assert [budget.spent for budget in authority.budgets()] == [3]
+
+
+def test_a_relative_budget_file_below_the_root_has_no_slash_too_many(monkeypatch):
+    monkeypatch.chdir("/")
+    assert CyclesConfig(base_url="sqlite:budgets.db").base_url == "sqlite:///budgets.db"
 
 
 # ---- URLs ----
@@ -263,16 +383,17 @@ def test_any_legal_number_of_seconds_is_taken_exactly(seconds):
         ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
         ("sqlite:///abs/budgets.db", "sqlite:///abs/budgets.db"),
         ("sqlite:/abs/budgets.db", "sqlite:/abs/budgets.db"),
-        ("sqlite:budgets.db", "sqlite:budgets.db"),
-        ("sqlite:./a b/é@x.db", "sqlite:./a b/é@x.db"),
-        ("SQLite:Budgets.db", "sqlite:Budgets.db"),
+        ("sqlite:budgets.db", "sqlite:///current%20folder/budgets.db"),
+        ("sqlite:./a b/é@x.db", "sqlite:///current%20folder/./a b/é@x.db"),
+        ("SQLite:Budgets.db?synchronous=full", "sqlite:///current%20folder/Budgets.db?synchronous=full"),
         ("sqlite://", "sqlite://"),
         ("sqlite://?synchronous=full", "sqlite://?synchronous=full"),
         ("sqlite:///abs/budgets.db?synchronous=full", "sqlite:///abs/budgets.db?synchronous=full"),
-        (" sqlite:rel/ ", "sqlite:rel/"),
+        (" sqlite:rel/ ", "sqlite:///current%20folder/rel/"),
     ],
 )
-def test_urls_that_are_taken(given_url, url):
+def test_urls_that_are_taken(given_url, url, monkeypatch):
+    monkeypatch.setattr(os, "getcwd", lambda: "/current folder")
     made = CyclesConfig(base_url=given_url, api_key="key")
     assert made.base_url == url
     assert made.is_local is url.startswith("sqlite:")
@@ -568,6 +689,62 @@ def test_bytes_in_the_environment_that_are_no_text_are_refused_readably(environm
     str(caught.value).encode("utf-8")
 
 
+@pytest.fixture
+def warnings(environment, caplog):
+    """What is logged, in a process that warned of nothing yet."""
+    environment.setattr("cycles_lite.config.warned_of", set())
+    return caplog
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("CYCLES_TENNANT", "CYCLES_TENANT"),
+        ("CYCLES_TENANT_ID", "CYCLES_TENANT"),
+        ("CYCLES_APIKEY", "CYCLES_API_KEY"),
+        ("CYCLES_READ_TIMEOUT_MS", "CYCLES_READ_TIMEOUT"),
+        ("CYCLES_ON_UNAVAILIBLE", "CYCLES_ON_UNAVAILABLE"),
+        ("CYCLES_JOURNAL", None),
+        # The official SDK's, under another name.
+        ("CYCLES_RETRY_FLUSH_TIMEOUT", "CYCLES_FLUSH_TIMEOUT"),
+        # Others that are known, and strangers.
+        ("CYCLES_SERVE_API_KEY", None),
+        ("CYCLES_SERVE_ADMIN_KEY", None),
+        ("CYCLES_TEST_BASE_URL", None),
+        ("CYCLES_TEST_API_KEY", None),
+        ("CYCLES_", None),
+        ("CYCLES_COLOUR", None),
+        ("MY_CYCLES_TENNANT", None),
+        ("cycles_tennant", None),
+    ],
+)
+def test_a_variable_that_is_nearly_a_setting_is_warned_of_once(environment, warnings, variable, meant):
+    """Never with its value, which may be a key."""
+    environment.setenv(variable, "hunter2")
+    for _ in range(3):
+        assert CyclesConfig.from_env() == config()
+    expected = [f"{variable} is set, which is no setting: did you mean {meant}?"] if meant else []
+    assert [record.getMessage() for record in warnings.records] == expected
+    assert {record.name for record in warnings.records} <= {"cycles_lite"}
+
+
+def test_variables_are_doubted_by_their_prefix(environment, warnings):
+    environment.setenv("BILLING_TENNANT", "acme")
+    environment.setenv("CYCLES_TENNANT", "acme")
+    for prefix in ("BILLING_", ""):
+        CyclesConfig.from_env(prefix, **HTTP)
+    assert [record.getMessage() for record in warnings.records] == [
+        "BILLING_TENNANT is set, which is no setting: did you mean BILLING_TENANT?"
+    ]
+
+
+def test_a_key_that_is_missing_because_of_its_spelling_is_warned_of_first(environment, warnings):
+    environment.setenv("CYCLES_APIKEY", environment.delenv("CYCLES_API_KEY") or "key")
+    with pytest.raises(ConfigError, match=r"^CYCLES_API_KEY is not set"):
+        CyclesConfig.from_env()
+    assert "did you mean CYCLES_API_KEY?" in warnings.text
+
+
 # ---- Changes ----
 
 
@@ -583,11 +760,23 @@ def test_replace_changes_what_it_names_and_checks_it():
     assert made.replace(api_key=None, mode="off").mode == "off"
 
 
-@pytest.mark.parametrize("name", ["timeout", "CYCLES_TENANT", "Tenant", "is_local", ""])
-def test_unknown_settings_are_refused(name):
-    with pytest.raises(ConfigError, match=rf"^{name} is not a setting$"):
-        config().replace(**{name: 1})
-    with pytest.raises(ConfigError, match=rf"^{name} is not a setting$"):
-        CyclesConfig.from_env(**{name: 1})
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("timeout", None),
+        ("CYCLES_TENANT", None),
+        ("is_local", None),
+        ("", None),
+        ("tennant", "tenant"),
+        ("read_timeout_ms", "read_timeout"),
+        ("retry_flush_timeout", "flush_timeout"),
+    ],
+)
+def test_unknown_settings_are_refused_and_what_was_meant_is_named(name, meant):
+    message = f"{name} is not a setting" + (f": did you mean {meant}?" if meant else "")
+    for make in (config().replace, CyclesConfig.from_env):
+        with pytest.raises(ConfigError) as caught:
+            make(**{name: 1})
+        assert str(caught.value) == message
     with pytest.raises(TypeError):
         CyclesConfig(**{**HTTP, name: 1})

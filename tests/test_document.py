@@ -119,8 +119,7 @@ STRICTER = {
 #: kind or name, and nothing else is called that.
 NEVER_EMPTY = {
     *[(model, level) for model in ("Subject", *map(named, QUERIES)) for level in values.SUBJECT_LEVELS],
-    *[("Action", name) for name in ("kind", "name", "tags")],
-    *[("Caps", name) for name in ("tool_allowlist", "tool_denylist")],
+    *[("Action", name) for name in ("kind", "name")],
     ("ReservationListRequest", "include"),
 }
 

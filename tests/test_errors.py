@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import inspect
+import json
+import multiprocessing
 import pickle
 
 import pytest
@@ -154,7 +157,8 @@ def test_a_copied_or_pickled_error_keeps_everything(kind):
     for again in [*copies, copy.copy(error), copy.deepcopy(error)]:
         assert type(again) is kind
         assert vars(again) == vars(error)
-        assert again.args == error.args == ("what happened",)
+        assert again.args == error.args
+        assert again.args[0] == "what happened"
         assert str(again) == str(error)
         assert repr(again) == repr(error)
         assert again.is_retryable is error.is_retryable
@@ -162,6 +166,120 @@ def test_a_copied_or_pickled_error_keeps_everything(kind):
         assert again.request_id == "req-1"
         assert again.trace_id == "trace-1"
         assert again.told_by_a_worker == {"pid": 7}
+
+
+SOMETHING = [
+    lambda: ApiError(),
+    lambda: ApiError("m", status=404),
+    lambda: ApiError("m", code="NEW"),
+    lambda: ApiError("m", trace_id="t"),
+    lambda: BudgetDenied("m", retry_after=0.0),
+    lambda: BudgetDenied("m", details={"scope": "tenant:acme", "deep": [{"a": None}]}, request_id="r"),
+    lambda: ApiError("m", note="unit sent: TOKENS"),
+    lambda: ResponseError("m", status=200),
+    lambda: ResponseError("m", retry_after=1.5),
+    lambda: TransportError("m", trace_id="t"),
+    lambda: ValidationError("m"),
+]
+
+
+@pytest.mark.parametrize(
+    "make", [*[lambda kind=kind: made(kind) for kind in CLASSES], *SOMETHING], ids=lambda make: repr(make())
+)
+def test_an_error_is_rebuilt_of_its_args_and_they_are_json(make):
+    """As Celery's JSON result backend does it, and whatever else knows no more of an exception than `args`."""
+    error = make()
+    for args in (error.args, json.loads(json.dumps(error.args))):
+        again = type(error)(*args)
+        assert vars(again) == vars(error)
+        assert (str(again), repr(again), again.args) == (str(error), repr(error), error.args)
+        assert again.is_retryable is error.is_retryable
+
+
+def test_the_order_of_the_arguments_is_fixed():
+    known = ("m", 409, "CODE", {"scope": "s"}, {"evidence_id": "e", "cycles_evidence_url": "u"}, "note", 1.5, "r", "t")
+    error = ApiError(*known)
+    assert error.args == known
+    assert error.evidence == CyclesEvidenceRef("e", "u")
+    assert (error.status, error.code, error.details) == (409, "CODE", {"scope": "s"})
+    assert (error.retry_after, error.request_id, error.trace_id) == (1.5, "r", "t")
+    assert str(error) == "CODE (409): m [scope=s, note, request_id=r]"
+    assert ResponseError("m", 200, 1.5, "r", "t").args == ("m", 200, 1.5, "r", "t")
+    assert ResponseError("m", 200, 1.5, "r", trace_id="t").status == 200
+    assert TransportError("m", 1.5, "r", "t").args == ("m", 1.5, "r", "t")
+
+
+def test_an_error_is_made_whatever_a_rebuilder_makes_of_its_facts():
+    """Such as the reprs that Celery puts in the place of what its serializer refuses."""
+    error = ApiError("m", 409, "CODE", "{'scope': object}", "CyclesEvidenceRef(...)", None)
+    assert (error.details, error.evidence) == ({}, None)
+    assert str(error) == "CODE (409): m"
+    assert ApiError("m", None, evidence={"no": "evidence"}).evidence is None
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=named)
+def test_an_error_is_itself_after_celerys_json_backend(kind):
+    backends = pytest.importorskip("celery.backends.base")
+    celery = pytest.importorskip("celery")
+    error = made(kind)
+    with celery.Celery("tests", set_as_current=False) as app:
+        backend = backends.Backend(app=app, serializer="json")
+        stored = backend.decode(backend.encode(backend.prepare_exception(error)))
+        again = backend.exception_to_python(stored)
+    assert type(again) is kind
+    assert vars(again) == vars(error)
+    assert str(again) == str(error)
+    assert again.args == error.args
+
+
+def test_an_error_crosses_from_another_process():
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        error = pool.submit(made, BudgetExceededError).exception(timeout=60)
+        assert error is None
+        error = pool.submit(fail, BudgetExceededError).exception(timeout=60)
+    assert type(error) is BudgetExceededError
+    assert str(error) == str(made(BudgetExceededError))
+    assert error.evidence == EVERYTHING["evidence"]
+
+
+def fail(kind):
+    raise made(kind)
+
+
+# ---- Names of the official SDK ----
+
+
+OFFICIAL = {
+    "error_code": "`code`",
+    "reason_code": "`code`",
+    "retry_after_ms": "`retry_after`, which is in seconds",
+    "is_budget_exceeded": "BudgetExceededError",
+    "is_overdraft_limit_exceeded": "OverdraftLimitExceededError",
+    "is_debt_outstanding": "DebtOutstandingError",
+    "is_tenant_closed": "TenantClosedError",
+    "is_reservation_expired": "ReservationExpiredError",
+    "is_reservation_finalized": "ReservationFinalizedError",
+    "is_idempotency_mismatch": "IdempotencyMismatchError",
+    "is_unit_mismatch": "UnitMismatchError",
+    "cause": "`__cause__`",
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_an_attribute_of_the_official_error_names_the_replacement(name):
+    error = made(BudgetExceededError)
+    assert not hasattr(error, name)
+    with pytest.raises(
+        AttributeError, match=f"^'BudgetExceededError' object has no attribute '{name}': use ."
+    ) as found:
+        getattr(error, name)
+    assert OFFICIAL[name] in str(found.value)
+
+
+def test_other_attributes_are_as_absent_as_ever():
+    with pytest.raises(AttributeError) as caught:
+        _ = ValidationError("m").other
+    assert str(caught.value) == "'ValidationError' object has no attribute 'other'"
 
 
 def test_a_transport_error_tells_of_a_stale_connection_after_pickling_too():

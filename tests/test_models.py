@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import datetime
 import pickle
 
 import pytest
@@ -26,7 +27,7 @@ from cycles_lite.models import (
     ReservationListRequest,
     Response,
 )
-from cycles_lite.values import Action, Amount, Decision, SignedAmount, Subject, Unit
+from cycles_lite.values import Action, Amount, CyclesMetrics, Decision, SignedAmount, Subject, Unit
 
 ACTION = Action("llm.completion", "gpt-4o")
 AMOUNT = Amount.tokens(1000)
@@ -86,7 +87,7 @@ def test_other_keys_are_refused(key):
 #: Values that are wrong for almost any field, as a program may give them.
 STRANGE = [
     b"x",
-    1.5,
+    -1.5,
     float("nan"),
     1j,
     object(),
@@ -107,6 +108,70 @@ def test_a_constructor_refuses_every_strange_value_in_every_field_and_names_it(m
             with pytest.raises(ValidationError, match=rf"^{entry.name}(\.a)?: .+ is not ") as caught:
                 dataclasses.replace(whole, **{entry.name: value})
             assert len(str(caught.value)) < 250
+
+
+class Proxy:
+    """As flask's `request` outside of one: every look at it raises, `isinstance` included."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("working outside of request context")
+
+    def __getattr__(self, name):
+        raise RuntimeError("working outside of request context")
+
+
+class Word(str):
+    """A string whose methods raise."""
+
+    def __hash__(self):
+        raise RuntimeError("no")
+
+    __len__ = __eq__ = __iter__ = __repr__ = __str__ = __hash__
+
+
+@pytest.mark.parametrize("model", MODELS, ids=named)
+def test_a_constructor_raises_nothing_else_for_values_that_raise(model):
+    whole = model.from_json(told(model, everything=True))
+    for entry in model.layout():
+        with pytest.raises(ValidationError, match=rf"^{entry.name}: "):
+            dataclasses.replace(whole, **{entry.name: Proxy()})
+        try:
+            dataclasses.replace(whole, **{entry.name: Word("x")})
+        except ValidationError:
+            continue
+
+
+def test_no_decoration_vetoes_an_amount():
+    """What cannot be sent of it is left out, and named."""
+    metrics, metadata = CyclesMetrics(tokens_input=1), {"run": 7}
+    request, faults = CommitRequest.of_spend(Amount.tokens(7), metrics=metrics, metadata=metadata)
+    assert (request.actual, request.metrics, request.metadata, faults) == (Amount.tokens(7), metrics, metadata, [])
+    cases = [
+        ({"metrics": metrics, "metadata": {"at": datetime.datetime(2026, 1, 1)}}, metrics, None, ["metadata.at: "]),
+        ({"metrics": {"latency_ms": 12.7}, "metadata": metadata}, None, metadata, ["metrics: "]),
+        ({"metrics": Proxy(), "metadata": Proxy()}, None, None, ["metrics: ", "metadata: "]),
+        ({"metadata": None}, None, None, []),
+    ]
+    for decoration, kept, kept_too, told_of in cases:
+        request, faults = CommitRequest.of_spend(Amount.tokens(7), **decoration)
+        assert (request.actual, request.metrics, request.metadata) == (Amount.tokens(7), kept, kept_too)
+        assert [str(fault).startswith(start) for fault, start in zip(faults, told_of)] == [True] * len(told_of)
+        assert len(faults) == len(told_of)
+    with pytest.raises(ValidationError, match=r"^actual: 7 is not an Amount$"):
+        CommitRequest.of_spend(7, metadata={"at": datetime.datetime(2026, 1, 1)})
+
+
+@pytest.mark.parametrize("model", BODIES, ids=named)
+def test_a_server_takes_what_only_a_header_could_not_carry(model):
+    """The reference does: a key, a kind, a name, a tag or a dimension's name is any text in a body."""
+    body = {name: value for name, value in told(model, everything=True).items() if name != "idempotency_key"}
+    made = model.parse({**body, "idempotency_key": "a\n\0"})
+    assert made.idempotency_key == "a\n\0"
+    assert copy.deepcopy(made).to_json()["idempotency_key"] == "a\n\0"
+    for illegal in ("", "k" * 257, "\ud800", 7):
+        with pytest.raises(ValidationError, match=r"^idempotency_key: "):
+            model.parse({**body, "idempotency_key": illegal})
 
 
 @pytest.mark.parametrize("model", MODELS, ids=named)

@@ -22,14 +22,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from those before it, whether at import time, for types, or within a function.
 #: A folder counts as one module. A new module gets its place here.
 ORDER = (
-    "errors log proxies deadline attempt checks fields values models config retry lease wire local redaction transport "
-    "sending journal settlement events worker client settler heartbeat guard lifecycle "
+    "clock turns errors log proxies deadline attempt checks fields values keywords models config retry lease wire "
+    "local redaction transport sending journal settlement events worker client settler heartbeat guard lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
 #: The imports against that order, each for its reason; none of them happens while its module is imported.
 AGAINST_THE_ORDER = {
-    ("errors", "values"): "types alone: an error may carry a reference to evidence",
+    ("errors", "values"): "an error that carries a reference to evidence reads it from its JSON",
     ("client", "settler"): "the client makes it for the first guard; it settles through that client",
     ("client", "guard"): "reserve() hands out a guard, which calls the client",
 }

@@ -123,9 +123,9 @@ def every_error():
     is_stale=st.booleans(),
     enabled=st.booleans(),
     most=st.integers(1, 50),
-    initial=st.floats(0.0, 86_400.0),
+    initial=st.floats(0.0, 3_600.0),
     multiplier=st.floats(1.0, 100.0),
-    longest=st.floats(0.0, 86_400.0),
+    longest=st.floats(0.0, 3_600.0),
 )
 def test_what_holds_for_every_configuration(
     error, is_read, attempt, is_stale, enabled, most, initial, multiplier, longest

@@ -6,7 +6,7 @@ import time
 from typing import Any, Callable, Iterator
 
 from ..client import CyclesClient
-from ..config import CyclesConfig
+from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
 
 #: What `check` ends with when something is wrong.
@@ -29,6 +29,9 @@ class _Wrong(Exception):
 
 
 def _check(arguments: Any) -> int:
+    for variable, doubt in doubtful_variables():
+        warned_of.add(variable)  # the next line would log it
+        print(f"warn  {'variable':<14} {doubt}")
     config = CyclesConfig.from_env()
     print(f"ok    configuration  {config.base_url or 'mode ' + config.mode}")
     if config.mode == "off":

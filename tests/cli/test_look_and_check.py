@@ -115,6 +115,20 @@ def test_check_tells_how_to_make_a_missing_file(tmp_path, capsys, monkeypatch):
     assert "cycles-lite budget set" in capsys.readouterr().out
 
 
+def test_check_lists_variables_that_look_like_settings_and_are_none(capsys, caplog, monkeypatch):
+    monkeypatch.setenv("CYCLES_MODE", "off")
+    for name in ("CYCLES_TENANTS", "CYCLES_RETRY_FLUSH_TIMEOUT", "CYCLES_APIKEY", "CYCLES_SERVE_API_KEY"):
+        monkeypatch.setenv(name, "hunter2")
+    *warnings, last = said(capsys, "check").splitlines()
+    assert last == "ok    configuration  mode off"
+    assert [" ".join(line.split()) for line in warnings] == [
+        "warn variable CYCLES_APIKEY is set, which is no setting: did you mean CYCLES_API_KEY?",
+        "warn variable CYCLES_RETRY_FLUSH_TIMEOUT is set, which is no setting: did you mean CYCLES_FLUSH_TIMEOUT?",
+        "warn variable CYCLES_TENANTS is set, which is no setting: did you mean CYCLES_TENANT?",
+    ]
+    assert caplog.records == []
+
+
 def test_check_without_configuration_is_one_line_and_2(capsys):
     assert main(["check"]) == 2
     assert capsys.readouterr().err.startswith("cycles-lite: CYCLES_BASE_URL is not set")

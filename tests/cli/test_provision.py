@@ -112,7 +112,7 @@ FAILURES = [
     (["budget", "set", "tenant:acme", "TOKENS:1.5", "--db", "DB"], "UNIT:AMOUNT"),
     (["budget", "set", "tenant:acme", "TOKENS", "--db", "DB"], "UNIT:AMOUNT"),
     (["budget", "set", "tenant:acme", "EUR:1", "--db", "DB"], "UNIT:AMOUNT"),
-    (["budget", "set", "tenant:acme", "USD:0.000000001", "--db", "DB"], "dollars"),
+    (["budget", "set", "tenant:acme", "USD:-0.01", "--db", "DB"], "dollars"),
     (["budget", "set", "tenant:acme", f"TOKENS:{2**63}", "--db", "DB"], "amount"),
     (["budget", "set", "tenant:acme", "TOKENS:1", "--caps", "{", "--db", "DB"], "caps"),
     (["budget", "set", "tenant:acme", "TOKENS:1", "--caps", '{"max": 1}', "--db", "DB"], "unknown field 'max'"),
