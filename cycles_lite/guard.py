@@ -43,7 +43,7 @@ from .models import (
     ReservationExtendResponse,
 )
 from .settlement import Settlement, SettlementStatus
-from .spend import Spend, commit_request, record_of
+from .spend import Spend, record_of
 from .values import Amount, Caps, CyclesMetrics, Decision
 from .worker import left_over, worker
 
@@ -281,8 +281,7 @@ class ReservationGuard:
                 return Settlement(SettlementStatus.SKIPPED)
             if told is None:
                 told = (Amount(self._request.estimate.unit, min(self._meter.total, INT64_MAX)), None, None)
-            commit = commit_request(*told)
-            spend.record = record_of(self._client, self._request, self.reservation_id, commit)
+            spend.record = record_of(self._client, self._request, self.reservation_id, *told)
             settler.accept(spend)
             self._stop_beating()
             if waits:

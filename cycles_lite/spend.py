@@ -59,25 +59,19 @@ class Spend:
         self.job: Job | None = None
 
 
-def commit_request(actual: Amount, metrics: CyclesMetrics | None, metadata: Mapping[str, Any] | None) -> CommitRequest:
-    """A commit. What is told beside the amount never keeps it from being settled: what cannot be sent is left out."""
-    try:
-        return CommitRequest(actual=actual, metrics=metrics, metadata=metadata)
-    except Exception as e:
-        log().error("the commit of %s goes without what cannot be sent: %s", actual, e)
-    for less in ({"metrics": metrics}, {"metadata": metadata}):
-        fields: Any = less
-        try:
-            return CommitRequest(actual=actual, **fields)
-        except Exception:  # told above
-            continue
-    return CommitRequest(actual=actual)
-
-
 def record_of(
-    client: CyclesClient, request: ReservationCreateRequest, reservation_id: str | None, commit: CommitRequest
+    client: CyclesClient,
+    request: ReservationCreateRequest,
+    reservation_id: str | None,
+    actual: Amount,
+    metrics: CyclesMetrics | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Spend as the journal keeps it: the commit, and the event that may have to stand in for it."""
+    """Spend as the journal keeps it: the commit, and the event that may have to stand in for it. What is told beside
+    the amount never keeps it from being settled: what cannot be sent is left out."""
+    commit, faults = CommitRequest.of_spend(actual, metrics=metrics, metadata=metadata)
+    for fault in faults:
+        log().error("the commit of %s goes without what cannot be sent: %s", actual, fault)
     body = commit.to_json()
     if reservation_id is not None:
         recovery = {"recovered_reservation_id": reservation_id, "recovery_reason": "reservation_expired"}

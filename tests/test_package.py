@@ -23,7 +23,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: A folder counts as one module. A new module gets its place here.
 ORDER = (
     "clock turns errors log proxies deadline attempt checks fields values keywords models config retry lease wire "
-    "local redaction transport sending journal settlement events worker client settler heartbeat guard lifecycle "
+    "local redaction transport sending journal settlement events meter worker client current spend settler heartbeat "
+    "guard streaming flush asking lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
@@ -31,7 +32,12 @@ ORDER = (
 AGAINST_THE_ORDER = {
     ("errors", "values"): "an error that carries a reference to evidence reads it from its JSON",
     ("client", "settler"): "the client makes it for the first guard; it settles through that client",
-    ("client", "guard"): "reserve() hands out a guard, which calls the client",
+    ("client", "flush"): "the client's own flush, and the interpreter's end, of which clients without guards need none",
+    ("client", "asking"): "reserve() hands out a guard, which calls the client",
+    ("client", "guard"): "types alone",
+    ("current", "guard"): "types alone",
+    ("settler", "guard"): "types alone: what is released",
+    ("guard", "streaming"): "a guard hands itself to a stream, which few programs have",
 }
 
 EXPENSIVE = {"asyncio", "http.client", "sqlite3", "ssl", "typing_extensions", "urllib3"}
