@@ -17,6 +17,7 @@ import stat
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Callable, Container, Iterator, NamedTuple, Sequence
 
 from .checks import INT64_MAX
@@ -137,7 +138,13 @@ def identity(base_url: str, tenant: str | None, api_key: str | None) -> str:
     if tenant or not api_key:
         text = f"{normalised(base_url)}\n{tenant or ''}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    salt = ("cycles-lite journal\n" + normalised(base_url)).encode("utf-8", "surrogatepass")
+    return _identity_of_key(normalised(base_url), api_key)
+
+
+@lru_cache(maxsize=256)
+def _identity_of_key(base_url: str, api_key: str) -> str:
+    """Remembered, because programs may make a client for each request."""
+    salt = ("cycles-lite journal\n" + base_url).encode("utf-8", "surrogatepass")
     return hashlib.pbkdf2_hmac("sha256", api_key.encode("utf-8"), salt, 20_000).hex()[:32]
 
 
