@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import operator
+from decimal import Decimal
 
 import pytest
 from ledgers import ledger_of, spent, tokens
@@ -16,6 +18,7 @@ from cycles_lite import (
     BudgetExceededError,
     CyclesClient,
     CyclesConfig,
+    CyclesMetrics,
     Decision,
     Subject,
     TransportError,
@@ -51,6 +54,11 @@ def last(client):
     return row
 
 
+def sent_by(transport, number):
+    """The body of that request."""
+    return json.loads(transport.calls[number].body.decode())
+
+
 # ---- with_cycles ----
 
 
@@ -82,7 +90,8 @@ def test_a_denial_keeps_the_work_from_running(client):
 
 
 @pytest.mark.parametrize(
-    "result", [None, "reply", ("reply",), ("reply", 5), ("a", "b", "c"), ("reply", None), ["reply", 1]]
+    "result",
+    [None, "reply", ("reply",), ("reply", 5.0), ("a", "b", "c"), ("reply", None), ("reply", True), ["reply", 1]],
 )
 def test_a_result_without_an_amount_is_returned_and_nothing_guessed(client, ledger, result, caplog):
     """The estimate is no cost: what nobody knows is released, with an error."""
@@ -100,10 +109,66 @@ def test_a_result_without_an_amount_commits_the_meter(client, ledger):
     assert spent(ledger) == (9, 0)
 
 
-def test_an_amount_in_another_unit_is_no_cost_and_loses_no_value(client, ledger, caplog):
-    assert call(client, lambda guard: ("reply", Amount.credits(5))) == "reply"
-    assert spent(ledger) == (0, 0)
+class Index:
+    """As numpy's integers are."""
+
+    def __index__(self):
+        return 42
+
+
+@pytest.mark.parametrize("cost", [42, Index(), 0, 2**63 - 1])
+def test_an_integer_is_a_cost_in_the_estimates_unit(tmp_path, cost):
+    transport = FakeTransport(replied(allowed()), replied(committed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        assert call(client, lambda guard: ("reply", cost)) == "reply"
+    assert sent_by(transport, 1)["actual"] == {"unit": "TOKENS", "amount": operator.index(cost)}
+
+
+@pytest.mark.parametrize("cost", [1.5, None, "5", True, Decimal(5), [5], int])
+@pytest.mark.parametrize("metered", [0, 9])
+def test_another_second_part_is_named_in_the_log_and_no_cost(client, ledger, cost, metered, caplog):
+    """What was returned is returned whole, because it may be the value; the meter counts, and nothing is guessed."""
+
+    def work(guard):
+        guard.spend(metered)
+        return "reply", cost
+
+    assert call(client, work) == ("reply", cost)
+    assert spent(ledger) == (metered, 0)
+    (record,) = [record for record in caplog.records if "second part" in record.getMessage()]
+    assert record.levelname == "ERROR"
+    assert f" {type(cost).__name__}:" in record.getMessage()
+
+
+@pytest.mark.parametrize("cost", [Amount.credits(5), -1, 2**63, 10**30])
+@pytest.mark.parametrize("metered", [0, 9])
+def test_a_cost_that_cannot_be_committed_loses_neither_value_nor_meter(client, ledger, cost, metered, caplog):
+    def work(guard):
+        guard.spend(metered)
+        return "reply", cost
+
+    assert call(client, work) == "reply"
+    assert spent(ledger) == (metered, 0)
     assert "cannot be committed" in caplog.text
+
+
+def test_metrics_are_sent_with_the_cost():
+    transport = FakeTransport(replied(allowed()), replied(committed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        metrics = CyclesMetrics(tokens_input=3, model_version="m")
+        with_cycles(client, lambda guard: ("reply", 1), estimate=tokens(1), action=ACTION, metrics=metrics)
+    assert sent_by(transport, 1)["metrics"] == {"tokens_input": 3, "model_version": "m"}
+
+
+def test_wrong_metrics_are_refused_before_anything_is_sent():
+    transport = FakeTransport(replied(allowed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        with pytest.raises(ValidationError, match=r"metrics: .* is not a CyclesMetrics"):
+            with_cycles(client, lambda guard: ("x", 1), estimate=tokens(1), action=ACTION, metrics={"latency_ms": 1})
+    assert transport.calls == []
 
 
 def test_a_guard_that_the_work_ended_itself_stays_ended(client, ledger):
@@ -500,11 +565,10 @@ def test_else_it_is_made_from_the_environment_on_first_use(ledger, tmp_path, mon
 
     work = cycles(estimate=tokens(5), tenant="acme")(lambda: None)
     monkeypatch.setenv("CYCLES_BASE_URL", f"sqlite:///{tmp_path}/budgets.db")
-    monkeypatch.setattr(lifecycle, "_default_client", None)
     work()
     work()
-    made = lifecycle.default_client()
-    made.close()
+    lifecycle.default_client().close()
+    set_default_client(None)
     assert spent(ledger) == (10, 0)
 
 

@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: A folder counts as one module. A new module gets its place here.
 ORDER = (
     "errors log proxies deadline attempt checks fields values models config retry lease wire local redaction transport "
-    "sending journal settlement events worker client settler heartbeat guard lifecycle "
+    "sending journal settlement events worker client settler heartbeat guard costs generators lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
