@@ -62,6 +62,11 @@ def _innermost(fn: Any) -> Any:
     return fn if is_plain else getattr(fn, "__call__", fn)  # noqa: B004
 
 
+#: The guards of generators under way, by the `id` of the generator. Objects that are collected together are finalized
+#: in any order: a guard that went with its generator might be released before that could say what it costs.
+_under_way: dict[int, ReservationGuard] = {}
+
+
 class GuardedGenerator(Generator[Any, Any, Any]):
     """A generator whose guard lives from its first step to its last, and is current inside each step alone.
 
@@ -85,10 +90,14 @@ class GuardedGenerator(Generator[Any, Any, Any]):
         guard: ReservationGuard | None = None,
     ) -> None:
         """Either `reserve` gives the guard before the first step, or there is one already."""
-        self._guard = guard
         self._steps, self._settle, self._reserve = steps, settle, reserve
         #: Whoever has the one turn steps, closes and settles.
         self._turns = Turns(1)
+        if guard is not None:
+            self._begin(guard)
+
+    def _begin(self, guard: ReservationGuard) -> None:
+        self._guard = _under_way[id(self)] = guard
 
     @property
     def gi_frame(self) -> Any:
@@ -109,7 +118,7 @@ class GuardedGenerator(Generator[Any, Any, Any]):
     def __del__(self) -> None:
         # Finalizers run while any lock may be held: what is to be sent is left to the worker. The body's `finally`
         # blocks run here, as those of every generator do, and what they meter counts.
-        guard = self._guard
+        guard = _under_way.pop(id(self), None)
         if guard is not None and guard.is_active and not sys.is_finalizing():
             self._is_collected = True
             self._close()
@@ -126,7 +135,7 @@ class GuardedGenerator(Generator[Any, Any, Any]):
     def _send(self, value: Any) -> Any:
         if self._guard is None and value is None and inspect.getgeneratorstate(self._steps) == inspect.GEN_CREATED:
             assert self._reserve is not None
-            self._guard = self._reserve()
+            self._begin(self._reserve())
         return self._advance(self._steps.send, value)
 
     def _close(self) -> Any:
