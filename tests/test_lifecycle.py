@@ -6,6 +6,8 @@ import functools
 import inspect
 import json
 import operator
+import re
+import threading
 from decimal import Decimal
 
 import pytest
@@ -25,6 +27,7 @@ from cycles_lite import (
     ValidationError,
     current_guard,
     cycles,
+    lifecycle,
     set_default_client,
     with_cycles,
 )
@@ -322,14 +325,144 @@ def test_dry_run_returns_the_answer_and_runs_nothing(client, ledger):
     assert spent(ledger) == (0, 0)
 
 
-@pytest.mark.parametrize("estimate", [-1, 1.5, None, "5", True, lambda: 1 / 0])
-def test_a_bad_estimate_is_raised_before_anything_is_sent(tmp_path, estimate):
+@pytest.mark.parametrize("estimate", [lambda: -1, lambda: 1.5, lambda: None, lambda: "5", lambda: True, lambda: 1 / 0])
+def test_a_bad_estimate_of_a_call_is_raised_before_anything_is_sent(estimate):
     transport = FakeTransport(replied(allowed()))
     config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
     with CyclesClient(config, transport=transport) as client:
         with pytest.raises((ValidationError, ZeroDivisionError)):
             cycles(estimate=estimate, client=client)(lambda: pytest.fail("it ran"))()
     assert transport.calls == []
+
+
+# ---- The decorator: what is wrong is said when it decorates ----
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"estimate": None}, "estimate: None is not an Amount, an integer in the unit, or a callable"),
+        ({"estimate": "5"}, "estimate: '5' is not an Amount or an integer in TOKENS"),
+        ({"estimate": 1.5}, "estimate: 1.5"),
+        ({"estimate": Decimal(5)}, "estimate: Decimal"),
+        ({"estimate": True}, "estimate: True"),
+        ({"estimate": -1}, "estimate: -1"),
+        ({"estimate": 2**63}, "estimate: 9223372036854775808"),
+        ({"estimate": {"unit": "TOKENS", "amount": 5}}, "estimate: "),
+        ({"unit": "TOKEN"}, "unit: 'TOKEN' is not one of USD_MICROCENTS, TOKENS"),
+        ({"unit": "TOKEN", "estimate": tokens(5)}, "unit: 'TOKEN'"),
+        ({"unit": 5}, "unit: 5"),
+        ({"ttl_ms": 999}, "ttl_ms: 999 is not in 1000..86400000"),
+        ({"ttl_ms": 1.5e4}, "ttl_ms: 15000.0"),
+        ({"ttl_ms": 86_400_001}, "ttl_ms: 86400001"),
+        ({"grace_period_ms": -1}, "grace_period_ms: -1"),
+        ({"grace_period_ms": "5s"}, "grace_period_ms: '5s'"),
+        ({"overage_policy": "ALLOW"}, "overage_policy: 'ALLOW' is not one of REJECT"),
+        ({"actual": "5"}, "actual: '5' is not an Amount or an integer in TOKENS"),
+        ({"actual": 1.5}, "actual: 1.5"),
+        ({"actual": -1}, "actual: -1"),
+        ({"actual": Amount.credits(1)}, "TOKENS, the estimate's unit"),
+        ({"actual": tokens(1), "estimate": Amount.credits(1)}, "CREDITS, the estimate's unit"),
+        ({"action": "llm.completion"}, "action: 'llm.completion'"),
+        ({"action": ACTION, "action_kind": "x"}, "action_kind: action says it already"),
+        ({"action": ACTION, "action_name": lambda: "x"}, "action_name: action says it already"),
+        ({"action": lambda: ACTION, "action_tags": ["x"]}, "action_tags: action says it already"),
+        ({"action_kind": "x" * 65}, "kind: "),
+        ({"action_name": 5}, "name: 5"),
+        ({"action_tags": "tag"}, "tags: 'tag' is not a list"),
+        ({"action_tags": [5]}, "tags"),
+        ({"tenant": 5}, "tenant: 5"),
+        ({"agent": "x" * 129}, "agent: "),
+        ({"toolset": 0}, "toolset: 0"),
+        ({"dimensions": ["x"]}, "dimensions: "),
+        ({"client": "http://localhost"}, "client: 'http://localhost' is not a CyclesClient"),
+        ({"dry_run": "no"}, "dry_run: 'no'"),
+        ({"use_estimate_if_actual_not_provided": 0}, "use_estimate_if_actual_not_provided: 0"),
+    ],
+)
+def test_a_wrong_constant_is_refused_when_decorated(parameters, named):
+    """Also where another parameter is a callable, so that only half of a value is known."""
+    with pytest.raises(ValidationError, match=re.escape(named)):
+        cycles(**{"estimate": 5, "unit": "TOKENS", **parameters})
+    if "estimate" not in parameters and "Amount" not in str(parameters):
+        with pytest.raises(ValidationError, match=re.escape(named)):
+            cycles(**{"estimate": lambda: 5, "unit": "TOKENS", **parameters})
+
+
+@pytest.mark.parametrize("action", [ACTION, lambda n: ACTION])
+def test_the_action_can_be_given_whole(action):
+    transport = FakeTransport(replied(allowed()), replied(committed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        cycles(5, action=action, client=client)(lambda n: None)(1)
+    assert sent_by(transport, 0)["action"] == {"kind": "llm.completion", "name": "gpt-4o"}
+
+
+def refused():
+    return pytest.raises(TypeError, match=r"says no estimate: write @cycles\(1000\) or @cycles\(estimate=")
+
+
+def test_without_parentheses_it_is_refused_when_decorated():
+    """A function, one below another decorator, and a method."""
+    with refused():
+
+        @cycles
+        def work(prompt):
+            return prompt
+
+    with refused():
+
+        @cycles
+        @functools.lru_cache(maxsize=None)
+        def cached(prompt):
+            return prompt
+
+    with refused():
+
+        class Agent:
+            @cycles
+            def method(self):
+                return self
+
+    with refused():
+        exec("@cycles\ndef work(): pass", {"cycles": cycles})
+
+
+def price_of(prompt):
+    return len(prompt)
+
+
+class Pricing:
+    @staticmethod
+    def static(prompt):
+        return len(prompt)
+
+    def method(self, prompt):
+        return len(prompt)
+
+    def __call__(self, prompt):
+        return len(prompt)
+
+
+def test_callable_estimates_of_every_kind_are_no_use_without_parentheses():
+    def local(prompt):
+        return len(prompt)
+
+    cached = functools.lru_cache(maxsize=None)(local)
+    made = (lambda: lambda prompt: len(prompt))()
+    known = [len, price_of, local, cached, made, Pricing.static, Pricing().method, Pricing(), lambda prompt: 5]
+    assert all(callable(cycles(estimate)) for estimate in known)
+
+
+def test_what_slipped_through_is_told_at_the_call():
+    def made():
+        def work(prompt):
+            return prompt
+
+        return work
+
+    with pytest.raises(TypeError, match="'hello' is not callable; is it used without its parentheses"):
+        cycles(made())("hello")
 
 
 # ---- The decorator: what can be decorated ----
@@ -429,8 +562,6 @@ def test_the_default_client_is_the_one_that_was_set(client, ledger):
 
 
 def test_else_it_is_made_from_the_environment_on_first_use(ledger, tmp_path, monkeypatch):
-    from cycles_lite import lifecycle
-
     work = cycles(estimate=tokens(5), tenant="acme")(lambda: None)
     monkeypatch.setenv("CYCLES_BASE_URL", f"sqlite:///{tmp_path}/budgets.db")
     work()
@@ -438,6 +569,32 @@ def test_else_it_is_made_from_the_environment_on_first_use(ledger, tmp_path, mon
     lifecycle.default_client().close()
     set_default_client(None)
     assert spent(ledger) == (10, 0)
+
+
+def test_threads_that_come_together_get_the_same_client(ledger, monkeypatch):
+    """The clients of the slower ones are closed."""
+    monkeypatch.setenv("CYCLES_BASE_URL", ledger.url)
+    together, got = threading.Barrier(4), []
+    made, from_env = [], CyclesClient.from_env
+
+    def slowly():
+        together.wait(60)  # each has found that there is none
+        made.append(from_env())
+        return made[-1]
+
+    monkeypatch.setattr(CyclesClient, "from_env", slowly)
+    monkeypatch.setattr(CyclesClient, "close", lambda client: closed.append(client))
+    closed = []
+    threads = [threading.Thread(target=lambda: got.append(lifecycle.default_client())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    set_default_client(None)
+    assert len(made) == 4
+    assert len(set(got)) == 1
+    assert {*closed, got[0]} == set(made)
+    assert len(closed) == 3
 
 
 def test_a_subject_in_the_call_is_the_whole_subject(client, ledger):
