@@ -133,16 +133,22 @@ class GuardedGenerator(Generator[Any, Any, Any]):
             turn.give_back()
 
     def _send(self, value: Any) -> Any:
-        if self._guard is None and value is None and inspect.getgeneratorstate(self._steps) == inspect.GEN_CREATED:
-            assert self._reserve is not None
+        if self._guard is None and value is None and self._reserve is not None and self._is_unrun():
             self._begin(self._reserve())
         return self._advance(self._steps.send, value)
 
+    def _is_unrun(self) -> bool:
+        return self._reserve is not None and inspect.getgeneratorstate(self._steps) == inspect.GEN_CREATED
+
     def _close(self) -> Any:
+        if self._guard is not None and self._is_unrun():  # its first step was interrupted before it began
+            self._finish(functools.partial(self._guard.fail, GeneratorExit()))
+            return self._steps.close()
         try:
             result = self._advance(self._steps.close)
         except RuntimeError:
-            self._closed_early()  # where it has ignored this and has yielded again; else it is settled already
+            if goes_on(self._steps):  # it has ignored this and yielded again
+                self._closed_early()
             raise
         self._closed_early()
         return result
@@ -151,20 +157,19 @@ class GuardedGenerator(Generator[Any, Any, Any]):
         guard = self._guard
         if guard is None:  # it has not begun, so there is nothing to settle
             return advance(*given)
-        try:
-            with inside(guard):
+        with inside(guard):
+            try:
                 return advance(*given)
-        except StopIteration as stop:
-            with inside(guard):
+            except StopIteration as stop:
                 self._settle(guard, stop.value)
-            raise
-        except GeneratorExit:
-            self._closed_early()
-            raise
-        except BaseException as e:
-            if not goes_on(self._steps):
-                self._finish(functools.partial(guard.fail, e))
-            raise
+                raise
+            except GeneratorExit:
+                self._closed_early()
+                raise
+            except BaseException as e:
+                if not goes_on(self._steps):
+                    self._finish(functools.partial(guard.fail, e))
+                raise
 
     def _closed_early(self) -> None:
         if self._guard is not None:
