@@ -79,7 +79,7 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
         left_ms = _left_ms(context)
         with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
             _catch_up(client, left_ms)
-            estimate, action, subject = [each(event, context) if callable(each) else each for each in asked]
+            estimate, action, subject = [_value(given, event, context) for given in asked]
             ttl_ms = min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS)
             with client.reserve(estimate, action, subject=subject, ttl_ms=ttl_ms) as guard:
                 timer = _LastCall(guard, _left_ms(context))
@@ -139,3 +139,7 @@ def _catch_up(client: CyclesClient, left_ms: int) -> None:
     """Settle what earlier invocations left, for a quarter of the time at the most."""
     if client.config.mode != "off":
         client.flush(min(_CATCH_UP, left_ms / 4000))
+
+
+def _value(given: Any, event: Any, context: Any) -> Any:
+    return given(event, context) if callable(given) else given

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple, TypeVar, cast
 
 from .checks import boolean, refuse
 from .client import CyclesClient
@@ -94,8 +94,7 @@ def with_cycles(
                     type(result[1]).__name__,
                 )
             settle_unknown(guard)
-    value: T = result
-    return value
+    return cast("T", result)
 
 
 # ---- The client of decorated functions ----
@@ -225,10 +224,14 @@ def _reservation(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _action(values: Mapping[str, Any]) -> Action:
-    tags: Any = values.get("action_tags") or None
-    if tags is not None and not isinstance(tags, str):  # whose letters are no tags
-        tags = tuple(tags)
-    return Action(values.get("action_kind") or "unknown", values.get("action_name") or "unknown", tags)
+    fields: dict[str, Any] = {
+        "kind": values.get("action_kind") or "unknown",
+        "name": values.get("action_name") or "unknown",
+        "tags": values.get("action_tags") or None,
+    }
+    if not isinstance(fields["tags"], (str, type(None))):  # a string is refused: its letters are no tags
+        fields["tags"] = tuple(fields["tags"])
+    return Action(**fields)
 
 
 def _subject(values: Mapping[str, Any], defaults: Callable[[], Mapping[str, str]]) -> Subject | None:
