@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .config import (
         CyclesConfig as CyclesConfig,
     )
+    from .current import current_guard as current_guard
     from .errors import (
         ApiError as ApiError,
         AuthenticationError as AuthenticationError,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
         UnitMismatchError as UnitMismatchError,
         ValidationError as ValidationError,
     )
-    from .guard import ReservationGuard as ReservationGuard, current_guard as current_guard
+    from .guard import ReservationGuard as ReservationGuard
     from .lifecycle import cycles as cycles, set_default_client as set_default_client, with_cycles as with_cycles
     from .models import (
         Balance as Balance,
@@ -90,7 +91,8 @@ __version__ = "0.1.0"
 #: The public names by module. A module is loaded when a name of it is first used (PEP 562): importing is cheap.
 _NAMES = {
     "client": "CyclesClient",
-    "guard": "ReservationGuard current_guard",
+    "guard": "ReservationGuard",
+    "current": "current_guard",
     "lifecycle": "cycles set_default_client with_cycles",
     "settlement": "Settlement SettlementStatus",
     "config": "CyclesConfig",

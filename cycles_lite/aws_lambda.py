@@ -13,18 +13,23 @@ folder, where the home is read-only) for the next invocation.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
 
-from .checks import refuse
+from .costs import settle_call
 from .deadline import deadline_in
+from .generators import UNDONE, is_generator_function, refuse_asynchronous, refuse_unawaited
 from .guard import ReservationGuard
-from .lifecycle import settle_call
 from .log import log
-from .values import Amount
 from .worker import Job, worker
 
 if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
     from .client import CyclesClient
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
 
 #: What the reservation outlives the invocation by, in milliseconds: time for its last commit.
 MARGIN_MS = 5_000
@@ -41,8 +46,6 @@ _SHORTEST_TTL_MS, _LONGEST_TTL_MS = 1_000, 86_400_000
 #: Seconds that an invocation spends on what earlier ones left, at the most.
 _CATCH_UP = 2.0
 
-Handler = Callable[..., Any]
-
 
 def guarded(
     client: CyclesClient,
@@ -51,7 +54,7 @@ def guarded(
     action: Any,
     subject: Any = None,
     actual: Any = None,
-) -> Callable[[Handler], Handler]:
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Guard every invocation of a handler: reserve before it, settle before its answer leaves.
 
     `estimate`, `action` and `subject` are constants or callables of (event, context), `actual` a constant or a callable
@@ -59,37 +62,48 @@ def guarded(
     estimate. A handler that raises is released, or its meter committed. Half a second before the time is up, the meter
     is committed by a timer, or without threads by the next `spend()`.
 
-    Raises what `CyclesClient.reserve` raises: the handler has not run then.
+    Raises what `CyclesClient.reserve` raises: the handler has not run then. Handlers that are coroutine functions or
+    generators are a `TypeError`, because Lambda's Python runtime runs neither.
     """
-    guarding = client.with_options(heartbeat=False)
+    return functools.partial(_decorated, client.with_options(heartbeat=False), (estimate, action, subject), actual)
 
-    def decorate(handler: Handler) -> Handler:
-        if not callable(handler):
-            raise refuse("handler", handler, "callable")
 
-        @functools.wraps(handler)
-        def invoke(event: Any, context: Any, *more: Any) -> Any:
-            left_ms = _left_ms(context)
-            with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
-                _catch_up(guarding, left_ms)
-                guard = guarding.reserve(
-                    _value(estimate, event, context),
-                    _value(action, event, context),
-                    subject=_value(subject, event, context),
-                    ttl_ms=min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS),
-                )
+def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler: Any) -> Any:
+    refuse_asynchronous("guarded", handler)
+    if is_generator_function(handler):
+        raise _never_run(handler)
+
+    @functools.wraps(handler)
+    def invoke(event: Any, context: Any, *more: Any) -> Any:
+        left_ms = _left_ms(context)
+        with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
+            _catch_up(client, left_ms)
+            estimate, action, subject = [_value(given, event, context) for given in asked]
+            ttl_ms = min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS)
+            with client.reserve(estimate, action, subject=subject, ttl_ms=ttl_ms) as guard:
                 timer = _LastCall(guard, _left_ms(context))
                 try:
-                    with guard:
-                        result = handler(event, context, *more)
-                        settle_call(guard, actual, result)
-                    return result
+                    result = handler(event, context, *more)
+                    _refuse_undone(handler, result)
+                    settle_call(guard, actual, result)
                 finally:
                     timer.cancel()
+        return result
 
-        return invoke
+    return invoke
 
-    return decorate
+
+def _refuse_undone(handler: Any, result: Any) -> None:
+    """Refuse what another decorator hid until now: nothing of it has run, and nothing will."""
+    if isinstance(result, UNDONE):
+        refuse_unawaited("guarded", handler, result)
+        result.close()
+        raise _never_run(handler)
+
+
+def _never_run(handler: Any) -> TypeError:
+    name = getattr(handler, "__qualname__", repr(handler))
+    return TypeError(f"@guarded: {name} is a generator, which Lambda's Python runtime does not run; return its values")
 
 
 class _LastCall:
@@ -107,7 +121,7 @@ class _LastCall:
             return
         log().warning("the invocation is about to time out: what guard %r has metered is committed", guard)
         with deadline_in(LAST_CALL_MS / 1000 - _KEPT_BACK):
-            settle_call(guard, Amount(guard.estimate.unit, guard.spent), None)
+            guard.cut_off()
 
     def cancel(self) -> None:
         if self._job is not None:

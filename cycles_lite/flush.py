@@ -13,7 +13,7 @@ from .deadline import deadline_in
 from .guard import metered
 from .settler import Settler, open_settlers
 from .spend import until
-from .worker import Job, drain, worker
+from .worker import Job, drain, is_drained, left_over, worker
 
 #: Seconds between two glances at what is waited for, at the most.
 _GLANCE = 0.02
@@ -76,7 +76,7 @@ class Flush:
             self._look = None
             pending = list(self._settler.pending.items())
             self._wanted.update((id, 1) for id, spend in pending if spend.is_found and id not in self._before)
-        return not (self._wanted or self._look or self._settler.releasing)
+        return not (self._wanted or self._look or self._settler.releasing) and is_drained()
 
     def _hasten(self) -> None:
         """Forget what needs no waiting any more, and have the rest tried now."""
@@ -93,7 +93,7 @@ class Flush:
     def _count(self) -> int:
         settler = self._settler
         unseen = settler.unseen() if self._look is not None else 0
-        return len(settler.pending) + len(settler.releasing) + unseen
+        return len(settler.pending) + len(settler.releasing) + len(left_over) + unseen
 
 
 def _is_idle(job: Job | None) -> bool:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional, Tuple, TypeV
 
 from . import events, wire
 from .checks import INT64_MAX, integer, refuse
-from .current import current_guard as current_guard, enter, inside as inside, leave
+from .current import enter, leave
 from .errors import CyclesError, GuardFinalizedError
 from .heartbeat import Heartbeat
 from .log import log
@@ -362,10 +362,6 @@ class ReservationGuard:
         self._is_streamed = True
         return stream
 
-    def fail(self, error: BaseException) -> None:
-        """End as leaving the `with` block by this exception does."""
-        self.end(error)
-
     def end(self, exception: BaseException | None) -> None:
         """End as leaving the `with` block does: by the meter, or with nothing. An exception that is on its way wins
         over ours."""
@@ -385,6 +381,13 @@ class ReservationGuard:
             if exception is None:
                 raise
             log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
+
+    def commit_later(self, actual: Amount | None = None, metadata: Mapping[str, Any] | None = None) -> None:
+        """Commit in the background, without an amount what was metered; on record when this returns."""
+        try:
+            self._settle((actual, None, metadata) if actual is not None else self._owed, waits=False)
+        except GuardFinalizedError:
+            return
 
     def cut_off(self) -> Settlement | None:
         """End it although its work goes on, because there is no more time: what was metered is committed, and further
@@ -413,16 +416,14 @@ class ReservationGuard:
         except AttributeError:  # the constructor did not get that far
             return
         if is_abandoned:
-            left_over.append(self._settle_abandoned)
+            left_over.append(self.settle_abandoned)
             warnings.warn(f"{self!r} was never finished", ResourceWarning, stacklevel=2, source=self)
 
-    def _settle_abandoned(self) -> None:
+    def settle_abandoned(self) -> None:
         """What was metered is on disk when this returns; it is sent, or the reservation released, in the background."""
-        if not self.is_active:
-            return
         if self._owed or self._meter.total:
-            self._settle(self._owed, waits=False)
-        else:
+            self.commit_later()
+        elif self.is_active:
             self._client.settler.release(self, lambda: self.end(Abandoned("a guard was collected unfinished")))
 
 

@@ -7,45 +7,55 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
-from typing import TYPE_CHECKING, Any, Callable, Generator, Mapping, NamedTuple, TypeVar
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple, TypeVar, cast
 
+from .checks import boolean, refuse
 from .client import CyclesClient
-from .errors import CyclesError, GuardFinalizedError, ValidationError
-from .guard import ReservationGuard, inside
+from .costs import actual_of, amount_of, is_cost, settle, settle_call, settle_unknown
+from .current import inside
+from .errors import ValidationError
+from .generators import UNDONE, GuardedGenerator, is_generator_function, refuse_asynchronous, refuse_unawaited
+from .guard import ReservationGuard
 from .log import log
 from .models import ReservationCreateRequest
-from .values import SUBJECT_LEVELS, Action, Amount, Subject, Unit
+from .values import SUBJECT_LEVELS, Action, Amount, CyclesMetrics, Subject, Unit
 
 if TYPE_CHECKING:
-    from typing_extensions import ParamSpec
+    from types import FrameType
+    from typing import Union
+
+    from typing_extensions import ParamSpec, SupportsIndex
 
     from .models import ReservationCreateResponse
     from .values import CommitOveragePolicy
 
     P = ParamSpec("P")
+    V = TypeVar("V")
+    #: A constant, or a callable of each call's arguments.
+    Given = Union[V, Callable[..., V]]
+    Cost = Union[Amount, SupportsIndex]
 
 T = TypeVar("T")
 
 _SUBJECT_FIELDS = (*SUBJECT_LEVELS, "dimensions")
+_ACTION_FIELDS = ("action_kind", "action_name", "action_tags")
 
 #: The decorator's parameters that may be callables of each call's arguments.
-_PER_CALL = frozenset(
-    "estimate unit action_kind action_name action_tags ttl_ms grace_period_ms overage_policy".split()
-).union(_SUBJECT_FIELDS)
-
-#: Marks a commit whose amount is the estimate, because the actual cost could not be had.
-_ESTIMATED = {"actual_source": "estimate"}
+_PER_CALL = frozenset("estimate unit action ttl_ms grace_period_ms overage_policy".split()).union(
+    _ACTION_FIELDS, _SUBJECT_FIELDS
+)
 
 
 def with_cycles(
     client: CyclesClient,
-    fn: Callable[[ReservationGuard], tuple[T, Amount]],
+    fn: Callable[[ReservationGuard], tuple[T, Cost]],
     *,
     estimate: Amount,
     action: Action,
     subject: Subject | None = None,
     ttl_ms: int = 60_000,
+    metrics: CyclesMetrics | None = None,
     grace_period_ms: int | None = None,
     overage_policy: CommitOveragePolicy | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -53,11 +63,15 @@ def with_cycles(
 ) -> T:
     """Reserve, call `fn(guard)`, which returns its value and what it cost, commit that, and return the value.
 
-    Raises what `CyclesClient.reserve` raises before `fn` runs, and what `fn` raises, after the reservation is released
-    (or its meter committed). Where `fn` returns no pair of value and Amount, what it returns is returned: the meter is
-    committed if there is one, else the reservation is released, with an ERROR in the log.
+    The cost is an Amount, or an integer in the estimate's unit; `metrics` are sent with it. Raises what
+    `CyclesClient.reserve` raises before `fn` runs, and what `fn` raises, after the reservation is released (or its
+    meter committed). Where `fn` returns no pair of a value and a cost, what it returns is returned as it is. Without a
+    cost, or with one that cannot be committed, the meter is committed if there is one, else the reservation is
+    released, with an ERROR in the log.
     """
-    guard = client.reserve(
+    if metrics is not None and not isinstance(metrics, CyclesMetrics):
+        raise refuse("metrics", metrics, "a CyclesMetrics")
+    with client.reserve(
         estimate,
         action,
         subject=subject,
@@ -66,85 +80,74 @@ def with_cycles(
         overage_policy=overage_policy,
         metadata=metadata,
         idempotency_key=idempotency_key,
-    )
-    with guard:
+    ) as guard:
         result: Any = fn(guard)
-        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Amount):
-            _settle(guard, result[1])
-            value: T = result[0]
-            return value
-        if guard.is_active:
-            _settle_unknown(guard)
-    return result  # type: ignore[no-any-return]
+        is_pair = isinstance(result, tuple) and len(result) == 2
+        if is_pair and is_cost(result[1]):
+            settle(guard, result[1], metrics=metrics)
+            result = result[0]
+        elif guard.is_active:
+            if is_pair:
+                log().error(
+                    "the work of reservation %s returned a pair whose second part is a %s: neither an Amount nor an "
+                    "integer, and so no cost",
+                    guard.reservation_id,
+                    type(result[1]).__name__,
+                )
+            settle_unknown(guard)
+    return cast("T", result)
 
 
-def _settle(guard: ReservationGuard, actual: Amount, **more: Any) -> None:
-    """Commit without raising: the work is done, and its value is on its way to the caller."""
-    if not guard.is_active:  # the work has committed or released by itself
-        return
-    try:
-        guard.commit(actual, **more)
-    except GuardFinalizedError:  # another thread of the work was first
-        return
-    except ValidationError as e:
-        log().error("the actual cost of guard %r cannot be committed: %s", guard, e)
-        _settle_unknown(guard)
-    except CyclesError as e:
-        log().error("spend of reservation %s was refused: %s", guard.reservation_id, e)
+# ---- The client of decorated functions ----
 
-
-def _settle_unknown(guard: ReservationGuard) -> None:
-    """The work has told no cost: the meter if there is one; an amount that nobody knows is never committed."""
-    try:
-        if guard.spent:
-            guard.commit(Amount(unit=guard.estimate.unit, amount=guard.spent))
-            return
-        log().error("the work of reservation %s told no cost: it is released, not committed", guard.reservation_id)
-        guard.release("no actual amount")
-    except CyclesError as e:
-        log().error("spend of reservation %s was not settled: %s", guard.reservation_id, e)
-
-
-# ---- The decorator ----
-
-_default_client: CyclesClient | None = None
-_default_lock = threading.Lock()
+#: At most one client, under this name: what is done to a dictionary at once needs no lock, which a fork or an
+#: interruption might leave held.
+_DEFAULT = "default"
+_clients: dict[str, CyclesClient] = {}
 
 
 def set_default_client(client: CyclesClient | None) -> None:
     """What `@cycles` uses where it is given no client; None lets the environment make one at the next use."""
-    global _default_client
-    _default_client = client
+    if client is None:
+        _clients.pop(_DEFAULT, None)
+    else:
+        _clients[_DEFAULT] = client
 
 
 def default_client() -> CyclesClient:
     """The client that was set, else one made from the environment on first use."""
-    global _default_client
-    with _default_lock:
-        if _default_client is None:
-            _default_client = CyclesClient.from_env()
-        return _default_client
+    client = _clients.get(_DEFAULT)
+    if client is None:
+        made = CyclesClient.from_env()
+        client = _clients.setdefault(_DEFAULT, made)
+        if client is not made:  # another thread was faster
+            made.close()
+    return client
+
+
+# ---- The decorator ----
 
 
 def cycles(
-    estimate: Any,
+    estimate: Given[Cost],
     *,
-    actual: Any = None,
-    action_kind: Any = None,
-    action_name: Any = None,
-    action_tags: Any = None,
-    unit: Any = Unit.USD_MICROCENTS,
-    ttl_ms: Any = 60_000,
-    grace_period_ms: Any = None,
-    overage_policy: Any = None,
+    actual: Given[Cost] | None = None,
+    action: Given[Action] | None = None,
+    action_kind: Given[str | None] | None = None,
+    action_name: Given[str | None] | None = None,
+    action_tags: Given[Iterable[str] | None] | None = None,
+    unit: Given[Unit | str] = Unit.USD_MICROCENTS,
+    ttl_ms: Given[int | None] | None = 60_000,
+    grace_period_ms: Given[int | None] | None = None,
+    overage_policy: Given[CommitOveragePolicy | str | None] | None = None,
     dry_run: bool = False,
-    tenant: Any = None,
-    workspace: Any = None,
-    app: Any = None,
-    workflow: Any = None,
-    agent: Any = None,
-    toolset: Any = None,
-    dimensions: Any = None,
+    tenant: Given[str | None] | None = None,
+    workspace: Given[str | None] | None = None,
+    app: Given[str | None] | None = None,
+    workflow: Given[str | None] | None = None,
+    agent: Given[str | None] | None = None,
+    toolset: Given[str | None] | None = None,
+    dimensions: Given[Mapping[str, str] | None] | None = None,
     client: CyclesClient | None = None,
     use_estimate_if_actual_not_provided: bool = True,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -154,71 +157,124 @@ def cycles(
     returned value. `estimate` and `actual` are Amounts, or integers in `unit`. Without `actual`, what was metered
     (`current_guard().spend(n)`) is committed, else the estimate, if `use_estimate_if_actual_not_provided`. An `actual`
     that fails commits the estimate, marked `actual_source: estimate` in the metadata. With `dry_run` the function does
-    not run: the call returns the authority's answer. Action fields default to "unknown", subject fields to the
-    client's; the client to `set_default_client`'s, else the environment's.
+    not run: the call returns the authority's answer. `action` is an Action in the place of the three `action_` fields,
+    which default to "unknown"; subject fields default to the client's; the client to `set_default_client`'s, else the
+    environment's. A constant that is wrong is a `ValidationError` at once.
 
-    A generator function reserves at its first `next()` and settles when it is exhausted, closed or fails. Coroutine
-    functions are refused with `TypeError`: this library is blocking.
+    A generator function reserves at its first `next()` and settles when it is exhausted, closed or fails; where any
+    other function returns a generator, that settles likewise. Coroutine functions are refused with `TypeError`: this
+    library is blocking.
     """
     given = {name: value for name, value in locals().items() if name in _PER_CALL and value is not None}
-    constants = {name: value for name, value in given.items() if not callable(value)}
+    _refuse_bare_use(estimate, sys._getframe(1))
+    boolean("dry_run", dry_run)
+    boolean("use_estimate_if_actual_not_provided", use_estimate_if_actual_not_provided)
+    if client is not None and not isinstance(client, CyclesClient):
+        raise refuse("client", client, "a CyclesClient of cycles_lite")
     callables = {name: value for name, value in given.items() if callable(value)}
+    constants = _checked({name: value for name, value in given.items() if name not in callables}, callables, actual)
     plan = _Plan(constants, callables, actual, client, use_estimate_if_actual_not_provided)
     return functools.partial(_decorated, plan, dry_run)
+
+
+def _refuse_bare_use(estimate: Any, caller: FrameType) -> None:
+    """Refuse `@cycles` without parentheses, which takes the function below it for a callable estimate.
+
+    The code of that function is a part of the code that calls us, where nothing has its name yet.
+    """
+    code = getattr(inspect.unwrap(estimate), "__code__", None) if callable(estimate) else None
+    if code is None or code.co_name == "<lambda>" or all(code is not part for part in caller.f_code.co_consts):
+        return
+    if all(value is not estimate for value in caller.f_locals.values()):
+        raise TypeError(f"@cycles of {code.co_name} says no estimate: write @cycles(1000) or @cycles(estimate=...)")
+
+
+def _checked(constants: dict[str, Any], callables: Mapping[str, Any], actual: Any) -> Mapping[str, Any]:
+    """The constants, with the models in them that serve every call. What is wrong with one is raised here."""
+    given = {**constants, **callables}
+    if "estimate" not in given:
+        raise refuse("estimate", None, "an Amount, an integer in the unit, or a callable of the call's arguments")
+    for name in _ACTION_FIELDS:
+        if name in given and "action" in given:
+            raise ValidationError(f"{name}: action says it already")
+    example = {"unit": Unit.TOKENS, "estimate": 0, **constants}
+    unit = Amount(example["unit"], 0).unit
+    request = ReservationCreateRequest(subject=_subject(example, lambda: {"tenant": "any"}), **_reservation(example))
+    if isinstance(given["estimate"], Amount) or ("estimate" in constants and "unit" in constants):
+        unit = request.estimate.unit
+        constants["estimate"] = request.estimate
+        if actual is not None and not callable(actual):
+            actual_of(actual, unit)
+    elif actual is not None and not callable(actual):
+        amount_of("actual", actual, unit)
+    if not any(name in callables for name in ("action", *_ACTION_FIELDS)):
+        constants["action"] = request.action
+    return constants
+
+
+def _reservation(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What one call reserves, but for its subject."""
+    reservation = {
+        "estimate": amount_of("estimate", values.get("estimate"), values.get("unit", Unit.USD_MICROCENTS)),
+        "action": values["action"] if "action" in values else _action(values),
+    }
+    for name in ("ttl_ms", "grace_period_ms", "overage_policy"):
+        if name in values:
+            reservation[name] = values[name]
+    return reservation
+
+
+def _action(values: Mapping[str, Any]) -> Action:
+    fields: dict[str, Any] = {
+        "kind": values.get("action_kind") or "unknown",
+        "name": values.get("action_name") or "unknown",
+        "tags": values.get("action_tags") or None,
+    }
+    if not isinstance(fields["tags"], (str, type(None))):  # a string is refused: its letters are no tags
+        fields["tags"] = tuple(fields["tags"])
+    return Action(**fields)
+
+
+def _subject(values: Mapping[str, Any], defaults: Callable[[], Mapping[str, str]]) -> Subject | None:
+    """The subject that a call names, its missing levels filled from the defaults; None where it names none."""
+    named = {name: values[name] for name in _SUBJECT_FIELDS if values.get(name) not in (None, "", {})}
+    return Subject(**{**defaults(), **named}) if named else None
 
 
 def _decorated(plan: _Plan, dry_run: bool, fn: Any) -> Any:
     if isinstance(fn, (classmethod, staticmethod)):
         return type(fn)(_decorated(plan, dry_run, fn.__func__))
-    _refuse_coroutines(fn)
-    is_generator = inspect.isgeneratorfunction(_innermost(fn))
+    refuse_asynchronous("cycles", fn)
+    is_generator = is_generator_function(fn)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         if dry_run:
             return plan.ask(args, kwargs)
-        if is_generator:
-            return _GuardedGenerator(plan, fn, args, kwargs)
-        with plan.reserve(args, kwargs) as guard:
-            result = fn(*args, **kwargs)
-            plan.settle(guard, result)
-        return result
+        if is_generator:  # calling it runs nothing of it, and refuses wrong arguments
+            return GuardedGenerator(fn(*args, **kwargs), plan.settle, functools.partial(plan.reserve, args, kwargs))
+        guard = plan.reserve(args, kwargs)
+        try:
+            with inside(guard):
+                return _finished(plan, guard, fn, fn(*args, **kwargs))
+        except BaseException as e:
+            guard.end(e)
+            raise
 
     return call
 
 
-def _innermost(fn: Any) -> Any:
-    """The function in a partial, and in an object that is called."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    is_plain = inspect.isfunction(fn) or inspect.ismethod(fn) or inspect.isclass(fn)
-    return fn if is_plain else getattr(fn, "__call__", fn)  # noqa: B004
-
-
-def _refuse_coroutines(fn: Any) -> None:
-    inner = _innermost(fn)
-    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
-        name = getattr(fn, "__qualname__", repr(fn))
-        raise TypeError(
-            f"@cycles: {name} is asynchronous, and cycles_lite is blocking; use the SDK runcycles for asyncio"
-        )
-    if not callable(fn):
-        raise TypeError(f"@cycles: {fn!r} is not callable")
-
-
-def _subject(client: CyclesClient, values: Mapping[str, Any]) -> Subject | None:
-    """The subject that a call names, its missing levels filled from the configuration; None where it names none."""
-    named = {name: values[name] for name in _SUBJECT_FIELDS if values.get(name)}
-    return Subject(**{**client.config.subject_defaults(), **named}) if named else None
-
-
-def _amount(value: Any, unit: Any) -> Amount:
-    """An Amount, or an integer in the unit."""
-    return value if isinstance(value, Amount) else Amount(unit=unit, amount=value)
+def _finished(plan: _Plan, guard: ReservationGuard, fn: Any, result: Any) -> Any:
+    """Settle the call, unless it has returned what is to do its work."""
+    if isinstance(result, UNDONE):
+        refuse_unawaited("cycles", fn, result)
+        return GuardedGenerator(result, plan.settle, guard=guard)
+    plan.settle(guard, result)
+    return result
 
 
 class _Plan(NamedTuple):
-    """The decorator's parameters, as they were given; what is left out is not there."""
+    """The decorator's parameters; what is left out is not there."""
 
     constants: Mapping[str, Any]
     callables: Mapping[str, Callable[..., Any]]
@@ -241,114 +297,7 @@ class _Plan(NamedTuple):
         values = dict(self.constants)
         for name, given in self.callables.items():
             values[name] = given(*args, **kwargs)
-        tags = values.get("action_tags")
-        reservation = {
-            "estimate": _amount(values.get("estimate"), values.get("unit")),
-            "action": Action(
-                kind=values.get("action_kind") or "unknown",
-                name=values.get("action_name") or "unknown",
-                tags=tuple(tags) if tags else None,
-            ),
-            "subject": _subject(client, values),
-        }
-        for name in ("ttl_ms", "grace_period_ms", "overage_policy"):
-            if name in values:
-                reservation[name] = values[name]
-        return reservation
+        return {"subject": _subject(values, client.config.subject_defaults), **_reservation(values)}
 
     def settle(self, guard: ReservationGuard, result: Any) -> None:
         settle_call(guard, self.actual, result, self.uses_estimate)
-
-
-def settle_call(guard: ReservationGuard, actual: Any, result: Any, uses_estimate: bool = True) -> None:
-    """Commit work that is done. `actual` is a constant, a callable of the result, or None: meter, else estimate.
-
-    Nothing is raised: the work's value is on its way to the caller.
-    """
-    if not guard.is_active:  # the work has committed or released by itself
-        return
-    if actual is None:
-        if guard.spent or not uses_estimate:
-            _settle_unknown(guard)
-        else:
-            _settle(guard, guard.estimate)
-        return
-    unit = guard.estimate.unit
-    try:
-        amount = _amount(actual(result) if callable(actual) else actual, unit)
-        if amount.unit != unit:
-            raise ValidationError(f"actual: {amount.unit} is not the estimate's unit, {unit}")
-    except Exception:
-        log().exception(
-            "the actual cost of reservation %s cannot be had: the estimate is committed", guard.reservation_id
-        )
-        settle_by_estimate(guard)
-    else:
-        _settle(guard, amount)
-
-
-def settle_by_estimate(guard: ReservationGuard) -> None:
-    """Commit the meter if there is one, else the estimate, marked as such."""
-    if guard.spent:
-        _settle_unknown(guard)
-    else:
-        _settle(guard, guard.estimate, metadata=_ESTIMATED)
-
-
-class _GuardedGenerator(Generator[Any, Any, Any]):
-    """A generator whose guard lives from its first step to its last, and is current inside each step alone.
-
-    An object and not a generator itself: one that is collected unfinished must not settle from within a finalizer; its
-    guard does what collected guards do.
-    """
-
-    def __init__(self, plan: _Plan, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._plan, self._fn, self._args, self._kwargs = plan, fn, args, kwargs
-        self._guard: ReservationGuard | None = None
-        self._steps: Any = None
-        #: Closed, or thrown into, before its first step: it has reserved nothing and never will.
-        self._is_void = False
-
-    def send(self, value: Any) -> Any:
-        if self._is_void:
-            raise StopIteration
-        if self._guard is None:
-            self._begin()
-        return self._step(self._steps.send, value)
-
-    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
-        error = value if value is not None else (kind() if isinstance(kind, type) else kind)
-        if self._guard is None:
-            self._is_void = True
-            raise error
-        return self._step(self._steps.throw, error)
-
-    def close(self) -> None:
-        guard = self._guard
-        if guard is None:
-            self._is_void = True
-            return
-        with inside(guard):
-            try:
-                self._steps.close()
-            except BaseException as e:
-                guard.fail(e)
-                raise
-        if guard.is_active:
-            settle_by_estimate(guard)
-
-    def _begin(self) -> None:
-        self._guard = self._plan.reserve(self._args, self._kwargs)
-        self._steps = self._fn(*self._args, **self._kwargs)
-
-    def _step(self, advance: Callable[[Any], Any], value: Any) -> Any:
-        guard: Any = self._guard
-        with inside(guard):
-            try:
-                return advance(value)
-            except StopIteration as stop:
-                self._plan.settle(guard, stop.value)
-                raise
-            except BaseException as e:
-                guard.fail(e)
-                raise

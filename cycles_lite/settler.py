@@ -390,8 +390,7 @@ class Settler:
         look, self._look = self._look, None
         if look is not None:
             look.cancel()
-        if not any(settler.is_open for settler in list(open_settlers)):
-            worker.leave()
+        worker.leave()
 
 
 open_settlers: weakref.WeakSet[Settler] = weakref.WeakSet()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Generic, Iterable, Iterator, TypeVar
 
-from .guard import inside
+from .current import inside
 
 if TYPE_CHECKING:
     from .guard import ReservationGuard

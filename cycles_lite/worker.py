@@ -93,6 +93,7 @@ class Worker:
     def _after_fork(self) -> None:
         """Nothing of the parent's: neither its jobs nor its threads nor its locks."""
         self._pid = os.getpid()
+        _draining.clear()
         self._post: deque[Job] = deque()
         self._heap: list[tuple[float, int, Job]] = []
         self._order = count()
@@ -323,6 +324,9 @@ class Worker:
 #: because what is to be done is taken away when it has been done, and an interruption in between loses nothing.
 left_over: deque[Callable[[], None]] = deque()
 
+#: The thread that does it. Putting oneself there is atomic.
+_draining: dict[str, tuple[int]] = {}
+
 worker = Worker()
 
 if hasattr(os, "register_at_fork"):
@@ -330,20 +334,27 @@ if hasattr(os, "register_at_fork"):
 
 
 def drain() -> None:
-    """Do what finalizers left."""
-    while left_over:
-        try:
-            note = left_over[0]
-        except IndexError:  # another thread has done it
-            return
-        try:
-            note()
-        except Exception:
-            log().exception("what a finalizer of cycles_lite left failed")
-        try:
-            left_over.remove(note)
-        except ValueError:
-            continue
+    """Do what finalizers left, unless somebody is at it: another thread, or what this signal handler interrupts."""
+    me = (threading.get_ident(),)
+    try:
+        while left_over and _draining.setdefault("by", me) is me:
+            _do(left_over[0])
+    finally:
+        if _draining.get("by") is me:
+            del _draining["by"]
+
+
+def is_drained() -> bool:
+    """Whether there is nothing to do, or none that this thread could wait for."""
+    return not left_over or _draining.get("by") == (threading.get_ident(),)
+
+
+def _do(note: Callable[[], None]) -> None:
+    try:
+        note()
+    except Exception:
+        log().exception("what a finalizer of cycles_lite left failed")
+    left_over.popleft()  # only now: until here an interruption leaves it where it is
 
 
 def _threads_never_run() -> bool:

@@ -13,7 +13,11 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
+from .checks import shown
+from .costs import settle_by_estimate, settle_call
+from .current import inside
 from .errors import (
+    BudgetDenied,
     BudgetExceededError,
     BudgetFrozenError,
     CyclesError,
@@ -25,15 +29,18 @@ from .errors import (
     TransportError,
     ValidationError,
 )
-from .guard import ReservationGuard, inside
-from .lifecycle import settle_by_estimate, settle_call
+from .generators import goes_on
+from .guard import ReservationGuard
+from .log import log
 from .values import Subject
 
 if TYPE_CHECKING:
-    from typing import Dict
+    from typing import Dict, List, Tuple
 
     from .client import CyclesClient
 
+    #: Status line, headers and body.
+    Answer = Tuple[str, List[Tuple[str, str]], bytes]
     Environ = Dict[str, Any]
     StartResponse = Callable[..., Any]
     Application = Callable[[Environ, StartResponse], Iterable[bytes]]
@@ -46,6 +53,8 @@ _DEFAULT_RETRY_AFTER = 60
 
 #: What a tenant from a request may be; it is hostile input.
 _TENANT = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z")
+
+_STATUS_LINE = re.compile(r"[2-5][0-9][0-9] .")
 
 #: What an error becomes: the first row that it is an instance of. None: only where the authority named a time.
 HTTP_ERRORS: Sequence[tuple[type[BaseException], int, str, int | None]] = (
@@ -77,7 +86,7 @@ _STATUS_LINES = {
 }
 
 
-def http_error(exc: BaseException) -> tuple[str, list[tuple[str, str]], bytes]:
+def http_error(exc: BaseException) -> Answer:
     """What an exception of this library becomes in an HTTP answer: status line, headers, JSON body.
 
     An exceeded budget is a 429 with Retry-After; debt, overdraft and frozen budgets and an authority that cannot be
@@ -94,7 +103,7 @@ def _seconds(exc: BaseException, default: int | None) -> int | None:
     return default if asked is None else math.ceil(asked)
 
 
-def _answer(status: int, code: str, wait: int | None) -> tuple[str, list[tuple[str, str]], bytes]:
+def _answer(status: int, code: str, wait: int | None) -> Answer:
     body = json.dumps({"error": code, "message": _MESSAGES[code]}).encode("ascii")
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     if wait is not None:
@@ -112,6 +121,9 @@ class CyclesMiddleware:
     `tenant_header` names a header, or is a callable of the environment, that tells each request's tenant: missing or
     malformed, the answer is a 400 and nothing is sent. `client_for(tenant)` gives the client with that tenant's key.
     Paths in `exclude`, and those below them, are not guarded.
+
+    What keeps a request from being reserved is logged and answered as `http_error` says, unless `on_error(exc,
+    environ)` gives another answer (status line, headers, body); None leaves it at that one.
     """
 
     def __init__(
@@ -127,6 +139,7 @@ class CyclesMiddleware:
         client_for: Callable[[str], CyclesClient] | None = None,
         exclude: Sequence[str] = (),
         ttl_ms: int = 60_000,
+        on_error: Callable[[CyclesError, Environ], Answer | None] | None = None,
     ) -> None:
         if client is None and client_for is None:
             raise ValidationError("client: a client is needed, or client_for")
@@ -136,7 +149,7 @@ class CyclesMiddleware:
             raise ValidationError("exclude: a list of paths is needed")
         self._app, self._client, self._client_for = app, client, client_for
         self._estimate, self._action, self._subject, self._actual = estimate, action, subject, actual
-        self._tenant_header, self._ttl_ms = tenant_header, ttl_ms
+        self._tenant_header, self._ttl_ms, self._on_error = tenant_header, ttl_ms, on_error
         self._exclude = tuple(path.rstrip("/") for path in exclude)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -149,7 +162,7 @@ class CyclesMiddleware:
             else:
                 return self._guarded(environ, start_response, self._reserve(environ, tenant))
         except _Unreserved as e:
-            status, headers, body = http_error(e.error)
+            status, headers, body = self._refusal(e.error, environ)
         start_response(status, headers)
         return [body]
 
@@ -162,7 +175,21 @@ class CyclesMiddleware:
         if header is None:
             return None
         given = header(environ) if callable(header) else environ.get("HTTP_" + header.upper().replace("-", "_"))
-        return given if isinstance(given, str) and _TENANT.match(given) else _MALFORMED
+        if isinstance(given, str) and _TENANT.match(given):
+            return given
+        log().warning("%s is answered 400: its tenant is %s", _request(environ), shown(given))
+        return _MALFORMED
+
+    def _refusal(self, error: CyclesError, environ: Environ) -> Answer:
+        """What is answered in the place of the application, and a trace of it in the log."""
+        say = log().warning if isinstance(error, BudgetDenied) else log().error
+        say("%s is not let through (request id %s): %s", _request(environ), error.request_id, error)
+        try:
+            other = self._on_error(error, environ) if self._on_error is not None else None
+            return http_error(error) if other is None else _checked(other)
+        except Exception:
+            log().exception("on_error failed for %s", _request(environ))
+            return http_error(error)
 
     def _reserve(self, environ: Environ, tenant: str | None) -> ReservationGuard:
         try:
@@ -180,12 +207,12 @@ class CyclesMiddleware:
 
     def _guarded(self, environ: Environ, start_response: StartResponse, guard: ReservationGuard) -> Iterable[bytes]:
         environ[GUARD_KEY] = guard
-        with inside(guard):
-            try:
+        try:
+            with inside(guard):
                 body = self._app(environ, start_response)
-            except BaseException as e:
-                guard.fail(e)
-                raise
+        except BaseException as e:
+            guard.end(e)
+            raise
         return _Body(body, guard, environ, self._actual)
 
 
@@ -199,6 +226,22 @@ class _Unreserved(Exception):
     def __init__(self, error: CyclesError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def _request(environ: Environ) -> str:
+    """A request as the log names it; its method and path are hostile input."""
+    return "{} {}".format(*(shown(environ.get(name)) for name in ("REQUEST_METHOD", "PATH_INFO")))
+
+
+def _checked(answer: Any) -> Answer:
+    """What `on_error` gave, unless a server could not send it."""
+    status, headers, body = answer
+    lines = [status, *(text for header in headers for text in header)]
+    if not (all(isinstance(text, str) and text.isprintable() for text in lines) and isinstance(body, bytes)):
+        raise TypeError(f"{shown(answer)} is not a status line, a list of pairs of strings, and bytes")
+    if not _STATUS_LINE.match(status):
+        raise ValueError(f"{shown(status)} is not a status line such as '402 Payment Required'")
+    return status, [(name, value) for name, value in headers], body
 
 
 def _value(given: Any, environ: Mapping[str, Any]) -> Any:
@@ -223,28 +266,30 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        with inside(self._guard):
-            try:
+        try:
+            with inside(self._guard):
                 if self._steps is None:
                     self._steps = iter(self._body)
                 return next(self._steps)
-            except StopIteration:
-                self._is_whole = True
-                raise
-            except BaseException as e:
-                self._guard.fail(e)
-                raise
+        except StopIteration:
+            self._is_whole = True
+            raise
+        except BaseException as e:
+            if not goes_on(self._steps):
+                self._guard.end(e)
+            raise
 
     def close(self) -> None:
         """Close the application's body, then settle; PEP 3333 has servers call this however the request ends."""
-        with inside(self._guard):
-            try:
+        try:
+            with inside(self._guard):
                 close = getattr(self._body, "close", None)
                 if close is not None:
                     close()
-            except BaseException as e:
-                self._guard.fail(e)
-                raise
+        except BaseException as e:
+            if not (isinstance(e, ValueError) and goes_on(self._steps)):  # else it is in use in another thread
+                self._guard.end(e)
+            raise
         if not self._guard.is_active:
             return
         if self._actual is None and not self._is_whole:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import operator
+import re
+import threading
+from decimal import Decimal
 
 import pytest
 from ledgers import ledger_of, spent, tokens
@@ -16,12 +20,14 @@ from cycles_lite import (
     BudgetExceededError,
     CyclesClient,
     CyclesConfig,
+    CyclesMetrics,
     Decision,
     Subject,
     TransportError,
     ValidationError,
     current_guard,
     cycles,
+    lifecycle,
     set_default_client,
     with_cycles,
 )
@@ -49,6 +55,11 @@ def last(client):
     """The newest reservation."""
     (row,) = client.list_reservations(limit=1, include=("committed_metadata",)).reservations
     return row
+
+
+def sent_by(transport, number):
+    """The body of that request."""
+    return json.loads(transport.calls[number].body.decode())
 
 
 # ---- with_cycles ----
@@ -82,7 +93,8 @@ def test_a_denial_keeps_the_work_from_running(client):
 
 
 @pytest.mark.parametrize(
-    "result", [None, "reply", ("reply",), ("reply", 5), ("a", "b", "c"), ("reply", None), ["reply", 1]]
+    "result",
+    [None, "reply", ("reply",), ("reply", 5.0), ("a", "b", "c"), ("reply", None), ("reply", True), ["reply", 1]],
 )
 def test_a_result_without_an_amount_is_returned_and_nothing_guessed(client, ledger, result, caplog):
     """The estimate is no cost: what nobody knows is released, with an error."""
@@ -100,10 +112,66 @@ def test_a_result_without_an_amount_commits_the_meter(client, ledger):
     assert spent(ledger) == (9, 0)
 
 
-def test_an_amount_in_another_unit_is_no_cost_and_loses_no_value(client, ledger, caplog):
-    assert call(client, lambda guard: ("reply", Amount.credits(5))) == "reply"
-    assert spent(ledger) == (0, 0)
+class Index:
+    """As numpy's integers are."""
+
+    def __index__(self):
+        return 42
+
+
+@pytest.mark.parametrize("cost", [42, Index(), 0, 2**63 - 1])
+def test_an_integer_is_a_cost_in_the_estimates_unit(tmp_path, cost):
+    transport = FakeTransport(replied(allowed()), replied(committed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        assert call(client, lambda guard: ("reply", cost)) == "reply"
+    assert sent_by(transport, 1)["actual"] == {"unit": "TOKENS", "amount": operator.index(cost)}
+
+
+@pytest.mark.parametrize("cost", [1.5, None, "5", True, Decimal(5), [5], int])
+@pytest.mark.parametrize("metered", [0, 9])
+def test_another_second_part_is_named_in_the_log_and_no_cost(client, ledger, cost, metered, caplog):
+    """What was returned is returned whole, because it may be the value; the meter counts, and nothing is guessed."""
+
+    def work(guard):
+        guard.spend(metered)
+        return "reply", cost
+
+    assert call(client, work) == ("reply", cost)
+    assert spent(ledger) == (metered, 0)
+    (record,) = [record for record in caplog.records if "second part" in record.getMessage()]
+    assert record.levelname == "ERROR"
+    assert f" {type(cost).__name__}:" in record.getMessage()
+
+
+@pytest.mark.parametrize("cost", [Amount.credits(5), -1, 2**63, 10**30])
+@pytest.mark.parametrize("metered", [0, 9])
+def test_a_cost_that_cannot_be_committed_loses_neither_value_nor_meter(client, ledger, cost, metered, caplog):
+    def work(guard):
+        guard.spend(metered)
+        return "reply", cost
+
+    assert call(client, work) == "reply"
+    assert spent(ledger) == (metered, 0)
     assert "cannot be committed" in caplog.text
+
+
+def test_metrics_are_sent_with_the_cost():
+    transport = FakeTransport(replied(allowed()), replied(committed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        metrics = CyclesMetrics(tokens_input=3, model_version="m")
+        with_cycles(client, lambda guard: ("reply", 1), estimate=tokens(1), action=ACTION, metrics=metrics)
+    assert sent_by(transport, 1)["metrics"] == {"tokens_input": 3, "model_version": "m"}
+
+
+def test_wrong_metrics_are_refused_before_anything_is_sent():
+    transport = FakeTransport(replied(allowed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        with pytest.raises(ValidationError, match=r"metrics: .* is not a CyclesMetrics"):
+            with_cycles(client, lambda guard: ("x", 1), estimate=tokens(1), action=ACTION, metrics={"latency_ms": 1})
+    assert transport.calls == []
 
 
 def test_a_guard_that_the_work_ended_itself_stays_ended(client, ledger):
@@ -257,14 +325,144 @@ def test_dry_run_returns_the_answer_and_runs_nothing(client, ledger):
     assert spent(ledger) == (0, 0)
 
 
-@pytest.mark.parametrize("estimate", [-1, 1.5, None, "5", True, lambda: 1 / 0])
-def test_a_bad_estimate_is_raised_before_anything_is_sent(tmp_path, estimate):
+@pytest.mark.parametrize("estimate", [lambda: -1, lambda: 1.5, lambda: None, lambda: "5", lambda: True, lambda: 1 / 0])
+def test_a_bad_estimate_of_a_call_is_raised_before_anything_is_sent(estimate):
     transport = FakeTransport(replied(allowed()))
     config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
     with CyclesClient(config, transport=transport) as client:
         with pytest.raises((ValidationError, ZeroDivisionError)):
             cycles(estimate=estimate, client=client)(lambda: pytest.fail("it ran"))()
     assert transport.calls == []
+
+
+# ---- The decorator: what is wrong is said when it decorates ----
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"estimate": None}, "estimate: None is not an Amount, an integer in the unit, or a callable"),
+        ({"estimate": "5"}, "estimate: '5' is not an Amount or an integer in TOKENS"),
+        ({"estimate": 1.5}, "estimate: 1.5"),
+        ({"estimate": Decimal(5)}, "estimate: Decimal"),
+        ({"estimate": True}, "estimate: True"),
+        ({"estimate": -1}, "estimate: -1"),
+        ({"estimate": 2**63}, "estimate: 9223372036854775808"),
+        ({"estimate": {"unit": "TOKENS", "amount": 5}}, "estimate: "),
+        ({"unit": "TOKEN"}, "unit: 'TOKEN' is not one of USD_MICROCENTS, TOKENS"),
+        ({"unit": "TOKEN", "estimate": tokens(5)}, "unit: 'TOKEN'"),
+        ({"unit": 5}, "unit: 5"),
+        ({"ttl_ms": 999}, "ttl_ms: 999 is not in 1000..86400000"),
+        ({"ttl_ms": 1.5e4}, "ttl_ms: 15000.0"),
+        ({"ttl_ms": 86_400_001}, "ttl_ms: 86400001"),
+        ({"grace_period_ms": -1}, "grace_period_ms: -1"),
+        ({"grace_period_ms": "5s"}, "grace_period_ms: '5s'"),
+        ({"overage_policy": "ALLOW"}, "overage_policy: 'ALLOW' is not one of REJECT"),
+        ({"actual": "5"}, "actual: '5' is not an Amount or an integer in TOKENS"),
+        ({"actual": 1.5}, "actual: 1.5"),
+        ({"actual": -1}, "actual: -1"),
+        ({"actual": Amount.credits(1)}, "TOKENS, the estimate's unit"),
+        ({"actual": tokens(1), "estimate": Amount.credits(1)}, "CREDITS, the estimate's unit"),
+        ({"action": "llm.completion"}, "action: 'llm.completion'"),
+        ({"action": ACTION, "action_kind": "x"}, "action_kind: action says it already"),
+        ({"action": ACTION, "action_name": lambda: "x"}, "action_name: action says it already"),
+        ({"action": lambda: ACTION, "action_tags": ["x"]}, "action_tags: action says it already"),
+        ({"action_kind": "x" * 65}, "kind: "),
+        ({"action_name": 5}, "name: 5"),
+        ({"action_tags": "tag"}, "tags: 'tag' is not a list"),
+        ({"action_tags": [5]}, "tags"),
+        ({"tenant": 5}, "tenant: 5"),
+        ({"agent": "x" * 129}, "agent: "),
+        ({"toolset": 0}, "toolset: 0"),
+        ({"dimensions": ["x"]}, "dimensions: "),
+        ({"client": "http://localhost"}, "client: 'http://localhost' is not a CyclesClient"),
+        ({"dry_run": "no"}, "dry_run: 'no'"),
+        ({"use_estimate_if_actual_not_provided": 0}, "use_estimate_if_actual_not_provided: 0"),
+    ],
+)
+def test_a_wrong_constant_is_refused_when_decorated(parameters, named):
+    """Also where another parameter is a callable, so that only half of a value is known."""
+    with pytest.raises(ValidationError, match=re.escape(named)):
+        cycles(**{"estimate": 5, "unit": "TOKENS", **parameters})
+    if "estimate" not in parameters and "Amount" not in str(parameters):
+        with pytest.raises(ValidationError, match=re.escape(named)):
+            cycles(**{"estimate": lambda: 5, "unit": "TOKENS", **parameters})
+
+
+@pytest.mark.parametrize("action", [ACTION, lambda n: ACTION])
+def test_the_action_can_be_given_whole(action):
+    transport = FakeTransport(replied(allowed()), replied(committed()))
+    config = CyclesConfig(base_url="http://fake.invalid", api_key="k", tenant="acme")
+    with CyclesClient(config, transport=transport) as client:
+        cycles(5, action=action, client=client)(lambda n: None)(1)
+    assert sent_by(transport, 0)["action"] == {"kind": "llm.completion", "name": "gpt-4o"}
+
+
+def refused():
+    return pytest.raises(TypeError, match=r"says no estimate: write @cycles\(1000\) or @cycles\(estimate=")
+
+
+def test_without_parentheses_it_is_refused_when_decorated():
+    """A function, one below another decorator, and a method."""
+    with refused():
+
+        @cycles
+        def work(prompt):
+            return prompt
+
+    with refused():
+
+        @cycles
+        @functools.lru_cache(maxsize=None)
+        def cached(prompt):
+            return prompt
+
+    with refused():
+
+        class Agent:
+            @cycles
+            def method(self):
+                return self
+
+    with refused():
+        exec("@cycles\ndef work(): pass", {"cycles": cycles})
+
+
+def price_of(prompt):
+    return len(prompt)
+
+
+class Pricing:
+    @staticmethod
+    def static(prompt):
+        return len(prompt)
+
+    def method(self, prompt):
+        return len(prompt)
+
+    def __call__(self, prompt):
+        return len(prompt)
+
+
+def test_callable_estimates_of_every_kind_are_no_use_without_parentheses():
+    def local(prompt):
+        return len(prompt)
+
+    cached = functools.lru_cache(maxsize=None)(local)
+    made = (lambda: lambda prompt: len(prompt))()
+    known = [len, price_of, local, cached, made, Pricing.static, Pricing().method, Pricing(), lambda prompt: 5]
+    assert all(callable(cycles(estimate)) for estimate in known)
+
+
+def test_what_slipped_through_is_told_at_the_call():
+    def made():
+        def work(prompt):
+            return prompt
+
+        return work
+
+    with pytest.raises(TypeError, match="'hello' is not callable; is it used without its parentheses"):
+        cycles(made())("hello")
 
 
 # ---- The decorator: what can be decorated ----
@@ -351,138 +549,6 @@ def test_what_cannot_be_called_is_refused_when_decorated():
         cycles(estimate=1)(5)
 
 
-# ---- Generators ----
-
-
-@pytest.fixture
-def count(client):
-    @decorate(client, 50)
-    def count(n, log=None):
-        assert current_guard() is not None
-        try:
-            for number in range(n):
-                received = yield number
-                if received is not None:
-                    log.append(received)
-                assert current_guard() is not None
-        finally:
-            if log is not None:
-                log.append("done")
-        return "result"
-
-    return count
-
-
-def test_a_generator_reserves_at_its_first_step_and_settles_at_its_last(count, ledger):
-    steps = count(3)
-    assert spent(ledger) == (0, 0)
-    assert next(steps) == 0
-    assert spent(ledger) == (0, 50)
-    assert current_guard() is None
-    assert list(steps) == [1, 2]
-    assert spent(ledger) == (50, 0)
-    assert list(steps) == []
-
-
-def test_values_can_be_sent_in_and_the_result_comes_out(count, ledger):
-    log = []
-
-    def outer():
-        result = yield from count(3, log)
-        log.append(result)
-
-    steps = outer()
-    next(steps)
-    steps.send("hello")
-    assert list(steps) == [2]
-    assert log == ["hello", "done", "result"]
-
-
-def test_a_generator_closed_early_commits_the_estimate_and_says_so(count, client, ledger):
-    log = []
-    steps = count(3, log)
-    next(steps)
-    steps.close()
-    assert log == ["done"]
-    assert spent(ledger) == (50, 0)
-    assert last(client).committed_metadata == {"actual_source": "estimate"}
-    steps.close()
-    with pytest.raises(StopIteration):
-        next(steps)
-    assert spent(ledger) == (50, 0)
-
-
-def test_a_generator_closed_early_commits_its_meter(client, ledger):
-    @decorate(client, 50)
-    def work():
-        while True:
-            current_guard().spend(3)
-            yield
-
-    steps = work()
-    next(steps)
-    next(steps)
-    steps.close()
-    assert spent(ledger) == (6, 0)
-
-
-@pytest.mark.parametrize("metered", [0, 4])
-def test_a_generator_that_fails_releases_or_commits_its_meter(client, ledger, metered):
-    @decorate(client, 50)
-    def work():
-        current_guard().spend(metered)
-        yield
-        raise Broken
-
-    steps = work()
-    next(steps)
-    with pytest.raises(Broken):
-        next(steps)
-    assert spent(ledger) == (metered, 0)
-
-
-def test_an_exception_thrown_in_can_be_handled_inside(client, ledger):
-    @decorate(client, 50)
-    def work():
-        try:
-            yield 1
-        except Broken:
-            yield current_guard()
-
-    steps = work()
-    next(steps)
-    assert steps.throw(Broken) is not None
-    assert list(steps) == []
-    assert spent(ledger) == (50, 0)
-
-
-@pytest.mark.parametrize("end", ["close", "throw"])
-def test_a_generator_that_never_began_reserves_nothing(count, ledger, end):
-    steps = count(3)
-    if end == "close":
-        steps.close()
-    else:
-        with pytest.raises(Broken):
-            steps.throw(Broken())
-    with pytest.raises(StopIteration):
-        next(steps)
-    assert spent(ledger) == (0, 0)
-
-
-def test_two_generators_in_turn_keep_their_own_guards(client, ledger):
-    @decorate(client, 50)
-    def work(n):
-        for _ in range(3):
-            current_guard().spend(n)
-            yield current_guard()
-
-    one, two = work(1), work(10)
-    guards = [(next(one), next(two)) for _ in range(3)]
-    assert len({guard for pair in guards for guard in pair}) == 2
-    assert (list(one), list(two)) == ([], [])
-    assert spent(ledger) == (33, 0)
-
-
 # ---- The client ----
 
 
@@ -496,16 +562,39 @@ def test_the_default_client_is_the_one_that_was_set(client, ledger):
 
 
 def test_else_it_is_made_from_the_environment_on_first_use(ledger, tmp_path, monkeypatch):
-    from cycles_lite import lifecycle
-
     work = cycles(estimate=tokens(5), tenant="acme")(lambda: None)
     monkeypatch.setenv("CYCLES_BASE_URL", f"sqlite:///{tmp_path}/budgets.db")
-    monkeypatch.setattr(lifecycle, "_default_client", None)
     work()
     work()
-    made = lifecycle.default_client()
-    made.close()
+    lifecycle.default_client().close()
+    set_default_client(None)
     assert spent(ledger) == (10, 0)
+
+
+def test_threads_that_come_together_get_the_same_client(ledger, monkeypatch):
+    """The clients of the slower ones are closed."""
+    monkeypatch.setenv("CYCLES_BASE_URL", ledger.url)
+    together, got = threading.Barrier(4), []
+    made, from_env = [], CyclesClient.from_env
+
+    def slowly():
+        together.wait(60)  # each has found that there is none
+        made.append(from_env())
+        return made[-1]
+
+    monkeypatch.setattr(CyclesClient, "from_env", slowly)
+    monkeypatch.setattr(CyclesClient, "close", lambda client: closed.append(client))
+    closed = []
+    threads = [threading.Thread(target=lambda: got.append(lifecycle.default_client())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    set_default_client(None)
+    assert len(made) == 4
+    assert len(set(got)) == 1
+    assert {*closed, got[0]} == set(made)
+    assert len(closed) == 3
 
 
 def test_a_subject_in_the_call_is_the_whole_subject(client, ledger):

@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "clock turns errors log proxies deadline attempt checks fields values keywords models config retry lease wire "
     "local redaction transport sending journal settlement events meter worker client current spend settler heartbeat "
-    "guard streaming flush asking lifecycle "
+    "guard streaming flush asking costs generators lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 

@@ -9,6 +9,7 @@ from io import BytesIO
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
+import peers
 import pytest
 from ledgers import ledger_of, spent, tokens
 
@@ -232,6 +233,94 @@ def test_the_application_may_settle_by_itself(client, ledger):
     assert spent(ledger) == (1, 0)
 
 
+class Ended(BaseException):
+    """As `SystemExit`, which pytest would take for its own."""
+
+
+def ending(*arguments):
+    raise Ended
+
+
+@pytest.mark.parametrize(("metered", "charged"), [(0, 100), (8, 8)])
+@pytest.mark.parametrize("is_read", [True, False])
+def test_an_actual_that_ends_the_program_does_so_once_the_request_is_settled(client, ledger, metered, charged, is_read):
+    body = guarded(failing("nowhere", metered), client, actual=ending)({"PATH_INFO": "/"}, lambda *_: None)
+    if is_read:
+        list(body)
+    with pytest.raises(Ended):
+        body.close()
+    assert spent(ledger) == (charged, 0)
+
+
+@pytest.mark.parametrize("metered", [0, 8])
+@pytest.mark.parametrize("where", ["start_response", "application", "iter", "next", "close"])
+def test_what_ends_the_program_leaves_nothing_reserved_and_loses_no_meter(client, ledger, where, metered):
+    class Body:
+        def __iter__(self):
+            return ending() if where == "iter" else self
+
+        def __next__(self):
+            return ending()
+
+        def close(self):
+            if where == "close":
+                ending()
+
+    def app(environ, start_response):
+        current_guard().spend(metered)
+        start_response("200 OK", [])
+        return ending() if where == "application" else Body()
+
+    def call():
+        started = ending if where == "start_response" else lambda *_: None
+        body = guarded(app, client)({"PATH_INFO": "/"}, started)
+        try:
+            if where != "close":
+                next(body)
+        finally:
+            body.close()
+
+    with pytest.raises(Ended):
+        call()
+    assert spent(ledger) == (metered, 0)
+
+
+def test_an_estimate_that_ends_the_program_reserves_nothing(client, ledger):
+    with pytest.raises(Ended):
+        guarded(hello, client, estimate=ending)({"PATH_INFO": "/"}, lambda *_: None)
+    assert client.list_reservations().reservations == ()
+
+
+@pytest.mark.parametrize("call", [next, lambda body: body.close()])
+def test_a_body_that_another_thread_is_reading_goes_on(client, ledger, call):
+    """A server that hangs up from another thread is told so by the generator; its work is still being done."""
+    reached, released = threading.Event(), threading.Event()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return parts(environ["cycles.guard"])
+
+    def parts(guard):
+        reached.set()
+        assert released.wait(60)
+        guard.spend(7)
+        yield b"part"
+
+    body = guarded(app, client)({"PATH_INFO": "/"}, lambda *_: None)
+    thread = threading.Thread(target=lambda: list(body))
+    thread.start()
+    try:
+        assert reached.wait(60)
+        with pytest.raises(ValueError, match="already executing"):
+            call(body)
+        assert spent(ledger) == (0, 100)
+    finally:
+        released.set()
+        thread.join()
+    body.close()
+    assert spent(ledger) == (7, 0)
+
+
 @pytest.mark.parametrize(
     ("path", "is_guarded"), [("/health", False), ("/health/deep", False), ("/healthy", True), ("/", True)]
 )
@@ -279,6 +368,92 @@ def test_the_table_of_errors(error, status, wait):
     assert dict(headers).get("Retry-After") == wait
     assert dict(headers)["Content-Length"] == str(len(body))
     assert set(json.loads(body.decode())) == {"error", "message"}
+
+
+def test_a_denial_is_a_warning_with_what_the_authority_said(client, caplog):
+    Called(guarded(hello, client, estimate=tokens(10**6)), "/chat").read()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    for part in ("'GET' '/chat'", "BUDGET_EXCEEDED (409)", "scope=tenant:acme", "remaining=100000"):
+        assert part in record.getMessage()
+
+
+def test_a_refusal_over_http_is_logged_with_its_request_id_and_without_the_key(caplog):
+    with peers.Peer(peers.refusal("BUDGET_EXCEEDED", request_id="req-17")) as peer, peers.client_of(peer) as client:
+        Called(guarded(hello, client)).read()
+    assert "request id req-17" in caplog.text
+    assert peers.KEY not in caplog.text
+
+
+def test_what_is_no_denial_is_an_error_in_the_log(ledger, caplog):
+    with CyclesClient(CyclesConfig(base_url=ledger.url, tenant="nobody")) as client:
+        called = Called(guarded(hello, client))
+        called.read()
+    assert called.status == "500 Internal Server Error"
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "NOT_FOUND (404)" in record.getMessage()
+
+
+def test_hostile_requests_are_shortened_in_the_log(client, caplog):
+    Called(guarded(hello, client, estimate=tokens(10**6)), "/\n" + "x" * 10_000).read()
+    assert "\n'" not in caplog.records[0].getMessage()
+    assert len(caplog.records[0].getMessage()) < 500
+
+
+def test_a_malformed_tenant_is_a_warning_that_shows_it_shortened(client, caplog):
+    Called(guarded(hello, client, tenant_header="X-Tenant-ID"), **{"X-Tenant-ID": "a b" * 1000}).read()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "tenant is 'a ba b" in record.getMessage()
+    assert len(record.getMessage()) < 200
+
+
+def payment_required(error, environ):
+    if isinstance(error, BudgetExceededError):
+        return "402 Payment Required", [("Content-Type", "text/plain")], environ["PATH_INFO"].encode()
+    return None
+
+
+def test_on_error_may_answer_otherwise(client, ledger):
+    called = Called(guarded(hello, client, estimate=tokens(10**6), on_error=payment_required), "/chat")
+    assert called.status == "402 Payment Required"
+    assert called.headers == {"Content-Type": "text/plain"}
+    assert called.read() == b"/chat"
+    with CyclesClient(CyclesConfig(base_url=ledger.url, tenant="nobody")) as client:
+        called = Called(guarded(hello, client, on_error=payment_required))
+        called.read()
+    assert called.status == "500 Internal Server Error"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (),
+        "402 Payment Required",
+        (402, [], b""),
+        ("402", [], b""),
+        ("Payment Required", [], b""),
+        ("402 Payment Required\r\nX: y", [], b""),
+        ("402 Payment Required", [], "text"),
+        ("402 Payment Required", None, b""),
+        ("402 Payment Required", [("Retry-After", 60)], b""),
+        ("402 Payment Required", [("X", "a\r\nY: b")], b""),
+        ("402 Payment Required", [("X", "a", "b")], b""),
+        KeyError("broken"),
+    ],
+)
+def test_an_on_error_that_fails_is_logged_and_the_usual_answer_given(client, answer, caplog):
+    def on_error(error, environ):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    called = Called(guarded(hello, client, estimate=tokens(10**6), on_error=on_error))
+    assert called.status == "429 Too Many Requests"
+    assert json.loads(called.read().decode())["error"] == "BUDGET_EXCEEDED"
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+    assert "on_error failed" in caplog.text
 
 
 # ---- Tenants ----

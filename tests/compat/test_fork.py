@@ -363,3 +363,38 @@ def test_fifty_forks_of_a_busy_process_leave_the_ledger_exact(ledger, tmp_path):
     spent = int(run(MANY, tmp_path, **ledger.on_file))
     assert spent > 0
     assert ledger.amounts == (spent + 50, 0)
+
+
+DEFAULT_CLIENT = """
+from program import *
+from cycles_lite import cycles, lifecycle, set_default_client
+
+@cycles(Amount.tokens(1))
+def work():
+    pass
+
+ended = threading.Event()
+
+def first_calls():
+    while not ended.is_set():
+        set_default_client(None)
+        lifecycle.default_client().close()
+
+lifecycle.default_client().close()  # whatever is imported late, is by now
+thread = threading.Thread(target=first_calls)
+thread.start()
+try:
+    for _ in range(15):
+        join(*[fork(work) for _ in range(4)])
+finally:
+    ended.set()
+    thread.join()
+"""
+
+
+def test_children_that_are_forked_while_a_thread_makes_the_default_client(ledger, tmp_path):
+    """Each of sixty gets through its first call: no lock of the parent's thread is held for it.
+
+    Over HTTP: SQLite has locks of its own, which a fork during a thread's `sqlite3.connect` leaves held."""
+    run(DEFAULT_CLIENT, tmp_path, **ledger.over_http)
+    assert ledger.amounts == (60, 0)

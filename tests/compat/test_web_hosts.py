@@ -31,10 +31,15 @@ GUARDED = """
         return CyclesMiddleware(
             app,
             client,
-            estimate=lambda environ: Amount.tokens(10**6 if environ["PATH_INFO"] == "/greedy" else 100),
+            estimate=lambda environ: Amount.tokens(10**6 if environ["PATH_INFO"] in ("/greedy", "/unpaid") else 100),
             action=Action("http.get", "page"),
             exclude=["/health"],
+            on_error=answered,
         )
+
+    def answered(error, environ):
+        if environ["PATH_INFO"] == "/unpaid":
+            return "402 Payment Required", [("Content-Length", "4")], b"pay!"
 """
 
 FLASK = """
@@ -233,6 +238,8 @@ def test_a_site_is_guarded(host, framework, authority, tmp_path):
         status, headers, body = get(port, "/greedy")
         assert (status, headers["Retry-After"]) == (429, "60")
         assert json.loads(body)["error"] == "BUDGET_EXCEEDED"
+        status, _, body = get(port, "/unpaid")
+        assert (status, body) == (402, "pay!")
         status, headers, body = get(port, "/handled")
         assert (status, json.loads(body)["error"]) == (429, "BUDGET_EXCEEDED")
         settled(authority, (117, 0))  # the handler that answered did its own work, for the estimate

@@ -241,13 +241,14 @@ def test_a_living_process_looks_again_by_itself(stage, monkeypatch):
     with stage.client(heartbeat=True) as sibling:
         with sibling.reserve(ESTIMATE, ACTION) as guard:
             guard.commit(ACTUAL)
-        leave_pending(stage, 2)
+        stage.faults["/commit"] = [failed] * 2
+        stage.actor("commit 42", **SLOW, flush_timeout=0.0).end()
         end = time.monotonic() + PATIENCE
         while stage.records():
             assert time.monotonic() < end
             time.sleep(0.01)
         assert sibling.flush(PATIENCE) == 0
-    assert stage.spent() == 3 * 42
+    assert stage.spent() == 2 * 42
 
 
 def test_what_was_left_without_a_tenant_is_found_with_one(stage):
