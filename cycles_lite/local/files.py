@@ -11,32 +11,93 @@ import os
 import shlex
 import sqlite3
 import stat
+from typing import Callable
 from urllib.parse import quote
 
 from ..clock import monotonic
-from ..errors import ConfigError
-from . import schema
+from ..errors import ConfigError, TransportError
+from . import places, schema
+from .connections import Connection, at_place, open_connections
 from .failures import is_busy, translated
 
 #: Seconds that SQLite itself waits for a lock before it reports back; whoever calls it tries again.
 BUSY_TIMEOUT = 0.05
 
+#: Pages of 4 KiB that the WAL grows to before they are copied to the file: fewer copies, fewer waits for the disk.
+_CHECKPOINT_PAGES = 4000
 
-def connect(path: str, options: str = "mode=rw") -> sqlite3.Connection:
+
+def connect(path: str, options: str = "mode=rw") -> Connection:
     """A connection in autocommit mode, for one thread at a time. The file must exist."""
     uri = f"file:{quote(os.fsencode(path))}?{options}"
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    made: Connection = sqlite3.connect(
+        uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, factory=Connection
+    )
+    return made
 
 
-def execute(db: sqlite3.Connection, statement: str, deadline: float) -> None:
-    """Run a statement, again and again while others hold the lock, up to a monotonic time."""
+def execute(
+    db: sqlite3.Connection, statement: str, deadline: float, is_in_vain: Callable[[], bool] = lambda: False
+) -> None:
+    """Run a statement, again and again while others hold the lock, up to a monotonic time unless that is in vain."""
     while True:
         try:
             db.execute(statement).fetchall()
             return
         except sqlite3.OperationalError as e:
+            if not is_busy(e) or monotonic() >= deadline or is_in_vain():
+                raise
+
+
+def open_file(path: str, journal: str, synchronous: str, deadline: float) -> Connection:
+    """A connection to a budget file that is there, tried up to a monotonic time while others lock or replace it."""
+    while True:
+        try:
+            made = _open(path, journal, synchronous, deadline)
+            if made is not None:
+                return made
+        except sqlite3.OperationalError as e:
             if not is_busy(e) or monotonic() >= deadline:
                 raise
+        if monotonic() >= deadline:
+            raise TransportError(f"the budget file {path} is replaced by others all the time; nothing was written")
+
+
+def _open(path: str, journal: str, synchronous: str, deadline: float) -> Connection | None:
+    """A connection that knows which file it has open; None where the path came to lead elsewhere meanwhile."""
+    before = places.stamp(path)
+    for other in open_connections():
+        if other.place is not None and other.place.path == path and before and other.place.inode != before[:2]:
+            places.set_aside(other.place, deadline)
+    db = connect(path)
+    try:
+        # With the time of the last change a name that was away in between shows; SQLite itself has written nothing yet.
+        is_same = before == places.stamp(path)
+        if is_same and schema.identity(db) != (schema.APPLICATION_ID, schema.VERSION):
+            raise TransportError(f"the budget file {path} was replaced by another file")
+        if is_same:
+            _set_journal(db, journal, deadline)
+            db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
+            db.execute("PRAGMA synchronous = " + synchronous)
+            db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # opens the WAL
+        place = places.place_of(path, before[:2]) if is_same and before else None
+        if place is None:
+            db.close()
+            return None
+        at_place(db, place)
+        return db
+    except BaseException:
+        db.close()
+        raise
+
+
+def _set_journal(db: sqlite3.Connection, journal: str, deadline: float) -> None:
+    """The journal that suits the disk. Other users of the file may hold it back: then the present one serves."""
+    try:
+        execute(db, "PRAGMA journal_mode = " + journal, min(deadline, monotonic() + 1.0))
+    except sqlite3.OperationalError as e:
+        if not is_busy(e):
+            raise
 
 
 def prepare(path: str, create: bool, timeout: float) -> None:
@@ -120,12 +181,20 @@ def _make(path: str, size: int | None, deadline: float) -> None:
 
 def _link_whole(path: str, deadline: float) -> None:
     draft = f"{path}.{os.urandom(6).hex()}.new"
-    _touch(draft)
     try:
-        _fill(draft, deadline)
-        os.link(draft, path)
-    finally:
-        os.unlink(draft)
+        try:
+            _touch(draft)
+            _fill(draft, deadline)
+            os.link(draft, path)
+        finally:
+            _remove(draft)
+    finally:  # for the signal handler that raises just before the line above
+        _remove(draft)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _touch(path: str) -> None:

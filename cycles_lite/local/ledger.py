@@ -32,20 +32,28 @@ class Ledger:
         Holds are freed in transactions of their own, so that a refusal does not undo it.
         """
         while True:
-            with self.store.write(timeout) as db:
-                now = self._clock()  # under the lock: whoever waited for it must not act on the past
-                if not upkeep.free_due(db, now):
-                    made = work(db, now)
-                    self._prune_now_and_then(db, now)
-                    return made
+            transaction = self.store.write(timeout)
+            try:
+                with transaction as db:
+                    now = self._clock()  # under the lock: whoever waited for it must not act on the past
+                    if not upkeep.free_due(db, now):
+                        made = work(db, now)
+                        self._prune_now_and_then(db, now)
+                        return made
+            finally:
+                transaction.end()  # a signal handler may have raised where the `with` statement gives back
 
     def look(self, work: Work[R], timeout: float | None = None) -> R:
         """Run an operation that only reads, writing first only if holds are due."""
         while True:
-            with self.store.read(timeout) as db:
-                now = self._clock()
-                if not upkeep.any_due(db, now):
-                    return work(db, now)
+            transaction = self.store.read(timeout)
+            try:
+                with transaction as db:
+                    now = self._clock()
+                    if not upkeep.any_due(db, now):
+                        return work(db, now)
+            finally:
+                transaction.end()
             self.change(lambda db, now: None, timeout)
 
     def _prune_now_and_then(self, db: sqlite3.Connection, now: int) -> None:
