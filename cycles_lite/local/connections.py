@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
 from ..clock import monotonic
 from ..errors import TransportError
@@ -45,42 +45,47 @@ forking: list[object] = []
 _forker: int | None = None
 
 
-class Connection(sqlite3.Connection):
-    """A connection that closes when nobody refers to it any more, but never in a forked child."""
+class Connection:
+    """A connection that closes when nobody refers to it any more, but never in a forked child.
 
+    SQLite's own refers to itself, so that one that is lost would hold its locks until garbage is collected.
+    """
+
+    #: The process that opened it.
+    pid = 0
     #: False once it was closed, here or for a fork.
     is_open = False
     #: The file that it has open; None in memory.
     place: Place | None = None
 
-    def __init__(self, *given: Any, **options: Any) -> None:
-        super().__init__(*given, **options)
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
         self.pid = os.getpid()
         self.is_open = True
 
     def close(self) -> None:
+        self.db.close()
         self.is_open = False
         _open.pop(id(self), None)
-        super().close()
 
     def __del__(self) -> None:
         if self.is_open and self.pid == os.getpid():
             self.close()
         elif self.is_open:
-            INHERITED.append(self)
+            INHERITED.append(self.db)
 
 
-def at_place(db: Connection, place: Place) -> None:
+def at_place(made: Connection, place: Place) -> None:
     """Remember which file a new connection has open."""
-    db.place = place
-    _open[id(db)] = weakref.ref(db)
+    made.place = place
+    _open[id(made)] = weakref.ref(made)
 
 
 def open_connections() -> list[Connection]:
     """This process's connections to files."""
     pid = os.getpid()
     found = [reference() for reference in list(_open.values())]
-    return [db for db in found if db is not None and db.is_open and db.pid == pid]
+    return [one for one in found if one is not None and one.is_open and one.pid == pid]
 
 
 def enter(transaction: Transaction) -> None:
@@ -125,7 +130,7 @@ class Pool:
 
     def give_back(self, box: list[Connection], is_sound: bool) -> None:
         """Keep a connection for the next transaction, unless SQLite failed on it or the pool was closed."""
-        if is_sound and not self._is_closed and _roll_back(box[-1]):
+        if is_sound and not self._is_closed and _roll_back(box[-1].db):
             self._idle.append(box.pop())
             if self._is_closed:
                 self.close_idle()
@@ -146,23 +151,23 @@ class Memory(Pool):
 
     def __init__(self) -> None:
         super().__init__(_gone)
-        db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=Connection)
-        schema.create(db)
-        self._db: Connection | None = db
+        made = Connection(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False))
+        schema.create(made.db)
+        self._only: Connection | None = made
 
     def take(self, box: list[Connection], deadline: float) -> None:
-        if self._db is None:
+        if self._only is None:
             _gone(deadline)
         else:
-            box.append(self._db)
-            _roll_back(self._db)  # what an interrupted transaction may have left
+            box.append(self._only)
+            _roll_back(self._only.db)  # what an interrupted transaction may have left
 
     def give_back(self, box: list[Connection], is_sound: bool) -> None:
-        _roll_back(box[-1])
+        _roll_back(box[-1].db)
         box.pop()
 
     def close(self) -> None:
-        self._db = None  # closes when the transaction that has it ends
+        self._only = None  # closes when the transaction that has it ends
 
 
 def _gone(deadline: float) -> Connection:
@@ -180,7 +185,7 @@ def _roll_back(db: sqlite3.Connection) -> bool:
 
 
 def _close_left(idle: list[Connection], pid: int) -> None:
-    """Close what is idle, also what a collected pool, or one at the interpreter's end, leaves; not in a forked child."""
+    """Close what is idle, also of a pool that is collected or sees the interpreter end; never in a forked child."""
     while idle and os.getpid() == pid:
         try:
             idle.pop().close()
@@ -203,10 +208,10 @@ def _before_fork() -> None:
     deadline = monotonic() + _FORK_PATIENCE
     while monotonic() < deadline and any(one.is_at_work and one.thread != me for one in live_transactions()):
         time.sleep(_FORK_PAUSE)
-    in_use = [id(db) for transaction in live_transactions() for db in transaction.connection]
-    for db in open_connections():
-        if id(db) not in in_use:
-            db.close()
+    in_use = [one for transaction in live_transactions() for one in transaction.connection]
+    for one in open_connections():
+        if one not in in_use:
+            one.close()
 
 
 if hasattr(os, "register_at_fork"):

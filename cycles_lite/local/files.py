@@ -30,10 +30,9 @@ _CHECKPOINT_PAGES = 4000
 def connect(path: str, options: str = "mode=rw") -> Connection:
     """A connection in autocommit mode, for one thread at a time. The file must exist."""
     uri = f"file:{quote(os.fsencode(path))}?{options}"
-    made: Connection = sqlite3.connect(
-        uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, factory=Connection
+    return Connection(
+        sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     )
-    return made
 
 
 def execute(
@@ -69,26 +68,30 @@ def _open(path: str, journal: str, synchronous: str, deadline: float) -> Connect
     for other in open_connections():
         if other.place is not None and other.place.path == path and before and other.place.inode != before[:2]:
             places.set_aside(other.place, deadline)
-    db = connect(path)
+    made = connect(path)
     try:
         # With the time of the last change a name that was away in between shows; SQLite itself has written nothing yet.
         is_same = before == places.stamp(path)
-        if is_same and schema.identity(db) != (schema.APPLICATION_ID, schema.VERSION):
-            raise TransportError(f"the budget file {path} was replaced by another file")
         if is_same:
-            _set_journal(db, journal, deadline)
-            db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
-            db.execute("PRAGMA synchronous = " + synchronous)
-            db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # opens the WAL
+            _set_up(made.db, path, journal, synchronous, deadline)
         place = places.place_of(path, before[:2]) if is_same and before else None
         if place is None:
-            db.close()
+            made.close()
             return None
-        at_place(db, place)
-        return db
+        at_place(made, place)
+        return made
     except BaseException:
-        db.close()
+        made.close()
         raise
+
+
+def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, deadline: float) -> None:
+    if schema.identity(db) != (schema.APPLICATION_ID, schema.VERSION):
+        raise TransportError(f"the budget file {path} was replaced by another file")
+    _set_journal(db, journal, deadline)
+    db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
+    db.execute("PRAGMA synchronous = " + synchronous)
+    db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # opens the WAL
 
 
 def _set_journal(db: sqlite3.Connection, journal: str, deadline: float) -> None:
@@ -146,16 +149,16 @@ def _identity(path: str) -> tuple[int, int]:
     the number of pages that page 1 tells: a process that is killed within a checkpoint leaves more there than the file
     has, which `writable_schema` makes SQLite overlook."""
     try:
-        db = connect(path, "mode=ro&immutable=1")
+        made = connect(path, "mode=ro&immutable=1")
     except sqlite3.Error as e:
         raise ConfigError(f"{path} cannot be read: {e}") from e
     try:
-        db.execute("PRAGMA writable_schema=ON")
-        return schema.identity(db)
+        made.db.execute("PRAGMA writable_schema=ON")
+        return schema.identity(made.db)
     except sqlite3.Error as e:
         raise ConfigError(f"{path} is not a budget file, nor any SQLite database: {e}") from e
     finally:
-        db.close()
+        made.close()
 
 
 def _make(path: str, size: int | None, deadline: float) -> None:
@@ -204,13 +207,14 @@ def _touch(path: str) -> None:
 def _fill(path: str, deadline: float) -> None:
     """Write the tables into an empty file, unless somebody else just did."""
     try:
-        db = connect(path)
+        made = connect(path)
+        db = made.db
         try:
             execute(db, "BEGIN EXCLUSIVE", deadline)
             if schema.identity(db) == (0, 0) and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 schema.create(db)
             db.execute("COMMIT")
         finally:
-            db.close()  # rolls back what was not committed
+            made.close()  # rolls back what was not committed
     except sqlite3.Error as e:
         raise translated(e, path) from e

@@ -34,7 +34,7 @@ class Place(NamedTuple):
     real: str
     inode: Inode
     wal: Inode
-    index: Inode
+    shm: Inode
 
 
 def inode(path: str) -> Inode:
@@ -82,7 +82,7 @@ def set_aside(place: Place, deadline: float) -> str | None:
     with _FolderLock(os.path.dirname(place.real), place.path, deadline):
         if inode(place.real) in (None, place.inode) or place.wal != inode(place.real + "-wal"):
             return None
-        if place.index is not None and place.index == inode(place.real + "-shm"):
+        if place.shm is not None and place.shm == inode(place.real + "-shm"):
             os.unlink(place.real + "-shm")
         kept = f"{place.real}-wal.{os.urandom(4).hex()}.old"
         os.rename(place.real + "-wal", kept)
@@ -90,7 +90,7 @@ def set_aside(place: Place, deadline: float) -> str | None:
 
 
 class _FolderLock:
-    """An exclusive lock on a folder; its descriptor closes with the object, so that no interruption leaves it locked."""
+    """An exclusive lock on a folder. Its descriptor closes with the object, so no interruption leaves it locked."""
 
     _file: int | None = None
 

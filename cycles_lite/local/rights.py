@@ -32,7 +32,7 @@ class Rights:
         self._make()
 
     def take(self, box: list[Right], deadline: float, is_in_vain: Callable[[], bool]) -> bool:
-        """Put the right into an empty box, waiting up to a monotonic time unless that is in vain; whether it was had."""
+        """Put the right into the box, waited for up to a monotonic time unless that is in vain; whether it was had."""
         wait = 0.0
         while True:
             try:

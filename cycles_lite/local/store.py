@@ -11,7 +11,6 @@ import random
 import sqlite3
 import threading
 import time
-import weakref
 from functools import partial
 
 from ..clock import monotonic
@@ -46,8 +45,6 @@ class Store:
             journal = "DELETE" if location.is_on_network(where.path) else "WAL"
             self._open = partial(files.open_file, where.path, journal, where.synchronous)
             self._pools = {os.getpid(): Pool(self._open)}
-        # A store that is dropped without `close` takes its connections along, in the process that dropped it.
-        weakref.finalize(self, _abandon, self._pools).atexit = False
 
     def write(self, timeout: float | None = None) -> Transaction:
         """A transaction that may write."""
@@ -81,14 +78,6 @@ class Store:
         return pool
 
 
-def _abandon(pools: dict[int, Pool]) -> None:
-    for pid, pool in pools.items():
-        if pid == os.getpid():
-            pool.close()
-        else:
-            INHERITED.append(pool)
-
-
 class Transaction:
     """Begun when entered, committed when left, rolled back on any exception. SQLite's errors become ours.
 
@@ -120,7 +109,7 @@ class Transaction:
         #: Whether a fork must wait for it.
         self.is_at_work = False
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> sqlite3.Connection:
         self._deadline = monotonic() + self._seconds
         try:
             connections.enter(self)
@@ -128,10 +117,10 @@ class Transaction:
                 self._begin_writing()
             else:
                 self._begin_reading()
-            db = self.connection[-1]
-            if db.place is not None:
-                self._demand_same(db.place)
-            return db
+            place = self._place()
+            if place is not None:
+                self._demand_same(place)
+            return self.connection[-1].db
         except sqlite3.Error as e:
             self.end(is_busy(e))
             raise self._translated(e) from e
@@ -168,7 +157,7 @@ class Transaction:
                 raise not_in_time(self._name, self._seconds)
             try:
                 self._connect()
-                self.connection[-1].execute("BEGIN IMMEDIATE")
+                self.connection[-1].db.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as e:
                 if not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
@@ -179,7 +168,7 @@ class Transaction:
 
     def _begin_reading(self) -> None:
         self._connect()
-        db = self.connection[-1]
+        db = self.connection[-1].db
         db.execute("BEGIN")
         # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
         files.execute(db, "SELECT 1 FROM sqlite_master LIMIT 1", self._deadline, self._waits_for_itself)
@@ -209,7 +198,7 @@ class Transaction:
     def _commit(self) -> None:
         if self.pid != os.getpid():
             raise TransportError("a transaction does not survive a fork; nothing was written")
-        files.execute(self.connection[-1], "COMMIT", self._deadline, self._waits_for_itself)
+        files.execute(self.connection[-1].db, "COMMIT", self._deadline, self._waits_for_itself)
 
     def _waits_for_itself(self) -> bool:
         """Whether it waits for a transaction of this very thread, which a signal handler has interrupted."""

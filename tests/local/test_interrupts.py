@@ -1,4 +1,4 @@
-"""Exceptions from signal handlers at any instruction: no lock stays held, and an operation happened whole or not at all.
+"""Exceptions from signal handlers at any instruction: no lock stays held, and operations happen whole or not at all.
 
 INTERRUPT_ROUNDS sets how many random instants are tried of each operation (some dozens where it is not set); where it
 is set, the trace function also raises between any two instructions, and not only between lines.
@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -105,7 +106,7 @@ class Tracer:
         self.at, self.opcodes, self.count = at, opcodes, 0
 
     def __call__(self, frame, event, argument):
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(PACKAGE) or in_finalizer(frame):
             return None
         frame.f_trace_opcodes = self.opcodes
         return self._trace
@@ -129,6 +130,17 @@ class Tracer:
         finally:
             sys.settrace(outer)
         return None
+
+
+def in_finalizer(frame):
+    """What a finalizer raises Python tells to nobody."""
+    while (
+        frame is not None
+        and frame.f_code.co_name != "__del__"
+        and frame.f_code is not weakref.finalize.__call__.__code__
+    ):
+        frame = frame.f_back
+    return frame is not None
 
 
 def in_another_thread(work):
@@ -223,6 +235,7 @@ def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
     assert bench.authority.check() == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python's, of files it closes itself
 def test_an_exception_at_each_line_of_opening_and_closing(url, path, tmp_path):
     """A file is made whole or not at all, without leaving a draft; connections are opened and closed."""
 
