@@ -245,7 +245,7 @@ def _get_reservation(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
 
 def _list_reservations(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
     asked = filters.list_filters(call.query)
-    if caller.admin and asked.tenant is None:
+    if caller.admin and not (asked.tenant or "").strip():
         raise filters.invalid("tenant query parameter is required when using admin key authentication")
     owner = requests.query_tenant(asked.tenant, caller.tenant)
     body = ledger.look(lambda db, now: queries.list_reservations(db, now, asked, owner), _timeout(call))

@@ -9,7 +9,7 @@ from ..errors import ValidationError
 from ..models import DecisionRequest, EventCreateRequest, ReservationCreateRequest
 from ..values import Subject
 from ..wire import IDEMPOTENCY_KEY_HEADER, Call, parse_request
-from . import scopes
+from . import leniency, scopes
 from .filters import invalid
 from .rules import Refusal, Refused
 
@@ -25,7 +25,7 @@ def body(call: Call) -> Any:
     model = call.operation.request
     assert model is not None  # the dispatch table pairs operations with what they take
     try:
-        request: Any = parse_request(model, call.body)
+        request: Any = parse_request(leniency.lenient(model), call.body)
     except ValidationError as e:
         raise invalid(e.message) from e
     if isinstance(request, _WITH_SUBJECT):
@@ -69,10 +69,10 @@ def subject_tenant(subject: Subject | None, tenant: str | None) -> str:
 
 
 def query_tenant(named: str | None, tenant: str | None) -> str | None:
-    """The tenant that a read is limited to; None for all."""
-    if tenant is not None and named not in (None, tenant):
+    """The tenant that a read is limited to; None for all. A blank one is nobody's, and has nothing."""
+    if tenant is not None and named not in (None, tenant) and named.strip():
         raise forbidden(named)
-    return named if tenant is None else tenant
+    return tenant if named is None else named
 
 
 def forbidden(named: str | None) -> Refused:

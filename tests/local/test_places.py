@@ -205,7 +205,7 @@ def test_threads_on_a_file_that_is_replaced_again_and_again(url, path):
 
         def work(number):
             if number == 0:
-                for turn in range(40):
+                for _ in range(40):
                     shutil.copy(path + ".master", path + ".next")
                     threading.Event().wait(random.random() / 200)
                     os.replace(path + ".next", path)
