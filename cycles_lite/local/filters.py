@@ -1,7 +1,8 @@
 """The query parameters of reads, checked (protocol: listReservations, getBalances). Pure.
 
-A blank parameter counts as unset for the time windows alone: a blank level or key is one that nothing has, and other
-blank parameters are none that can be meant. Unknown ones are ignored.
+Of the filters, a blank one counts as unset for the time windows alone: a blank level or key is one that nothing has, a
+blank status or sort none that can be meant. A blank `limit` or `cursor` filters nothing, and is unset. Unknown
+parameters are ignored.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ WINDOWS = (
 #: The ways to sort, and what is usual.
 DIRECTIONS = ("asc", "desc")
 USUAL_SORT = ("created_at_ms", "desc")
+
+_UNSET_IF_BLANK = frozenset(["limit", "cursor", *[name for window in WINDOWS for name in window[:2]]])
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
@@ -109,9 +112,10 @@ def invalid(message: str, **details: Any) -> Refused:
 
 def _given(query: Mapping[str, str]) -> dict[str, str]:
     try:
-        return {name: free_text(name, value, len(value)) for name, value in query.items()}
+        given = {name: free_text(name, value, len(value)) for name, value in query.items()}
     except ValidationError as e:
         raise invalid(e.message) from e
+    return {name: value for name, value in given.items() if value.strip() or name not in _UNSET_IF_BLANK}
 
 
 def _segments(given: Mapping[str, str], levels: Sequence[str]) -> list[str]:
@@ -142,7 +146,7 @@ def _window(given: Mapping[str, str], since: str, until: str, column: str) -> li
 
 
 def _instant(given: Mapping[str, str], name: str) -> int | None:
-    if not given.get(name, "").strip():
+    if name not in given:
         return None
     found = instants.nanoseconds(given[name].strip())
     if found is None:

@@ -129,13 +129,18 @@ class Application:
         """Who asks, or None: a key that is not known, or none where one is needed."""
         if operation.public:
             return Caller()
+        if operation in _ADMIN_OPERATIONS and self._names_admin(request):
+            return Caller(None, admin=True) if self._is_admin(request) else None
+        tenant = self._tenant(request)
+        return None if tenant is None else Caller(tenant)
+
+    def _tenant(self, request: _Request) -> str | None:
         key = request.headers.get(wire.API_KEY_HEADER)
-        if key is not None:
-            tenant = self._authority.authenticate(key)
-            return None if tenant is None else Caller(tenant)
-        if operation in _ADMIN_OPERATIONS and self._is_admin(request):
-            return Caller(None, admin=True)
-        return None
+        return None if key is None else self._authority.authenticate(key)
+
+    def _names_admin(self, request: _Request) -> bool:
+        """Whether a key is sent as the admin's: then that one counts, be it right or wrong, whatever else is sent."""
+        return self._admin_key is not None and _ADMIN_KEY_HEADER in request.headers
 
     def _is_admin(self, request: _Request) -> bool:
         given = request.headers.get(_ADMIN_KEY_HEADER)
@@ -146,8 +151,7 @@ class Application:
     def _provision(self, request: _Request) -> wire.Answer:
         if request.method != "POST":
             return _not_allowed(request, ["POST"])
-        key = request.headers.get(wire.API_KEY_HEADER)
-        tenant = self._authority.authenticate(key) if key is not None else None
+        tenant = None if self._names_admin(request) else self._tenant(request)
         call = AdminCall(self._authority, request.body, request.headers, self._is_admin(request), tenant)
         return ADMIN_ROUTES[request.path](call)
 

@@ -26,7 +26,7 @@ TAKEN = {
     "metadata 70 deep": {"metadata": nested(70)},
     "metadata 201 deep": {"metadata": nested(200)},
     "control characters in metadata": {"metadata": {CONTROLS: CONTROLS}},
-    "other scripts": {"idempotency_key": "\u9375\U0001f511", "action": {"kind": "\u00e9", "name": "\u2028"}},
+    "other scripts": {"idempotency_key": "\u9375\U0001f511", "action": {"kind": "\u00e9", "name": "\u2028x"}},
 }
 
 
