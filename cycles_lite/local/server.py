@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
 from urllib.parse import parse_qsl
 
 from waitress import wasyncore
-from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import ErrorTask
 
 from .. import wire
+from ..clock import monotonic
 from ..errors import ConfigError, TransportError
+from . import channels
 from .admin import ADMIN_ROUTES, AdminCall
 from .answers import error_answer, new_answer
 from .authority import Authority, Caller
@@ -31,8 +32,8 @@ MAX_BODY_BYTES = 1024 * 1024
 #: Up to here they are read before they are refused, because most clients send all before they look for an answer.
 _READ_AT_MOST = 8 * MAX_BODY_BYTES
 
-#: Kept-alive connections; further ones wait. Each may cost a file descriptor or two, of which systems give 1024.
-_CONNECTIONS = 400
+#: Seconds between two looks at slow connections, where nothing happens.
+_LOOK = 1.0
 
 #: Seconds that a request waits for the budget file at the most, as the client's two timeouts.
 _PATIENCE = (2.0, 5.0)
@@ -225,7 +226,7 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
         super().execute()
 
 
-class _Channel(HTTPChannel):  # type: ignore[misc]
+class _Channel(channels.Channel):
     error_task_class = _FaultTask
 
 
@@ -245,7 +246,7 @@ class Server:
             map=self._map,
             threads=8,
             ident=None,
-            connection_limit=_CONNECTIONS,
+            connection_limit=2 * channels.MOST,  # never reached: who was here longest goes, and newcomers do not wait
             max_request_body_size=_READ_AT_MOST,
             clear_untrusted_proxy_headers=True,  # as waitress 3 does; 2.1 warns where it is not said
         )
@@ -265,10 +266,14 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop()`, Ctrl-C or `SystemExit`; requests at work are finished."""
+        most, next_look = channels.most_connections(), 0.0
         try:
             while not self._ending:
                 # Only for a second: a signal that comes just before the wait does not interrupt it.
-                wasyncore.loop(timeout=1, use_poll=True, map=self._map, count=1)
+                wasyncore.loop(timeout=_LOOK, use_poll=True, map=self._map, count=1)
+                if len(self._map) > most or monotonic() >= next_look:
+                    next_look = monotonic() + _LOOK
+                    channels.let_go(self._map, most)
         except (KeyboardInterrupt, SystemExit):
             pass
 
