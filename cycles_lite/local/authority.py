@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Callable, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 from .. import wire
 from ..clock import now_ms
@@ -57,6 +57,9 @@ class Authority:
 
     def __repr__(self) -> str:
         return f"<Authority {self.url}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an Authority has connections to its file, and does not pickle: make one in each process")
 
     def __enter__(self) -> Authority:
         return self

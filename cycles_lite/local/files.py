@@ -19,6 +19,7 @@ from ..errors import ConfigError, TransportError
 from . import places, schema
 from .connections import Connection, at_place, open_connections
 from .failures import is_busy, translated
+from .location import printable
 
 #: Seconds that SQLite itself waits for a lock before it reports back; whoever calls it tries again.
 BUSY_TIMEOUT = 0.05
@@ -59,7 +60,9 @@ def open_file(path: str, journal: str, synchronous: str, deadline: float) -> Con
             if not is_busy(e) or monotonic() >= deadline:
                 raise
         if monotonic() >= deadline:
-            raise TransportError(f"the budget file {path} is replaced by others all the time; nothing was written")
+            raise TransportError(
+                f"the budget file {printable(path)} is replaced by others all the time; nothing was written"
+            )
 
 
 def _open(path: str, journal: str, synchronous: str, deadline: float) -> Connection | None:
@@ -87,7 +90,7 @@ def _open(path: str, journal: str, synchronous: str, deadline: float) -> Connect
 
 def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, deadline: float) -> None:
     if schema.identity(db) != (schema.APPLICATION_ID, schema.VERSION):
-        raise TransportError(f"the budget file {path} was replaced by another file")
+        raise TransportError(f"the budget file {printable(path)} was replaced by another file")
     _set_journal(db, journal, deadline)
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
     db.execute("PRAGMA synchronous = " + synchronous)
@@ -120,28 +123,28 @@ def _size(path: str) -> int | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as e:
-        raise ConfigError(f"{path} cannot be looked at: {e}") from e
+        raise ConfigError(f"{printable(path)} cannot be looked at: {e}") from e
     if stat.S_ISDIR(found.st_mode):
-        raise ConfigError(f"{path} is a folder; name a file in it")
+        raise ConfigError(f"{printable(path)} is a folder; name a file in it")
     if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(f"{path} is not a regular file")
+        raise ConfigError(f"{printable(path)} is not a regular file")
     return found.st_size
 
 
 def _missing(path: str, size: int | None) -> str:
     what = "there is no budget file at {}" if size is None else "{} is an empty file"
-    command = f"cycles-lite budget set --db {shlex.quote(path)} tenant:acme TOKENS:100000"
-    return f"{what.format(path)}; this makes one: {command}"
+    command = f"cycles-lite budget set --db {shlex.quote(printable(path))} tenant:acme TOKENS:100000"
+    return f"{what.format(printable(path))}; this makes one: {command}"
 
 
 def _demand_ours(path: str) -> None:
     application_id, version = _identity(path)
     if application_id != schema.APPLICATION_ID:
-        raise ConfigError(f"{path} is not a budget file but another program's database; it was left alone")
+        raise ConfigError(f"{printable(path)} is not a budget file but another program's database; it was left alone")
     if version != schema.VERSION:
         age = "newer" if version > schema.VERSION else "unknown"
         known = f"this cycles_lite knows version {schema.VERSION}"
-        raise ConfigError(f"{path} has the {age} schema version {version}; {known}")
+        raise ConfigError(f"{printable(path)} has the {age} schema version {version}; {known}")
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -151,12 +154,12 @@ def _identity(path: str) -> tuple[int, int]:
     try:
         made = connect(path, "mode=ro&immutable=1")
     except sqlite3.Error as e:
-        raise ConfigError(f"{path} cannot be read: {e}") from e
+        raise ConfigError(f"{printable(path)} cannot be read: {e}") from e
     try:
         made.db.execute("PRAGMA writable_schema=ON")
         return schema.identity(made.db)
     except sqlite3.Error as e:
-        raise ConfigError(f"{path} is not a budget file, nor any SQLite database: {e}") from e
+        raise ConfigError(f"{printable(path)} is not a budget file, nor any SQLite database: {e}") from e
     finally:
         made.close()
 
@@ -176,7 +179,7 @@ def _make(path: str, size: int | None, deadline: float) -> None:
     except OSError as e:
         folder = os.path.dirname(path)
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-            raise ConfigError(f"{path} cannot be made: {e.strerror}") from e
+            raise ConfigError(f"{printable(path)} cannot be made: {e.strerror}") from e
         with contextlib.suppress(FileExistsError):  # a file system without hard links
             _touch(path)
         _fill(path, deadline)
@@ -217,4 +220,4 @@ def _fill(path: str, deadline: float) -> None:
         finally:
             made.close()  # rolls back what was not committed
     except sqlite3.Error as e:
-        raise translated(e, path) from e
+        raise translated(e, printable(path)) from e

@@ -14,6 +14,7 @@ from typing import NamedTuple, Optional, Tuple
 from ..clock import monotonic
 from ..errors import TransportError
 from .failures import not_in_time
+from .location import printable
 
 try:
     import fcntl
@@ -63,11 +64,11 @@ def demand_same(place: Place, deadline: float) -> None:
     found = inode(place.path)
     if found == place.inode:
         return
-    what = f"the budget file {place.path} was {{}} while it was open; nothing was written{{}}"
+    what = f"the budget file {printable(place.path)} was {{}} while it was open; nothing was written{{}}"
     if found is None:
         raise TransportError(what.format("removed", ""))
     kept = set_aside(place, deadline)
-    where = f", and what was not yet copied to the old one is in {kept}" if kept else ""
+    where = f", and what was not yet copied to the old one is in {printable(kept)}" if kept else ""
     raise TransportError(what.format("replaced by another", where + "; the next call uses the new one"))
 
 
@@ -107,7 +108,7 @@ class _FolderLock:
                 return
             except OSError as e:
                 if monotonic() >= self._deadline:
-                    raise not_in_time(self._name, 0.0) from e
+                    raise not_in_time(printable(self._name), 0.0) from e
                 time.sleep(_PAUSE)
 
     def __exit__(self, *exc_info: object) -> None:

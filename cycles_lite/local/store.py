@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from functools import partial
+from typing import Any
 
 from ..clock import monotonic
 from ..errors import ConfigError, TransportError, TransportTimeout
@@ -35,7 +36,7 @@ class Store:
         where = location.parse(url)
         self.url = where.url
         #: How messages call it.
-        self.name = where.path or "in memory"
+        self.name = location.printable(where.path) if where.path else "in memory"
         self._timeout = timeout
         self._is_memory = where.path is None
         if where.path is None:
@@ -45,6 +46,9 @@ class Store:
             journal = "DELETE" if location.is_on_network(where.path) else "WAL"
             self._open = partial(files.open_file, where.path, journal, where.synchronous)
             self._pools = {os.getpid(): Pool(self._open)}
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Store has connections to its file, and does not pickle: make one in each process")
 
     def write(self, timeout: float | None = None) -> Transaction:
         """A transaction that may write."""

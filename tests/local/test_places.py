@@ -196,10 +196,10 @@ def test_a_name_that_comes_back_while_the_file_is_opened(url, path, monkeypatch)
 
 def test_threads_on_a_file_that_is_replaced_again_and_again(url, path):
     """What is acknowledged between two replacements is in the file that there is, and no file is ever damaged."""
+    with Bench(url) as first:
+        first.budget(amount=10**9)
+    shutil.copy(path, path + ".master")
     with Bench(url, validates=False, timeout=PATIENCE) as used:
-        used.budget(amount=10**9)
-        used.authority.shutdown()
-        shutil.copy(path, path + ".master")
         ending = threading.Event()
         told = []
 
