@@ -13,6 +13,7 @@ from ..wire import Answer, Call
 from . import answers, audit, directory, filters, provisioning, queries, requests, reserving, rules, settling
 from .answers import error_answer, new_answer
 from .directory import ApiKey, Tenant, TenantSettings
+from .failures import is_from_handler
 from .ledger import Ledger
 from .rules import Budget, Refusal, Refused
 from .store import Store
@@ -91,6 +92,8 @@ class Authority:
         except (TransportError, ConfigError):
             raise
         except Exception as e:
+            if is_from_handler(e):
+                raise
             _log_crash(e, call.operation.name, ids.request_id)
             return answers.error(Refusal("INTERNAL_ERROR", "The authority failed; see its log."), ids, tenant)
 

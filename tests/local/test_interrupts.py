@@ -6,6 +6,7 @@ is set, the trace function also raises between any two instructions, and not onl
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -309,6 +310,44 @@ def test_a_signal_at_any_instant(bench, operation_class, alarms):
         demand_exact(bench, operation_class, before, demand_free(bench, operation, before))
     assert hits
     assert bench.authority.check() == []
+
+
+class TimeIsUp(Exception):
+    """What task queues raise for a soft time limit: no BaseException."""
+
+
+class Limit:
+    def raise_it(self, number, frame):
+        raise TimeIsUp
+
+    __call__ = raise_it
+
+
+def raise_it(extra, number, frame):
+    raise TimeIsUp
+
+
+HANDLERS = [Limit(), Limit().raise_it, functools.partial(raise_it, 1)]
+
+
+@needs_timers
+@pytest.mark.parametrize("handler", HANDLERS, ids=["object", "method", "partial"])
+def test_a_time_limit_is_no_fault_of_the_authority(bench, alarms, handler, caplog):
+    """It comes out of the call that it ends, and is not answered with a 500."""
+    signal.signal(signal.SIGALRM, handler)
+    clock = bench.clock
+
+    def raise_in_the_midst():
+        os.kill(os.getpid(), signal.SIGALRM)
+        return clock.now
+
+    bench.authority._ledger._clock = raise_in_the_midst
+    with pytest.raises(TimeIsUp):
+        bench.event(1)
+    bench.authority._ledger._clock = clock
+    assert bench.event(1).status == 201
+    assert bench.amounts()[2] == 1
+    assert caplog.records == []
 
 
 @needs_timers
