@@ -15,7 +15,7 @@ from ..values import Amount, Caps, Unit
 from . import instants
 from .answers import error_answer, new_answer
 from .authority import Authority
-from .directory import AlreadyExists
+from .directory import AlreadyExists, TenantSettings
 
 
 class AdminCall(NamedTuple):
@@ -143,8 +143,11 @@ def _create_tenant(call: AdminCall) -> tuple[int, dict[str, Any]]:
     data = _object(call.body, _TENANT_FIELDS)
     tenant_id, name = _text(data, "tenant_id"), _text(data, "name")
     settings = {ours: data[theirs] for theirs, ours in _TENANT_SETTINGS if data.get(theirs) is not None}
-    status = 201 if call.authority.tenant(tenant_id) is None else 200
-    made = call.authority.create_tenant(tenant_id, name, **settings)
+    made = call.authority.tenant(tenant_id)
+    status = 201 if made is None else 200
+    if made is None or made.name != name:
+        made = call.authority.create_tenant(tenant_id, name, **settings)
+    TenantSettings(**settings).checked()  # also where the tenant stays as it is
     return status, {
         "tenant_id": made.tenant_id,
         "name": made.name,

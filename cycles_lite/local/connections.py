@@ -202,12 +202,23 @@ def is_forker() -> bool:
 
 
 def _before_fork() -> None:
-    """Close every connection. An own transaction, around a signal handler that forks, is not waited for."""
+    """Close every connection, also where a signal handler raises meanwhile: the fork goes on then."""
+    try:
+        _wait_for_others()
+    finally:
+        _close_unused()
+
+
+def _wait_for_others() -> None:
+    """Wait for transactions at work, but not for an own one, around a signal handler that forks."""
     global _forker
     _forker = me = threading.get_ident()
     deadline = monotonic() + _FORK_PATIENCE
     while monotonic() < deadline and any(one.is_at_work and one.thread != me for one in live_transactions()):
         time.sleep(_FORK_PAUSE)
+
+
+def _close_unused() -> None:
     in_use = [one for transaction in live_transactions() for one in transaction.connection]
     for one in open_connections():
         if one not in in_use:

@@ -28,7 +28,7 @@ class Rights:
     def __init__(self) -> None:
         # By its module: gevent puts a queue of its own there.
         self._free: Any = queue.SimpleQueue()
-        self._replacing = threading.Lock()
+        self._replacing = threading.RLock()  # a signal handler may ask for the right as well
         self._make()
 
     def take(self, box: list[Right], deadline: float, is_in_vain: Callable[[], bool]) -> bool:

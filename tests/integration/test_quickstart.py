@@ -67,6 +67,8 @@ def test_a_tenant_is_made_once(http):
     assert re.match(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z\Z", first.data["created_at"])
     again = http("POST", "/v1/admin/tenants", TENANT, **ADMIN)
     assert (again.status, again.data) == (200, first.data)
+    assert http("POST", "/v1/admin/tenants", {**TENANT, "max_reservation_ttl_ms": 5000}, **ADMIN).data == first.data
+    assert http("POST", "/v1/admin/tenants", {**TENANT, "max_reservation_ttl_ms": 5}, **ADMIN).status == 400
     other = http("POST", "/v1/admin/tenants", {**TENANT, "name": "Other"}, **ADMIN)
     assert (other.status, other.error) == (409, "DUPLICATE_RESOURCE")
     assert http("POST", "/v1/admin/tenants", TENANT, **ADMIN).data == first.data
