@@ -64,14 +64,14 @@ class Connection:
         self.is_open = True
 
     def close(self) -> None:
+        self.is_open = False  # first: whoever finds it idle must not use what an interruption left half closed
         self.db.close()
-        self.is_open = False
         _open.pop(id(self), None)
 
     def __del__(self) -> None:
-        if self.is_open and self.pid == os.getpid():
+        if self.pid == os.getpid():
             self.close()
-        elif self.is_open:
+        elif self.pid:
             INHERITED.append(self.db)
 
 
@@ -85,7 +85,7 @@ def open_connections() -> list[Connection]:
     """This process's connections to files."""
     pid = os.getpid()
     found = [reference() for reference in list(_open.values())]
-    return [one for one in found if one is not None and one.is_open and one.pid == pid]
+    return [one for one in found if one is not None and one.pid == pid]
 
 
 def enter(transaction: Transaction) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 import cycles_lite
 from cycles_lite.errors import TransportTimeout
-from cycles_lite.local import Authority, connections, upkeep
+from cycles_lite.local import Authority, connections, location, upkeep
 from cycles_lite.values import Amount
 
 from .helpers import Bench, new_key
@@ -399,6 +399,30 @@ def test_a_handler_that_writes_is_refused_at_once(bench, alarms, url):
     assert len(told) == 2
     assert bench.event(1).status == other.event(1).status == 201
     other.authority.shutdown()
+
+
+@needs_timers
+def test_a_handler_that_writes_while_a_network_file_is_read(alarms, url, monkeypatch):
+    """Without a WAL readers hold writers up."""
+    monkeypatch.setattr(location, "is_on_network", lambda path: True)
+    told = []
+
+    def handler():
+        with pytest.raises(TransportTimeout):
+            bench.event(1)
+        told.append(1)
+
+    with Bench(url, validates=False, timeout=PATIENCE) as bench:
+        bench.budget()
+        alarms.append(handler)
+        before = time.monotonic()
+        with bench.authority._ledger.store.read():
+            os.kill(os.getpid(), signal.SIGALRM)
+            while not told:
+                time.sleep(0.001)
+        assert time.monotonic() - before < SOON
+        assert bench.event(1).status == 201
+        assert bench.amounts()[2] == 1
 
 
 @needs_timers

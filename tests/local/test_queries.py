@@ -125,7 +125,7 @@ def test_pages(filled, sort_by, sort_dir, limit):
         if not page["has_more"]:
             break
         assert len(page["reservations"]) == limit
-        query["cursor"] = page["next_cursor"]
+        query = {"limit": str(limit), "cursor": page["next_cursor"]}  # which brings the sort along
     assert len(rows) == 11
 
     def value(row):
