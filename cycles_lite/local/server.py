@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -41,20 +42,6 @@ _PATIENCE = (2.0, 5.0)
 #: What the admin key is good for beside provisioning (protocol: `security` of these operations).
 _ADMIN_OPERATIONS = (wire.LIST_RESERVATIONS, wire.GET_RESERVATION, wire.RELEASE_RESERVATION)
 
-_REASONS = {
-    200: "OK",
-    201: "Created",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    409: "Conflict",
-    410: "Gone",
-    413: "Content Too Large",
-    500: "Internal Server Error",
-}
-
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
 _ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
 
@@ -83,7 +70,7 @@ class Application:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         answer = self._answer(environ)
         headers = [*_titled(answer), ("Content-Length", str(len(answer.body)))]
-        start_response(f"{answer.status} {_REASONS.get(answer.status, 'Unknown')}", headers)
+        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
         return [answer.body] if environ["REQUEST_METHOD"] != "HEAD" else []
 
     def _answer(self, environ: dict[str, Any]) -> wire.Answer:

@@ -89,20 +89,6 @@ class Transaction:
     giving them back, `end` does, and else they are given back with the object.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_deadline",
-        "_name",
-        "_pool",
-        "_right",
-        "_seconds",
-        "connection",
-        "is_at_work",
-        "pid",
-        "thread",
-        "writes",
-    )
-
     def __init__(self, pool: Pool, name: str, seconds: float, writes: bool) -> None:
         self._pool, self._name, self._seconds, self.writes = pool, name, seconds, writes
         self.pid = pool.pid
