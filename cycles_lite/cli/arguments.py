@@ -106,7 +106,7 @@ def db_url(arguments: Any) -> str:
         return str(given)
     if arguments.db is None or not given:
         raise ConfigError("which budget file? Name it with --db PATH, or set CYCLES_BASE_URL to a sqlite: URL")
-    return "sqlite:///" + quote(os.path.abspath(given).lstrip("/"))
+    return "sqlite:///" + quote(os.fsencode(os.path.abspath(given)).lstrip(b"/"))
 
 
 def add_levels(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..checks import shown
 from ..errors import ConfigError
 from ..local import Authority
 from ..local.directory import AlreadyExists
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from ..local.server import Server
 
 
+#: Larger files hold no key.
+_LONGEST_FILE = 4096
+
+
 def add_command(commands: Any) -> None:
     text = "serve a budget file over HTTP (needs the extra [server])"
     parser = commands.add_parser("serve", help=text, description=text)
@@ -23,10 +30,11 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; default: %(default)s")
     parser.add_argument("--port", type=int, default=7878, help="0 picks a free one; default: %(default)s")
     parser.add_argument("--tenant", help="a tenant to create where it is missing")
-    parser.add_argument("--api-key", metavar="KEY", help="a key for that tenant")
-    parser.add_argument(
-        "--admin-key", metavar="KEY", help="a key for the provisioning calls, which are off without one"
-    )
+    # Arguments are shown to every user of the machine; the other two places are not. One key has one place.
+    for name, what in (("api", "for that tenant"), ("admin", "for the provisioning calls, which are off without one")):
+        places = f"one of: --{name}-key, --{name}-key-file, the variable CYCLES_SERVE_{name.upper()}_KEY"
+        parser.add_argument(f"--{name}-key", metavar="KEY", help=f"a key {what}; {places}")
+        parser.add_argument(f"--{name}-key-file", metavar="PATH", help="a file with that key and nothing else")
     parser.add_argument(
         "--budget",
         action="append",
@@ -48,17 +56,56 @@ def add_command(commands: Any) -> None:
 
 def _serve(arguments: Any) -> int:
     server_class = load_server("serve")
-    if arguments.api_key is not None and arguments.tenant is None:
-        raise ConfigError("--api-key needs --tenant: a key belongs to a tenant")
+    admin_key, api_key = _key(arguments, "admin"), _key(arguments, "api")
+    if api_key is not None and arguments.tenant is None:
+        raise ConfigError(f"{api_key.place} needs --tenant: a key belongs to a tenant")
     with Authority(given.db_url(arguments), create=True) as authority:
         # Before anything is changed: where the address is taken, the file is in use by the one who has it.
-        with server_class(authority, arguments.host, arguments.port, admin_key=arguments.admin_key) as server:
-            _prepare(authority, arguments)
+        key = None if admin_key is None else admin_key.secret
+        with server_class(authority, arguments.host, arguments.port, admin_key=key) as server:
+            _prepare(authority, arguments, api_key)
             _stop_on_signals(server)
             logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # else each request that waits is a warning
             print(f"listening on {server.url}", flush=True)
             server.run()
     return 0
+
+
+class _Key(NamedTuple):
+    """A key, and where it was said, for messages."""
+
+    place: str
+    secret: str
+
+
+def _key(arguments: Any, name: str) -> _Key | None:
+    """The `api` or `admin` key, from the one place that has it; none where no place has."""
+    option, variable = f"--{name}-key", f"CYCLES_SERVE_{name.upper()}_KEY"
+    given = {
+        option: getattr(arguments, f"{name}_key"),
+        option + "-file": getattr(arguments, f"{name}_key_file"),
+        variable: os.environ.get(variable),
+    }
+    places = [place for place, text in given.items() if text is not None]
+    if len(places) > 1:
+        raise ConfigError("{} are given; the {} key has one place".format(" and ".join(places), name))
+    if not places:
+        return None
+    text = given[places[0]]
+    secret = _content(places[0], text) if places[0].endswith("-file") else text.strip()
+    if re.match(r"[\x21-\x7e]{1,256}\Z", secret) is None:
+        what = "is empty" if not secret else "has other characters than visible ASCII, or more than 256"
+        raise ConfigError(f"{places[0]}: the secret of the {name} key {what}")
+    return _Key(places[0], secret)
+
+
+def _content(option: str, path: str) -> str:
+    """A file's text without the white space around it."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_LONGEST_FILE).decode("latin-1").strip()
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{option}: {shown(path)} cannot be read: {getattr(e, 'strerror', None) or e}") from e
 
 
 def load_server(command: str) -> type[Server]:
@@ -78,12 +125,12 @@ def _stop_on_signals(server: Server) -> None:
         signal.signal(number, lambda signum, frame: server.stop())
 
 
-def _prepare(authority: Authority, arguments: Any) -> None:
+def _prepare(authority: Authority, arguments: Any, api_key: _Key | None) -> None:
     """What a start from nothing needs; on a file that has it already, nothing changes but the allocations."""
     if arguments.tenant is not None:
         _ensure_tenant(authority, arguments.tenant)
-    if arguments.api_key is not None:
-        _ensure_key(authority, str(arguments.tenant), arguments.api_key)
+    if api_key is not None:
+        _ensure_key(authority, str(arguments.tenant), api_key)
     for budget in arguments.budget:
         authority.set_budget(budget.scope, budget.amount)
     for scope, caps in arguments.caps:
@@ -97,12 +144,12 @@ def _ensure_tenant(authority: Authority, tenant: str) -> None:
         pass  # under another name, or with settings of its own: it is there
 
 
-def _ensure_key(authority: Authority, tenant: str, secret: str) -> None:
-    owner = authority.authenticate(secret)
+def _ensure_key(authority: Authority, tenant: str, key: _Key) -> None:
+    owner = authority.authenticate(key.secret)
     if owner is None:
-        authority.create_key(tenant, secret=secret)
+        authority.create_key(tenant, secret=key.secret)
     elif owner != tenant:
-        raise ConfigError("--api-key: the key is another tenant's")
+        raise ConfigError(f"{key.place}: the key is another tenant's")
 
 
 def _set_caps(authority: Authority, scope: str, caps: Any) -> None:

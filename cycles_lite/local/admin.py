@@ -1,21 +1,21 @@
 """The provisioning calls over HTTP: tenants, keys and budgets, in the shapes that the official quickstart uses.
 
-Fields that this authority has no use for are ignored, because the official admin server has many more.
+The official admin server has fields that this authority has no use for: they are ignored, and unknown ones refused.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, Container, Mapping, NamedTuple
 
 from .. import checks, wire
 from ..errors import ValidationError
-from ..values import Amount, Caps
+from ..values import Amount, Caps, Unit
 from . import instants
 from .answers import error_answer, new_answer
 from .authority import Authority
-from .directory import AlreadyExists
+from .directory import AlreadyExists, TenantSettings
 
 
 class AdminCall(NamedTuple):
@@ -56,13 +56,16 @@ def _answering(handler: _Handler) -> Callable[[AdminCall], wire.Answer]:
     return answer
 
 
-def _object(body: bytes) -> Mapping[str, Any]:
+def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
     try:
         data = wire.loads(body)
     except ValueError as e:
         raise ValidationError(f"body: not JSON: {e}") from e
     if not isinstance(data, dict):
         raise ValidationError("body: not an object")
+    for name in data:
+        if name not in known:
+            raise ValidationError(f"body: unknown field {checks.shown(name)}")
     return data
 
 
@@ -84,14 +87,22 @@ def _milliseconds(data: Mapping[str, Any], name: str) -> int | None:
     found = instants.nanoseconds(_text(data, name))
     if found is None:
         raise ValidationError(f"{name}: an ISO 8601 date-time with an offset is needed, such as 2026-05-21T10:00:00Z")
-    return instants.first_ms(found)
+    made = instants.first_ms(found)
+    if not 0 <= made <= _LAST_MS:
+        raise ValidationError(f"{name}: {checks.shown(data[name])} is not in the years 1970 to 9999 of UTC")
+    return made
 
 
 def _instant(milliseconds: int | None) -> str | None:
+    """A time of ours as text; those that a program has set may be past all years, and are shown as the last instant."""
     if milliseconds is None:
         return None
-    return datetime.fromtimestamp(milliseconds / 1000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    seconds = min(milliseconds, _LAST_MS) // 1000
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
+
+#: The last millisecond that a date can tell.
+_LAST_MS = 253_402_300_799_999
 
 #: Settings of a tenant: the admin API's names, and the authority's.
 _TENANT_SETTINGS = (
@@ -101,15 +112,34 @@ _TENANT_SETTINGS = (
     ("default_commit_overage_policy", "default_overage_policy"),
 )
 
+_TENANT_FIELDS = frozenset(
+    "tenant_id name parent_tenant_id metadata reservation_expiry_policy".split()
+    + [name for name, _ in _TENANT_SETTINGS]
+)
+_KEY_FIELDS = frozenset("tenant_id name description permissions scope_filter expires_at metadata".split())
+_BUDGET_FIELDS = frozenset(
+    "tenant_id scope unit allocated overdraft_limit commit_overage_policy caps rollover_policy period_start period_end"
+    " metadata".split()
+)
+
+#: What a key may be permitted. Stored, and enforced by nobody.
+_PERMISSION = re.compile(
+    r"reservations:(create|commit|release|extend|list|read)|decide|events:(create|read)|(balances|audit):read"
+    r"|(budgets|policies|webhooks|admin):(read|write)"
+    r"|admin:(tenants|budgets|policies|apikeys|webhooks|events|audit|overview):(read|write)"
+)
+
 
 def _create_tenant(call: AdminCall) -> tuple[int, dict[str, Any]]:
     _demand_admin(call)
-    data = _object(call.body)
-    tenant_id = _text(data, "tenant_id")
-    name = _text(data, "name") if data.get("name") is not None else None
+    data = _object(call.body, _TENANT_FIELDS)
+    tenant_id, name = _text(data, "tenant_id"), _text(data, "name")
     settings = {ours: data[theirs] for theirs, ours in _TENANT_SETTINGS if data.get(theirs) is not None}
-    status = 201 if call.authority.tenant(tenant_id) is None else 200
-    made = call.authority.create_tenant(tenant_id, name, **settings)
+    made = call.authority.tenant(tenant_id)
+    status = 201 if made is None else 200
+    if made is None or made.name != name:
+        made = call.authority.create_tenant(tenant_id, name, **settings)
+    TenantSettings(**settings).checked()  # also where the tenant stays as it is
     return status, {
         "tenant_id": made.tenant_id,
         "name": made.name,
@@ -120,14 +150,14 @@ def _create_tenant(call: AdminCall) -> tuple[int, dict[str, Any]]:
 
 def _create_key(call: AdminCall) -> tuple[int, dict[str, Any]]:
     _demand_admin(call)
-    data = _object(call.body)
-    tenant_id = _text(data, "tenant_id")
-    if call.authority.tenant(tenant_id) is None:
-        raise _No(404, "NOT_FOUND", f"There is no tenant {tenant_id[:100]}.")
+    data = _object(call.body, _KEY_FIELDS)
+    name, tenant_id = _text(data, "name"), _tenant_id(call, data)
     permissions = [] if data.get("permissions") is None else data["permissions"]
-    if not isinstance(permissions, list) or not all(isinstance(permission, str) for permission in permissions):
+    if not isinstance(permissions, list):
         raise ValidationError("permissions: a list of strings is needed")
-    name = _text(data, "name") if data.get("name") is not None else None
+    for permission in permissions:
+        if not isinstance(permission, str) or _PERMISSION.fullmatch(permission) is None:
+            raise ValidationError(f"permissions: {checks.shown(permission)} is not known")
     expires_at_ms = _milliseconds(data, "expires_at")
     key = call.authority.create_key(tenant_id, name=name, permissions=permissions, expires_at_ms=expires_at_ms)
     return 201, {
@@ -144,17 +174,17 @@ def _create_key(call: AdminCall) -> tuple[int, dict[str, Any]]:
 def _create_budget(call: AdminCall) -> tuple[int, dict[str, Any]]:
     if call.tenant is None:
         _demand_admin(call)
-    data = _object(call.body)
+    data = _object(call.body, _BUDGET_FIELDS)
     tenant = _budget_owner(call, data)
     scope = _text(data, "scope").lower()
     if not re.match(rf"tenant:{re.escape(tenant)}(/|\Z)", scope):
-        if not scope.startswith("tenant:"):
-            raise ValidationError("scope: it starts with tenant:")
-        raise _No(403, "FORBIDDEN", f"Scope {scope[:200]} is not of tenant {tenant}.")
-    amount = _amount(data, "allocated")
-    if data.get("unit") not in (None, amount.unit):
-        raise ValidationError("unit: it differs from the unit of allocated")
-    limit = _amount(data, "overdraft_limit") if data.get("overdraft_limit") is not None else None
+        raise ValidationError(f"scope: {checks.shown(scope)} is not of tenant {tenant}")
+    amount = Amount.parse(data.get("allocated"), "allocated")
+    _demand_unit("allocated", amount, data.get("unit"))
+    limit = None
+    if data.get("overdraft_limit") is not None:
+        limit = Amount.parse(data["overdraft_limit"], "overdraft_limit")
+        _demand_unit("overdraft_limit", limit, amount.unit)
     caps = Caps.parse(data["caps"], "caps") if data.get("caps") is not None else None
     if not call.authority.add_budget(scope, amount, overdraft_limit=limit, caps=caps):
         raise _No(409, "DUPLICATE_RESOURCE", f"There is a budget of {amount.unit} at {scope}.")
@@ -163,19 +193,29 @@ def _create_budget(call: AdminCall) -> tuple[int, dict[str, Any]]:
 
 
 def _budget_owner(call: AdminCall, data: Mapping[str, Any]) -> str:
-    """The tenant that a budget is for: a tenant's key says it, beside the admin key the body must."""
+    """The tenant that a budget is for: a tenant's key says it, with the admin's key the body must."""
     if call.tenant is not None:
         if data.get("tenant_id") is not None:
             raise ValidationError("tenant_id: with a tenant's key the body names none")
         return call.tenant
+    return _tenant_id(call, data)
+
+
+def _tenant_id(call: AdminCall, data: Mapping[str, Any]) -> str:
+    """The tenant that a body names, which must be there."""
     tenant_id = _text(data, "tenant_id")
     if call.authority.tenant(tenant_id) is None:
-        raise _No(404, "NOT_FOUND", f"There is no tenant {tenant_id[:100]}.")
+        raise _No(404, "TENANT_NOT_FOUND", f"There is no tenant {tenant_id[:100]}.")
     return tenant_id
 
 
-def _amount(data: Mapping[str, Any], name: str) -> Amount:
-    return Amount.parse(data.get(name), name)
+def _demand_unit(name: str, amount: Amount, unit: object) -> None:
+    """Refuse an amount of another unit than the budget's. Whether that is one at all is asked first."""
+    if unit is None or unit == amount.unit:
+        return
+    if unit not in [known.value for known in Unit]:
+        raise ValidationError(f"unit: {checks.shown(unit)} is not known")
+    raise _No(400, "UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}.")
 
 
 ADMIN_ROUTES: Mapping[str, Callable[[AdminCall], wire.Answer]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Callable, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 from .. import wire
 from ..clock import now_ms
@@ -13,6 +13,7 @@ from ..wire import Answer, Call
 from . import answers, audit, directory, filters, provisioning, queries, requests, reserving, rules, settling
 from .answers import error_answer, new_answer
 from .directory import ApiKey, Tenant, TenantSettings
+from .failures import is_from_handler
 from .ledger import Ledger
 from .rules import Budget, Refusal, Refused
 from .store import Store
@@ -58,6 +59,9 @@ class Authority:
     def __repr__(self) -> str:
         return f"<Authority {self.url}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an Authority has connections to its file, and does not pickle: make one in each process")
+
     def __enter__(self) -> Authority:
         return self
 
@@ -88,6 +92,8 @@ class Authority:
         except (TransportError, ConfigError):
             raise
         except Exception as e:
+            if is_from_handler(e):
+                raise
             _log_crash(e, call.operation.name, ids.request_id)
             return answers.error(Refusal("INTERNAL_ERROR", "The authority failed; see its log."), ids, tenant)
 
@@ -245,7 +251,7 @@ def _get_reservation(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
 
 def _list_reservations(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
     asked = filters.list_filters(call.query)
-    if caller.admin and asked.tenant is None:
+    if caller.admin and not (asked.tenant or "").strip():
         raise filters.invalid("tenant query parameter is required when using admin key authentication")
     owner = requests.query_tenant(asked.tenant, caller.tenant)
     body = ledger.look(lambda db, now: queries.list_reservations(db, now, asked, owner), _timeout(call))

@@ -4,173 +4,230 @@ SQLite keeps book of a process's locks by file, and a forked child inherits the 
 that it opened then would believe in locks that nobody holds. So before a fork all connections are closed, once the
 transactions at work have ended. What a child inherits all the same (a fork that runs no hooks, a transaction that did
 not end) it never touches: closing it could remove the WAL under the parent, so it stays referenced for good.
+
+An exception from a signal handler may come between any two instructions, so nothing here is counted and no lock is
+held. Connections move between lists by one expression, `there.append(here.pop())`: one that is interrupted on its way
+is an object that nobody refers to, and closes.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import threading
+import time
 import weakref
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from ..clock import monotonic
 from ..errors import TransportError
-from . import files, schema
-from .failures import is_busy
+from . import schema
+from .rights import Rights
 
-#: Pages of 4 KiB that the WAL grows to before they are copied to the file: fewer copies, fewer waits for the disk.
-_CHECKPOINT_PAGES = 4000
+if TYPE_CHECKING:
+    from .places import Place
+    from .store import Transaction
 
-#: Seconds that a fork waits for transactions at work.
+#: Seconds that a fork waits for transactions at work, and between two looks at them.
 _FORK_PATIENCE = 10.0
+_FORK_PAUSE = 0.002
 
 #: What forked children inherited.
-INHERITED: list[Pool] = []
+INHERITED: list[object] = []
+
+#: The transactions of this process, and its connections to files, by id.
+_live: dict[int, weakref.ref[Transaction]] = {}
+_open: dict[int, weakref.ref[Connection]] = {}
+
+#: Has an entry for each fork that is under way.
+forking: list[object] = []
+_forker: int | None = None
 
 
-def open_file(path: str, journal: str, synchronous: str, deadline: float) -> sqlite3.Connection:
-    """A connection to a budget file that is there, tried up to a monotonic time while others lock it."""
-    while True:
-        try:
-            return _open(path, journal, synchronous, deadline)
-        except sqlite3.OperationalError as e:
-            if not is_busy(e) or monotonic() >= deadline:
-                raise
+class Connection:
+    """A connection that closes when nobody refers to it any more, but never in a forked child.
+
+    SQLite's own refers to itself, so that one that is lost would hold its locks until garbage is collected.
+    """
+
+    #: The process that opened it.
+    pid = 0
+    #: False once it was closed, here or for a fork.
+    is_open = False
+    #: The file that it has open; None in memory.
+    place: Place | None = None
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.pid = os.getpid()
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False  # first: whoever finds it idle must not use what an interruption left half closed
+        self.db.close()
+        _open.pop(id(self), None)
+
+    def __del__(self) -> None:
+        if self.pid == os.getpid():
+            self.close()
+        elif self.pid:
+            INHERITED.append(self.db)
 
 
-def _open(path: str, journal: str, synchronous: str, deadline: float) -> sqlite3.Connection:
-    db = files.connect(path)
-    try:
-        if schema.identity(db) != (schema.APPLICATION_ID, schema.VERSION):
-            raise TransportError(f"the budget file {path} was replaced by another file")
-        _set_journal(db, journal, deadline)
-        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
-        db.execute("PRAGMA synchronous = " + synchronous)
-    except BaseException:
-        db.close()
-        raise
-    return db
+def at_place(made: Connection, place: Place) -> None:
+    """Remember which file a new connection has open."""
+    made.place = place
+    _open[id(made)] = weakref.ref(made)
 
 
-def _set_journal(db: sqlite3.Connection, journal: str, deadline: float) -> None:
-    """The journal that suits the disk. Other users of the file may hold it back: then the present one serves."""
-    try:
-        files.execute(db, "PRAGMA journal_mode = " + journal, min(deadline, monotonic() + 1.0))
-    except sqlite3.OperationalError as e:
-        if not is_busy(e):
-            raise
+def open_connections() -> list[Connection]:
+    """This process's connections to files."""
+    pid = os.getpid()
+    found = [reference() for reference in list(_open.values())]
+    return [one for one in found if one is not None and one.pid == pid]
+
+
+def enter(transaction: Transaction) -> None:
+    """Let a transaction be among `live_transactions`, until `leave` or until it is collected."""
+    _live[id(transaction)] = weakref.ref(transaction)
+
+
+def leave(transaction: Transaction) -> None:
+    _live.pop(id(transaction), None)
+
+
+def live_transactions() -> list[Transaction]:
+    """This process's transactions that did not end."""
+    pid = os.getpid()
+    found = [reference() for reference in list(_live.values())]
+    return [transaction for transaction in found if transaction is not None and transaction.pid == pid]
 
 
 class Pool:
-    """One process's connections, idle ones in a stack.
+    """One process's connections to a file, idle ones in a stack. `open` makes one, up to a monotonic time."""
 
-    `open` makes one, up to a monotonic time. With `memory` there is one connection, which is never closed for an error.
-    """
-
-    def __init__(self, open: Callable[[float], sqlite3.Connection], memory: sqlite3.Connection | None = None) -> None:
-        self._open = open
-        self._idle = [] if memory is None else [memory]
-        self._keeps_all = memory is not None
-        self._in_use = 0
-        self._is_closed = False
-        self._is_forking = False
-        self._changed = threading.Condition(threading.Lock())
+    def __init__(self, open: Callable[[float], Connection]) -> None:
+        self.pid = os.getpid()
         #: Had by the thread that writes: threads of one process queue here, fairly, instead of at the file.
-        self.writer = threading.Lock()
-        weakref.finalize(self, _close_left, self._idle, os.getpid())
+        self.rights = Rights()
+        self._open = open
+        self._idle: list[Connection] = []
+        self._is_closed = False
+        weakref.finalize(self, _close_left, self._idle, self.pid)
 
-    def take(self, deadline: float) -> sqlite3.Connection:
-        """An idle connection, or a new one."""
-        with self._changed:
-            while self._is_forking:
-                self._changed.wait()
-            self._in_use += 1
-            if self._idle:
-                return self._idle.pop()
-        try:
-            return self._open(deadline)
-        except BaseException:
-            self._leave()
-            raise
+    def take(self, box: list[Connection], deadline: float) -> None:
+        """Put an idle connection, or a new one, into an empty box."""
+        while self._idle:
+            try:
+                box.append(self._idle.pop())
+            except IndexError:  # another thread had it
+                break
+            if box[-1].is_open:
+                return
+            box.pop()
+        box.append(self._open(deadline))
 
-    def give_back(self, db: sqlite3.Connection, is_sound: bool = True) -> None:
+    def give_back(self, box: list[Connection], is_sound: bool) -> None:
         """Keep a connection for the next transaction, unless SQLite failed on it or the pool was closed."""
-        if (is_sound or self._keeps_all) and not self._is_closed:
-            self._idle.append(db)
+        if is_sound and not self._is_closed and _roll_back(box[-1].db):
+            self._idle.append(box.pop())
+            if self._is_closed:
+                self.close_idle()
         else:
-            db.close()
-        self._leave()
+            box.pop().close()
 
     def close(self) -> None:
         """Close what is idle now, and the rest when it is given back."""
         self._is_closed = True
-        self._close_idle()
+        self.close_idle()
 
-    def close_for_fork(self) -> None:
-        """Close every connection, those in use when they are given back, and let none be taken."""
-        with self._changed:
-            self._is_forking = True
-            self._changed.wait_for(lambda: not self._in_use, _FORK_PATIENCE)
-            self._close_idle()
-
-    def reopen(self) -> None:
-        """Let connections be taken again."""
-        with self._changed:
-            self._is_forking = False
-            self._changed.notify_all()
-
-    def _leave(self) -> None:
-        with self._changed:
-            self._in_use -= 1
-            if self._is_closed:
-                self._close_idle()
-            if self._is_forking:
-                self._changed.notify_all()
-
-    def _close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+    def close_idle(self) -> None:
+        _close_left(self._idle, self.pid)
 
 
-def _close_left(idle: list[sqlite3.Connection], pid: int) -> None:
-    """Close what a collected pool, or one at the interpreter's end, leaves open; but not in a forked child."""
-    if os.getpid() == pid:
-        while idle:
+class Memory(Pool):
+    """A ledger in memory: one connection, had by whoever has the right, and never closed for an error."""
+
+    def __init__(self) -> None:
+        super().__init__(_gone)
+        made = Connection(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False))
+        schema.create(made.db)
+        self._only: Connection | None = made
+
+    def take(self, box: list[Connection], deadline: float) -> None:
+        if self._only is None:
+            _gone(deadline)
+        else:
+            box.append(self._only)
+            _roll_back(self._only.db)  # what an interrupted transaction may have left
+
+    def give_back(self, box: list[Connection], is_sound: bool) -> None:
+        _roll_back(box[-1].db)
+        box.pop()
+
+    def close(self) -> None:
+        self._only = None  # closes when the transaction that has it ends
+
+
+def _gone(deadline: float) -> Connection:
+    raise TransportError("the budgets in memory are gone: they were closed")
+
+
+def _roll_back(db: sqlite3.Connection) -> bool:
+    """Undo what was not committed; whether that was possible."""
+    try:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+    except sqlite3.Error:
+        return False  # what broke the transaction is reported; to close the connection rolls back too
+    return True
+
+
+def _close_left(idle: list[Connection], pid: int) -> None:
+    """Close what is idle, also of a pool that is collected or sees the interpreter end; never in a forked child."""
+    while idle and os.getpid() == pid:
+        try:
             idle.pop().close()
+        except IndexError:  # another thread had it
+            return
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_pools_lock = threading.Lock()
+# ---- Forks ----
 
 
-def new_pool(open: Callable[[float], sqlite3.Connection]) -> Pool:
-    """A pool of connections to a file, which forks are held up for."""
-    made = Pool(open)
-    with _pools_lock:
-        _pools.add(made)
-    return made
-
-
-def _all_pools() -> list[Pool]:
-    with _pools_lock:
-        return list(_pools)
+def is_forker() -> bool:
+    """Whether this very thread is about to fork, so that it must not wait for the fork."""
+    return _forker == threading.get_ident()
 
 
 def _before_fork() -> None:
-    for pool in _all_pools():
-        pool.close_for_fork()
+    """Close every connection, also where a signal handler raises meanwhile: the fork goes on then."""
+    try:
+        _wait_for_others()
+    finally:
+        _close_unused()
 
 
-def _after_fork_in_parent() -> None:
-    for pool in _all_pools():
-        pool.reopen()
+def _wait_for_others() -> None:
+    """Wait for transactions at work, but not for an own one, around a signal handler that forks."""
+    global _forker
+    _forker = me = threading.get_ident()
+    deadline = monotonic() + _FORK_PATIENCE
+    while monotonic() < deadline and any(one.is_at_work and one.thread != me for one in live_transactions()):
+        time.sleep(_FORK_PAUSE)
 
 
-def _after_fork_in_child() -> None:
-    global _pools, _pools_lock  # other threads may have held the lock, and these pools are the parent's
-    _pools, _pools_lock = weakref.WeakSet(), threading.Lock()
+def _close_unused() -> None:
+    in_use = [one for transaction in live_transactions() for one in transaction.connection]
+    for one in open_connections():
+        if one not in in_use:
+            one.close()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork)
+    # Before that one, which was registered first. In C alone, so that no interruption keeps `forking` as it is.
+    os.register_at_fork(
+        before=functools.partial(forking.append, None), after_in_parent=forking.pop, after_in_child=forking.clear
+    )

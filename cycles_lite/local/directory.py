@@ -102,6 +102,8 @@ def close_tenant(db: sqlite3.Connection, now: int, tenant_id: str) -> Tenant:
 
 def tenant(db: sqlite3.Connection, tenant_id: str) -> Tenant | None:
     """A tenant's record; None where it has none."""
+    if not scopes.is_tenant_id(tenant_id):
+        return None
     row = db.execute(_FIND_TENANT, (tenant_id,)).fetchone()
     return None if row is None else Tenant(*row)
 
@@ -194,7 +196,7 @@ def create_key(
 
 def revoke_key(db: sqlite3.Connection, now: int, key_id: str) -> ApiKey:
     """End a key now; one that was revoked before stays so."""
-    db.execute(_REVOKE, (now, key_id))
+    db.execute(_REVOKE, (now, text("key_id", key_id, 256)))
     row = db.execute(_FIND_KEY, (key_id,)).fetchone()
     if row is None:
         raise ValidationError(f"key_id: there is no key {key_id}")

@@ -1,6 +1,8 @@
 """The query parameters of reads, checked (protocol: listReservations, getBalances). Pure.
 
-A blank parameter counts as unset everywhere, as the protocol demands for time windows; unknown ones are ignored.
+Of the filters, a blank one counts as unset for the time windows alone: a blank level or key is one that nothing has, a
+blank status or sort none that can be meant. A blank `limit` or `cursor` filters nothing, and is unset. Unknown
+parameters are ignored.
 """
 
 from __future__ import annotations
@@ -32,6 +34,12 @@ WINDOWS = (
     ("finalized_from", "finalized_to", "finalized_at_ms"),
 )
 
+#: The ways to sort, and what is usual.
+DIRECTIONS = ("asc", "desc")
+USUAL_SORT = ("created_at_ms", "desc")
+
+_UNSET_IF_BLANK = frozenset(["limit", "cursor", *[name for window in WINDOWS for name in window[:2]]])
+
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 
@@ -55,8 +63,9 @@ class ListFilters(NamedTuple):
     idempotency_key: str | None
     status: str | None
     bounds: list[Bound]
-    sort_by: str
-    is_descending: bool
+    #: None where the cursor says it, or else the usual.
+    sort_by: str | None
+    sort_dir: str | None
     include: frozenset[str]
     limit: int
     cursor: str | None
@@ -79,10 +88,10 @@ def list_filters(query: Mapping[str, str]) -> ListFilters:
         given.get("tenant"),
         _segments(given, SUBJECT_LEVELS[1:]),
         given.get("idempotency_key"),
-        _one_of(given, "status", _STATUSES, None),
+        _one_of(given, "status", _STATUSES),
         [bound for window in WINDOWS for bound in _window(given, *window)],
-        _one_of(given, "sort_by", tuple(SORTS), "created_at_ms") or "",
-        _one_of(given, "sort_dir", ("asc", "desc"), "desc") == "desc",
+        _one_of(given, "sort_by", tuple(SORTS)),
+        _one_of(given, "sort_dir", DIRECTIONS),
         include,
         _limit(given),
         given.get("cursor"),
@@ -103,18 +112,19 @@ def invalid(message: str, **details: Any) -> Refused:
 
 def _given(query: Mapping[str, str]) -> dict[str, str]:
     try:
-        return {name: free_text(name, value, len(value)) for name, value in query.items() if value.strip()}
+        given = {name: free_text(name, value, len(value)) for name, value in query.items()}
     except ValidationError as e:
         raise invalid(e.message) from e
+    return {name: value for name, value in given.items() if value.strip() or name not in _UNSET_IF_BLANK}
 
 
 def _segments(given: Mapping[str, str], levels: Sequence[str]) -> list[str]:
-    """The scope segments that a row's path must have, lower-cased like paths."""
+    """The scope segments that a row's path must have, lower-cased like paths. No path has one with a blank value."""
     return [f"{level}:{given[level].lower()}" for level in levels if level in given]
 
 
-def _one_of(given: Mapping[str, str], name: str, known: Sequence[str], usual: str | None) -> str | None:
-    value = given.get(name, usual)
+def _one_of(given: Mapping[str, str], name: str, known: Sequence[str]) -> str | None:
+    value = given.get(name)
     if value is not None and value not in known:
         raise invalid("{}: {} is not one of {}.".format(name, shown(value), ", ".join(known)), parameter=name)
     return value

@@ -6,6 +6,7 @@ time. Here is what they have in common: the time is read under the lock, and hol
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from typing import Callable, TypeVar
 
@@ -24,7 +25,9 @@ class Ledger:
     def __init__(self, store: Store, clock: Callable[[], int]) -> None:
         self.store = store
         self._clock = clock
-        self._writes = 0
+        # From anywhere, because a process may end before it has made so many writes as lie between two steps.
+        self._writes = random.randrange(upkeep.PRUNE_EVERY)
+        self._pruned_to: int | None = None
 
     def change(self, work: Work[R], timeout: float | None = None) -> R:
         """Run an operation that may write. What it raises rolls it back.
@@ -32,23 +35,31 @@ class Ledger:
         Holds are freed in transactions of their own, so that a refusal does not undo it.
         """
         while True:
-            with self.store.write(timeout) as db:
-                now = self._clock()  # under the lock: whoever waited for it must not act on the past
-                if not upkeep.free_due(db, now):
-                    made = work(db, now)
-                    self._prune_now_and_then(db, now)
-                    return made
+            transaction = self.store.write(timeout)
+            try:
+                with transaction as db:
+                    now = self._clock()  # under the lock: whoever waited for it must not act on the past
+                    if not upkeep.free_due(db, now):
+                        made = work(db, now)
+                        self._prune_now_and_then(db, now)
+                        return made
+            finally:
+                transaction.end()  # a signal handler may have raised where the `with` statement gives back
 
     def look(self, work: Work[R], timeout: float | None = None) -> R:
         """Run an operation that only reads, writing first only if holds are due."""
         while True:
-            with self.store.read(timeout) as db:
-                now = self._clock()
-                if not upkeep.any_due(db, now):
-                    return work(db, now)
+            transaction = self.store.read(timeout)
+            try:
+                with transaction as db:
+                    now = self._clock()
+                    if not upkeep.any_due(db, now):
+                        return work(db, now)
+            finally:
+                transaction.end()
             self.change(lambda db, now: None, timeout)
 
     def _prune_now_and_then(self, db: sqlite3.Connection, now: int) -> None:
         self._writes += 1  # a lost count between threads only delays a step
         if self._writes % upkeep.PRUNE_EVERY == 0:
-            upkeep.prune(db, now)
+            self._pruned_to = upkeep.prune(db, now, self._pruned_to)

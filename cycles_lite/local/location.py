@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import Iterable, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
@@ -51,10 +52,19 @@ def parse(url: object) -> Location:
 
 
 def _decoded(url: str, quoted: str) -> str:
-    path = os.fsdecode(unquote_to_bytes(quoted))
+    try:
+        # A name is bytes, whatever the locale makes of them: a URL is UTF-8, with what could not be decoded escaped.
+        path = os.fsdecode(unquote_to_bytes(quoted.encode("utf-8", "surrogateescape")))
+    except UnicodeError:
+        path = ""
     if not path or "\0" in path:
         raise ConfigError(f"{shown(url)} names no file: {_FORMS}")
     return path
+
+
+def printable(path: str) -> str:
+    """A path as messages show it: bytes that the locale does not know are escaped, so that every stream takes them."""
+    return os.fsencode(path).decode(sys.getfilesystemencoding(), "backslashreplace")
 
 
 def _parameters(url: str, query: str) -> dict[str, str]:
@@ -69,37 +79,9 @@ def _parameters(url: str, query: str) -> dict[str, str]:
 
 #: File systems that other machines may write too, or whose memory maps are not shared: WAL must not be used there.
 NETWORK_FILE_SYSTEMS = frozenset(
-    [
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "fuse.ceph",
-        "fuse.glusterfs",
-        "fuse.gcsfuse",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "fuse.vmhgfs-fuse",
-        "gfs",
-        "gfs2",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "orangefs",
-        "prl_fs",
-        "smb2",
-        "smb3",
-        "smbfs",
-        "vboxsf",
-        "virtiofs",
-    ]
+    "9p afs beegfs ceph cifs coda fuse.ceph fuse.glusterfs fuse.gcsfuse fuse.rclone fuse.s3fs fuse.sshfs"
+    " fuse.vmhgfs-fuse gfs gfs2 glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs prl_fs smb2 smb3 smbfs vboxsf"
+    " virtiofs".split()
 )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from ..wire import dumps
 from . import budget_rows, cursors, reservation_rows, scopes
-from .filters import SORTS, BalanceFilters, ListFilters
+from .filters import DIRECTIONS, SORTS, USUAL_SORT, BalanceFilters, ListFilters
 from .rules import Refusal, Refused
 from .settling import owned
 
@@ -33,24 +33,40 @@ def list_reservations(db: sqlite3.Connection, now: int, asked: ListFilters, owne
     if owner is not None:
         where.append(("tenant = ?", (owner,)))
     if asked.idempotency_key is not None:
-        where.append(("idempotency_key = ?", (asked.idempotency_key,)))
+        where.append(("idempotency_key = ? AND ?", (asked.idempotency_key, bool(asked.idempotency_key.strip()))))
     if asked.status is not None:
         where.append(("status = ?", (asked.status,)))
     where += _with_segments("scope_path", asked.segments)
     where += [(f"{bound.column} {bound.sign} ?", (bound.ms,)) for bound in asked.bounds]
-    binding = asked._replace(tenant=owner, include=None, limit=0, cursor=None)._asdict()  # type: ignore[arg-type]
-    column, kind = SORTS[asked.sort_by]
+    free: dict[str, Any] = dict.fromkeys(("sort_by", "sort_dir", "include", "limit", "cursor"))
+    binding = asked._replace(tenant=owner, **free)._asdict()
+    sort = (asked.sort_by or USUAL_SORT[0], asked.sort_dir or USUAL_SORT[1])
     if asked.cursor is not None:
-        where.append(_after(column, asked.is_descending, cursors.read(asked.cursor, binding, (kind, str))))
-    order = "{} {}, id".format(column, "DESC" if asked.is_descending else "ASC")
-    found = reservation_rows.find_listed(db, *_joined(where, order, asked.limit + 1))
+        sort, position = _place(asked, binding)
+        where.append(_after(*sort, position))
+    column = SORTS[sort[0]][0]
+    found = reservation_rows.find_listed(db, *_joined(where, f"{column} {sort[1]}, id", asked.limit + 1))
     page = found[: asked.limit]
     answer: dict[str, Any] = {"reservations": [reservation_rows.summary(row, asked.include) for row in page]}
     if len(found) > asked.limit:
         last = page[-1].reservation
-        answer["next_cursor"] = cursors.make((getattr(last, column), last.id), binding)
+        answer["next_cursor"] = cursors.make((getattr(last, column), last.id, *sort), binding)
     answer["has_more"] = len(found) > asked.limit
     return dumps(answer)
+
+
+def _place(asked: ListFilters, binding: Mapping[str, Any]) -> tuple[tuple[str, str], Sequence[Any]]:
+    """The sort that a cursor carries, which the parameters must not contradict, and the position in it."""
+    cursor = asked.cursor or ""
+    for kind in (int, str):  # of the column, which the cursor itself tells
+        try:
+            *position, sort_by, sort_dir = cursors.read(cursor, binding, (kind, str, str, str))
+        except Refused:
+            continue
+        is_known = sort_by in SORTS and SORTS[sort_by][1] is kind and sort_dir in DIRECTIONS
+        if is_known and asked.sort_by in (None, sort_by) and asked.sort_dir in (None, sort_dir):
+            return (sort_by, sort_dir), position
+    raise cursors.unusable()
 
 
 def get_balances(db: sqlite3.Connection, now: int, asked: BalanceFilters, owner: str | None) -> bytes:
@@ -79,10 +95,10 @@ def _with_segments(column: str, segments: Sequence[str]) -> list[tuple[str, Sequ
     return [("0", ()) if "/" in segment else (matching, (f"/{segment}/",)) for segment in segments]
 
 
-def _after(column: str, is_descending: bool, position: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+def _after(sort_by: str, sort_dir: str, position: Sequence[Any]) -> tuple[str, Sequence[Any]]:
     """The rows behind a position; ties go by id, ascending. The first term lets SQLite start at the place."""
-    value, id = position
-    sign = "<" if is_descending else ">"
+    column, (value, id) = SORTS[sort_by][0], position
+    sign = "<" if sort_dir == "desc" else ">"
     if column == "id":
         return f"id {sign} ?", (id,)
     return f"{column} {sign}= ? AND ({column} {sign} ? OR id > ?)", (value, value, id)

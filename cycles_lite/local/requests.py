@@ -69,10 +69,10 @@ def subject_tenant(subject: Subject | None, tenant: str | None) -> str:
 
 
 def query_tenant(named: str | None, tenant: str | None) -> str | None:
-    """The tenant that a read is limited to; None for all."""
-    if tenant is not None and named not in (None, tenant):
+    """The tenant that a read is limited to; None for all. A blank one is nobody's, and has nothing."""
+    if tenant is not None and named not in (None, tenant) and named.strip():
         raise forbidden(named)
-    return named if tenant is None else tenant
+    return tenant if named is None else named
 
 
 def forbidden(named: str | None) -> Refused:

@@ -137,8 +137,8 @@ RESERVE_CHECKS = (
     _COVERED,
 )
 
-#: Events record what has happened: debt and over-limit do not stop them.
-EVENT_CHECKS = _SPENDABLE
+#: Events record what has happened: debt and over-limit do not stop them. A policy that covers nothing adds a check.
+EVENT_CHECKS = {REJECT: (*_SPENDABLE, _COVERED), ALLOW_IF_AVAILABLE: _SPENDABLE, ALLOW_WITH_OVERDRAFT: _SPENDABLE}
 
 
 def refuse_reserve(budgets: Budgets, amount: int) -> Refusal | None:
@@ -147,10 +147,14 @@ def refuse_reserve(budgets: Budgets, amount: int) -> Refusal | None:
 
 
 def _first_failure(budgets: Budgets, amount: int, checks: Sequence[Check]) -> Refusal | None:
-    for budget in budgets:
-        for check in checks:
-            if check.fails(budget, amount):
-                return _refusal(check.code, check.message, budget, amount)
+    refusals = (_failure(budget, amount, checks) for budget in budgets)
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+def _failure(budget: Budget, amount: int, checks: Sequence[Check]) -> Refusal | None:
+    for check in checks:
+        if check.fails(budget, amount):
+            return _refusal(check.code, check.message, budget, amount)
     return None
 
 
@@ -191,19 +195,16 @@ def charge(budgets: Budgets, held: int, actual: int, policy: str) -> Charge | Re
         short = next((b for b in budgets if b.remaining < actual - held), budgets[-1])
         message = "{requested} {unit} are more than was reserved in {scope}, and the overage policy is REJECT."
         return _refusal("BUDGET_EXCEEDED", message, short, actual)
-    return _cover(budgets, held, actual, policy)
+    return _cover(budgets, held, actual, policy, ())
 
 
 def charge_event(budgets: Budgets, actual: int, policy: str) -> Charge | Refusal:
     """Charge an amount that was never reserved, under the same policies (protocol: EventCreateRequest)."""
-    refusal = _first_failure(budgets, actual, EVENT_CHECKS)
-    if refusal is None and policy == REJECT:
-        refusal = _first_failure(budgets, actual, (_COVERED,))
-    return refusal or _cover(budgets, 0, actual, policy)
+    return _cover(budgets, 0, actual, policy, EVENT_CHECKS[policy])
 
 
-def _cover(budgets: Budgets, held: int, actual: int, policy: str) -> Charge | Refusal:
-    """Charge a hold and the extra above it.
+def _cover(budgets: Budgets, held: int, actual: int, policy: str, checks: Sequence[Check]) -> Charge | Refusal:
+    """Charge a hold and the extra above it, where each budget passes the checks.
 
     A budget that may not owe caps the extra to what it has left (floor 0), and is over limit when that is not all of
     it. A budget that may owe takes what is missing of the capped extra as debt, up to its overdraft limit.
@@ -212,8 +213,13 @@ def _cover(budgets: Budgets, held: int, actual: int, policy: str) -> Charge | Re
     capped = min([extra] + [max(0, b.remaining) for b in budgets if not _may_owe(b, policy)])
     settled: list[Budget] = []
     for budget in budgets:
+        refusal = _failure(budget, actual, checks)
+        if refusal is not None:
+            return refusal
         owed = max(0, capped - max(0, budget.remaining))  # 0 in all that capped
-        if owed and budget.debt + owed > budget.overdraft_limit:
+        # Also where nothing is added to a debt that a lowered limit no longer allows.
+        is_short = policy == ALLOW_WITH_OVERDRAFT and budget.remaining < capped
+        if is_short and budget.debt + owed > budget.overdraft_limit:
             message = "{requested} {unit} would take the debt of {scope} past its overdraft limit of {overdraft_limit}."
             return _refusal("OVERDRAFT_LIMIT_EXCEEDED", message, budget, actual)
         short = capped < extra and budget.remaining < extra and not _may_owe(budget, policy)

@@ -8,16 +8,18 @@ import re
 import socket
 import threading
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
 from urllib.parse import parse_qsl
 
 from waitress import wasyncore
-from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import ErrorTask
 
 from .. import wire
+from ..clock import monotonic
 from ..errors import ConfigError, TransportError
+from . import channels
 from .admin import ADMIN_ROUTES, AdminCall
 from .answers import error_answer, new_answer
 from .authority import Authority, Caller
@@ -31,28 +33,14 @@ MAX_BODY_BYTES = 1024 * 1024
 #: Up to here they are read before they are refused, because most clients send all before they look for an answer.
 _READ_AT_MOST = 8 * MAX_BODY_BYTES
 
-#: Kept-alive connections; further ones wait. Each may cost a file descriptor or two, of which systems give 1024.
-_CONNECTIONS = 400
+#: Seconds between two looks at slow connections, where nothing happens.
+_LOOK = 1.0
 
 #: Seconds that a request waits for the budget file at the most, as the client's two timeouts.
 _PATIENCE = (2.0, 5.0)
 
 #: What the admin key is good for beside provisioning (protocol: `security` of these operations).
 _ADMIN_OPERATIONS = (wire.LIST_RESERVATIONS, wire.GET_RESERVATION, wire.RELEASE_RESERVATION)
-
-_REASONS = {
-    200: "OK",
-    201: "Created",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    409: "Conflict",
-    410: "Gone",
-    413: "Content Too Large",
-    500: "Internal Server Error",
-}
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
 _ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
@@ -82,7 +70,7 @@ class Application:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         answer = self._answer(environ)
         headers = [*_titled(answer), ("Content-Length", str(len(answer.body)))]
-        start_response(f"{answer.status} {_REASONS.get(answer.status, 'Unknown')}", headers)
+        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
         return [answer.body] if environ["REQUEST_METHOD"] != "HEAD" else []
 
     def _answer(self, environ: dict[str, Any]) -> wire.Answer:
@@ -129,13 +117,18 @@ class Application:
         """Who asks, or None: a key that is not known, or none where one is needed."""
         if operation.public:
             return Caller()
+        if operation in _ADMIN_OPERATIONS and self._names_admin(request):
+            return Caller(None, admin=True) if self._is_admin(request) else None
+        tenant = self._tenant(request)
+        return None if tenant is None else Caller(tenant)
+
+    def _tenant(self, request: _Request) -> str | None:
         key = request.headers.get(wire.API_KEY_HEADER)
-        if key is not None:
-            tenant = self._authority.authenticate(key)
-            return None if tenant is None else Caller(tenant)
-        if operation in _ADMIN_OPERATIONS and self._is_admin(request):
-            return Caller(None, admin=True)
-        return None
+        return None if key is None else self._authority.authenticate(key)
+
+    def _names_admin(self, request: _Request) -> bool:
+        """Whether a key is sent as the admin's: then that one counts, be it right or wrong, whatever else is sent."""
+        return self._admin_key is not None and _ADMIN_KEY_HEADER in request.headers
 
     def _is_admin(self, request: _Request) -> bool:
         given = request.headers.get(_ADMIN_KEY_HEADER)
@@ -146,8 +139,7 @@ class Application:
     def _provision(self, request: _Request) -> wire.Answer:
         if request.method != "POST":
             return _not_allowed(request, ["POST"])
-        key = request.headers.get(wire.API_KEY_HEADER)
-        tenant = self._authority.authenticate(key) if key is not None else None
+        tenant = None if self._names_admin(request) else self._tenant(request)
         call = AdminCall(self._authority, request.body, request.headers, self._is_admin(request), tenant)
         return ADMIN_ROUTES[request.path](call)
 
@@ -221,7 +213,7 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
         super().execute()
 
 
-class _Channel(HTTPChannel):  # type: ignore[misc]
+class _Channel(channels.Channel):
     error_task_class = _FaultTask
 
 
@@ -241,7 +233,7 @@ class Server:
             map=self._map,
             threads=8,
             ident=None,
-            connection_limit=_CONNECTIONS,
+            connection_limit=2 * channels.MOST,  # never reached: who was here longest goes, and newcomers do not wait
             max_request_body_size=_READ_AT_MOST,
             clear_untrusted_proxy_headers=True,  # as waitress 3 does; 2.1 warns where it is not said
         )
@@ -261,10 +253,14 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop()`, Ctrl-C or `SystemExit`; requests at work are finished."""
+        most, next_look = channels.most_connections(), 0.0
         try:
             while not self._ending:
                 # Only for a second: a signal that comes just before the wait does not interrupt it.
-                wasyncore.loop(timeout=1, use_poll=True, map=self._map, count=1)
+                wasyncore.loop(timeout=_LOOK, use_poll=True, map=self._map, count=1)
+                if len(self._map) > most or monotonic() >= next_look:
+                    next_look = monotonic() + _LOOK
+                    channels.let_go(self._map, most)
         except (KeyboardInterrupt, SystemExit):
             pass
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import threading
 import time
-import weakref
 from functools import partial
+from typing import Any
 
 from ..clock import monotonic
-from ..errors import ConfigError, TransportError
-from . import files, location, schema
-from .connections import INHERITED, Pool, new_pool, open_file
+from ..errors import ConfigError, TransportError, TransportTimeout
+from . import connections, files, location, places
+from .connections import INHERITED, Connection, Memory, Pool
 from .failures import is_busy, not_in_time, translated
+from .rights import Right
 
 #: Seconds between two tries for the write lock, at most: SQLite has no queue to wait in.
 _PAUSE = 0.004
@@ -34,18 +36,19 @@ class Store:
         where = location.parse(url)
         self.url = where.url
         #: How messages call it.
-        self.name = where.path or "in memory"
+        self.name = location.printable(where.path) if where.path else "in memory"
         self._timeout = timeout
         self._is_memory = where.path is None
         if where.path is None:
-            self._pools = {os.getpid(): _memory_pool()}
+            self._pools: dict[int, Pool] = {os.getpid(): Memory()}
         else:
             files.prepare(where.path, create, timeout)
             journal = "DELETE" if location.is_on_network(where.path) else "WAL"
-            self._open = partial(open_file, where.path, journal, where.synchronous)
-            self._pools = {os.getpid(): new_pool(self._open)}
-        # A store that is dropped without `close` takes its connections along, in the process that dropped it.
-        weakref.finalize(self, _abandon, self._pools).atexit = False
+            self._open = partial(files.open_file, where.path, journal, where.synchronous)
+            self._pools = {os.getpid(): Pool(self._open)}
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Store has connections to its file, and does not pickle: make one in each process")
 
     def write(self, timeout: float | None = None) -> Transaction:
         """A transaction that may write."""
@@ -75,112 +78,132 @@ class Store:
             if self._is_memory:
                 raise ConfigError("sqlite:// is memory of one process and does not survive a fork; use a file")
             INHERITED.extend(self._pools.values())
-            pool = self._pools.setdefault(pid, new_pool(self._open))
+            pool = self._pools.setdefault(pid, Pool(self._open))
         return pool
 
 
-def _memory_pool() -> Pool:
-    def gone(deadline: float) -> sqlite3.Connection:
-        raise TransportError("the budgets in memory are gone: they were closed")
-
-    db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    schema.create(db)
-    return Pool(gone, db)
-
-
-def _abandon(pools: dict[int, Pool]) -> None:
-    for pid, pool in pools.items():
-        if pid == os.getpid():
-            pool.close()
-        else:
-            INHERITED.append(pool)
-
-
 class Transaction:
-    """Begun when entered, committed when left, rolled back on any exception. SQLite's errors become ours."""
+    """Begun when entered, committed when left, rolled back on any exception. SQLite's errors become ours.
 
-    __slots__ = ("_db", "_deadline", "_name", "_pool", "_seconds", "_writes")
+    It owns what it takes, the connection and the right to write. Where an interruption keeps the `with` statement from
+    giving them back, `end` does, and else they are given back with the object.
+    """
 
     def __init__(self, pool: Pool, name: str, seconds: float, writes: bool) -> None:
-        self._pool, self._name, self._seconds, self._writes = pool, name, seconds, writes
+        self._pool, self._name, self._seconds, self.writes = pool, name, seconds, writes
+        self.pid = pool.pid
+        self.thread = threading.get_ident()
+        #: The connection, while it has one.
+        self.connection: list[Connection] = []
+        self._right: list[Right] = []
+        #: Whether a fork must wait for it.
+        self.is_at_work = False
 
     def __enter__(self) -> sqlite3.Connection:
         self._deadline = monotonic() + self._seconds
         try:
-            self._db = self._begin_writing() if self._writes else self._begin_reading()
+            connections.enter(self)
+            if self.writes:
+                self._begin_writing()
+            else:
+                self._begin_reading()
+            place = self._place()
+            if place is not None:
+                self._demand_same(place)
+            return self.connection[-1].db
         except sqlite3.Error as e:
+            self.end(is_busy(e))
             raise self._translated(e) from e
-        return self._db
+        except BaseException:
+            self.end()
+            raise
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             if error is None:
-                error = self._commit()
-            if error is not None:
-                _roll_back(self._db)
+                self._commit()
+        except sqlite3.Error as e:
+            error = e
         finally:
-            self._pool.give_back(self._db, _is_sound(error))
-            if self._writes:
-                self._pool.writer.release()
+            self.end(not isinstance(error, sqlite3.Error) or is_busy(error))
         if isinstance(error, sqlite3.Error):
             raise self._translated(error) from error
 
-    def _begin_writing(self) -> sqlite3.Connection:
-        """A connection with the write lock, and the pool's `writer` had.
+    def end(self, is_sound: bool = True) -> None:
+        """Give everything back; what was not committed is rolled back. To do so twice is nothing."""
+        if self.connection and self.pid != os.getpid():
+            INHERITED.append(self.connection.pop())
+        elif self.connection:
+            self._pool.give_back(self.connection, is_sound)
+        self.is_at_work = False
+        if self._right:
+            self._pool.rights.give_back(self._right)
+        connections.leave(self)
 
-        Nothing is held during the pause: other threads get their try, and a gevent hub cannot lock itself up.
-        """
-        writer = self._pool.writer
+    def _begin_writing(self) -> None:
+        """Nothing is held during the pause: other threads get their try, and a gevent hub cannot lock itself up."""
         while True:
-            if not writer.acquire(timeout=max(0.0, self._deadline - monotonic())):
+            if not self._pool.rights.take(self._right, self._deadline, self._waits_for_itself):
                 raise not_in_time(self._name, self._seconds)
             try:
-                return self._begin("BEGIN IMMEDIATE")
-            except BaseException as e:
-                writer.release()
-                if not (isinstance(e, sqlite3.Error) and is_busy(e)) or monotonic() >= self._deadline:
+                self._connect()
+                self.connection[-1].db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as e:
+                if not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
                     raise
+            self.end()
+            connections.enter(self)
             time.sleep(_PAUSE * random.random())
 
-    def _begin_reading(self) -> sqlite3.Connection:
-        db = self._begin("BEGIN")
-        try:
-            # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
-            files.execute(db, "SELECT 1 FROM sqlite_master LIMIT 1", self._deadline)
-        except BaseException:
-            self._pool.give_back(db, is_sound=False)
-            raise
-        return db
+    def _begin_reading(self) -> None:
+        self._connect()
+        db = self.connection[-1].db
+        db.execute("BEGIN")
+        # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
+        files.execute(db, "SELECT 1 FROM sqlite_master LIMIT 1", self._deadline, self._waits_for_itself)
 
-    def _begin(self, statement: str) -> sqlite3.Connection:
-        db = self._pool.take(self._deadline)
-        try:
-            db.execute(statement)
-        except BaseException as e:
-            _roll_back(db)
-            self._pool.give_back(db, isinstance(e, sqlite3.Error) and is_busy(e))
-            raise
-        return db
+    def _connect(self) -> None:
+        # In this order: either a fork sees that this is at work, or this sees that a fork is under way.
+        self.is_at_work = True
+        while connections.forking:
+            self.is_at_work = False
+            if connections.is_forker() or monotonic() >= self._deadline:
+                raise not_in_time(self._name, self._seconds)
+            time.sleep(_PAUSE)
+            self.is_at_work = True
+        self._pool.take(self.connection, self._deadline)
 
-    def _commit(self) -> sqlite3.Error | None:
+    def _demand_same(self, place: places.Place) -> None:
         try:
-            files.execute(self._db, "COMMIT", self._deadline)
-        except sqlite3.Error as e:
-            return e
-        return None
+            places.demand_same(place, self._deadline)
+        except TransportTimeout:
+            raise
+        except TransportError:
+            if places.inode(place.path) is not None:  # what is only away may come back, and then its WAL is needed
+                self.connection.pop().close()
+                self._pool.close_idle()
+            raise
+
+    def _commit(self) -> None:
+        if self.pid != os.getpid():
+            raise TransportError("a transaction does not survive a fork; nothing was written")
+        files.execute(self.connection[-1].db, "COMMIT", self._deadline, self._waits_for_itself)
+
+    def _waits_for_itself(self) -> bool:
+        """Whether it waits for a transaction of this very thread, which a signal handler has interrupted."""
+        mine = [one for one in connections.live_transactions() if one.thread == self.thread and one is not self]
+        return any(self._is_held_up_by(one) for one in mine)
+
+    def _is_held_up_by(self, other: Transaction) -> bool:
+        mine, its = self._place(), other._place()
+        if other._pool is not self._pool and (mine is None or its is None or mine.inode != its.inode):
+            return False
+        # Readers only hold writers up where there is no WAL.
+        return bool(other._right) or (self.writes and its is not None and its.wal is None)
+
+    def _place(self) -> places.Place | None:
+        return self.connection[-1].place if self.connection else None
 
     def _translated(self, error: sqlite3.Error) -> TransportError:
         return not_in_time(self._name, self._seconds) if is_busy(error) else translated(error, self._name)
-
-
-def _is_sound(error: BaseException | None) -> bool:
-    """Whether a connection may be used again after a transaction that ended like this."""
-    return not isinstance(error, sqlite3.Error) or is_busy(error)
-
-
-def _roll_back(db: sqlite3.Connection) -> None:
-    try:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-    except sqlite3.Error:
-        pass  # what broke the transaction is reported; the connection is closed for it, which rolls back too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 
 from . import budget_rows, reservation_rows, rules
@@ -20,10 +21,8 @@ _DUE = (
 )
 _EXPIRE = "UPDATE reservations SET status = 'EXPIRED', forget_at_ms = ? WHERE id = ?"
 
-# They age in about the order they were made in, so that looking at the oldest finds them without an index.
-_OLD_RESERVATIONS = (
-    "SELECT number FROM (SELECT number, forget_at_ms FROM reservations ORDER BY number LIMIT ?) WHERE forget_at_ms < ?"
-)
+_ROWS = "SELECT number, forget_at_ms < ? FROM reservations WHERE number > ? ORDER BY number LIMIT ?"
+_LAST = "SELECT max(number) FROM reservations"
 _FORGET = ("DELETE FROM reservations WHERE number = ?", "DELETE FROM settlements WHERE number = ?")
 _OLD_REPLIES = "SELECT tenant, operation, target, idempotency_key FROM replies WHERE expires_at_ms < ? LIMIT ?"
 _FORGET_REPLY = "DELETE FROM replies WHERE tenant = ? AND operation = ? AND target = ? AND idempotency_key = ?"
@@ -49,9 +48,22 @@ def free_due(db: sqlite3.Connection, now: int) -> bool:
     return True
 
 
-def prune(db: sqlite3.Connection, now: int) -> None:
-    """Drop a bounded number of finished reservations and answers that are kept no longer."""
-    numbers = db.execute(_OLD_RESERVATIONS, (PRUNE_AT_ONCE, now)).fetchall()
+def prune(db: sqlite3.Connection, now: int, position: int | None) -> int:
+    """Drop a bounded number of finished reservations and answers that are kept no longer.
+
+    Reservations age in about the order they were made in, so most are found among the oldest, without an index. Those
+    that a jump of the clock made old late may stand before others that are due: what is left of a step goes on from
+    `position`, where the last one ended, or from anywhere; where this one ended is returned.
+    """
+    old = [number for number, is_due in db.execute(_ROWS, (now, -1, PRUNE_AT_ONCE)).fetchall() if is_due]
+    if position is None:  # a process that ends soon would always look at the same ones
+        position = random.randrange((db.execute(_LAST).fetchone()[0] or 0) + 1)
+    rest = PRUNE_AT_ONCE - len(old)
+    rows = db.execute(_ROWS, (now, position, rest)).fetchall()
+    numbers = {(number,) for number in (*old, *[number for number, is_due in rows if is_due])}
     for statement in _FORGET:
         db.executemany(statement, numbers)
     db.executemany(_FORGET_REPLY, db.execute(_OLD_REPLIES, (now, PRUNE_AT_ONCE)).fetchall())
+    if not rest:
+        return position
+    return rows[-1][0] if len(rows) == rest else 0

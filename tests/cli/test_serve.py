@@ -209,7 +209,7 @@ WRONG_FOR_THE_FILE = [
     (["--tenant", "acme", "--api-key", "two words"], "secret"),
     (["--tenant", "acme", "--api-key", "key-of-rival"], "--api-key: the key is another tenant's"),
     (["--budget", "tenant:acme/agent:closed=TOKENS:1"], "closed"),
-    (["--admin-key", ""], "admin key"),
+    (["--admin-key", ""], "--admin-key: the secret of the admin key is empty"),
     (["--admin-key", "two words"], "admin key"),
     (["--port", "65536"], "cannot listen on 127.0.0.1:65536"),
     (["--port", "-1"], "cannot listen"),
@@ -331,6 +331,88 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
 
 
 # ---- Secrets ----
+
+
+@pytest.fixture
+def key_files(tmp_path):
+    """Two files with the keys, as editors and `echo` write them."""
+    (tmp_path / "api").write_bytes(KEY.encode() + b"\n")
+    (tmp_path / "admin").write_bytes(b"  " + ADMIN_KEY.encode() + b"\r\n")
+    return ["--api-key-file", str(tmp_path / "api"), "--admin-key-file", str(tmp_path / "admin")]
+
+
+ENVIRONMENT = {"CYCLES_SERVE_API_KEY": KEY, "CYCLES_SERVE_ADMIN_KEY": ADMIN_KEY}
+
+
+@pytest.mark.parametrize("place", ["files", "variables"])
+def test_keys_from_files_and_variables(tmp_path, key_files, place):
+    """Where other users of the machine do not see them."""
+    files, variables = (key_files, {}) if place == "files" else ([], ENVIRONMENT)
+    options = ["--tenant", "acme", "--budget", "tenant:acme=TOKENS:1000"]
+    with process(tmp_path, *options, *files, **variables) as server, Http(server.url, KEY) as http:
+        assert spend(http) == 100
+        body = {"tenant_id": "other", "name": "other"}
+        assert http("POST", "/v1/admin/tenants", body, X_Admin_API_Key=ADMIN_KEY).status == 201
+        assert server.end() == (0, "", "")
+
+
+TWO_PLACES = [
+    ("--api-key", "--api-key-file"),
+    ("--admin-key", "--admin-key-file"),
+    ("--api-key", "CYCLES_SERVE_API_KEY"),
+    ("--admin-key-file", "CYCLES_SERVE_ADMIN_KEY"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), TWO_PLACES)
+def test_one_key_has_one_place(tmp_path, failing, monkeypatch, first, second):
+    """Whichever would win, somebody would believe in the other."""
+    options = [first, "x"]
+    if second.startswith("--"):
+        options += [second, "x"]
+    else:
+        monkeypatch.setenv(second, KEY)
+    told = failing("--db", str(tmp_path / "budgets.db"), "--tenant", "acme", *options)
+    assert f"{first} and {second} are given" in told
+    assert content(tmp_path) == {}
+
+
+def unusable_keys(folder):
+    """Options that name no usable key, and what is said of them."""
+    contents = {"empty": b"", "blank": b" \n", "two": b"two words", "binary": b"\xff\x00", "long": b"k" * 257}
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+        what = "is empty" if name in ("empty", "blank") else "visible ASCII"
+        yield "file", str(folder / name), what
+    yield "file", str(folder / "none"), "No such file or directory"
+    yield "file", str(folder), "Is a directory"
+    yield "file", "a\0b", "cannot be read"
+    yield "variable", "", "is empty"
+    yield "variable", "two words", "visible ASCII"
+    yield "variable", "k\u00e9y", "visible ASCII"
+
+
+@pytest.mark.parametrize("name", ["api", "admin"])
+def test_unusable_keys_are_named_by_their_place(tmp_path, failing, monkeypatch, name):
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    for kind, value, said in unusable_keys(folder):
+        place = f"--{name}-key-file" if kind == "file" else f"CYCLES_SERVE_{name.upper()}_KEY"
+        with monkeypatch.context() as patched:
+            if kind == "variable":
+                patched.setenv(place, value)
+            options = [place, value] if kind == "file" else []
+            told = failing("--db", str(tmp_path / "budgets.db"), "--tenant", "acme", *options)
+        assert place + ": " in told
+        assert said in told
+        assert "two words" not in told
+        assert content(tmp_path) == {}
+
+
+def test_a_key_needs_its_tenant_wherever_it_is_said(tmp_path, failing, monkeypatch):
+    monkeypatch.setenv("CYCLES_SERVE_API_KEY", KEY)
+    assert "CYCLES_SERVE_API_KEY needs --tenant" in failing("--db", str(tmp_path / "budgets.db"))
+    assert content(tmp_path) == {}
 
 
 def test_no_key_is_ever_printed(tmp_path):

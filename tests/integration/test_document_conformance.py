@@ -464,12 +464,12 @@ QUERIES = {
     "agent": (["bot", "BOT", "%", "a/b", ""], []),
     "idempotency_key": (["one", "nobody's"], []),
     "limit": (["1", "200", ""], ["0", "201", "-1", "abc", "1.5", "%30", "99999999999999999999"]),
-    "status": (["ACTIVE", "COMMITTED", "RELEASED", "EXPIRED", ""], ["active", "DONE"]),
+    "status": (["ACTIVE", "COMMITTED", "RELEASED", "EXPIRED"], ["active", "DONE", ""]),
     "sort_by": (
         ["reservation_id", "tenant", "scope_path", "status", "reserved", "created_at_ms", "expires_at_ms"],
-        ["x"],
+        ["x", ""],
     ),
-    "sort_dir": (["asc", "desc"], ["ASC", "up"]),
+    "sort_dir": (["asc", "desc"], ["ASC", "up", ""]),
     "include": (["metadata", "METADATA,evidence", "committed_metadata,,x"], []),
     "cursor": ([""], ["x", "AAAA", "%F0%9F%92%B8"]),
     "from": INSTANTS,
@@ -608,8 +608,14 @@ def test_pages_follow_each_other(served):
                 break
             cursor = page["next_cursor"]
         assert found == made
-        for query in ("sort_by=reserved&sort_dir=desc", "sort_by=reserved&sort_dir=asc&status=ACTIVE", ""):
+        for query in (
+            "sort_by=reserved&sort_dir=desc",
+            "sort_by=status",
+            "sort_by=reserved&sort_dir=asc&status=ACTIVE",
+        ):
             assert http("GET", f"/v1/reservations?{query}&cursor={cursor}").status == 400
+        last = http("GET", f"/v1/reservations?limit=9&cursor={cursor}").data["reservations"]
+        assert [row["reservation_id"] for row in last] == made[6:]
         first = http("GET", "/v1/balances?tenant=acme&limit=1").data
         second = http("GET", "/v1/balances?tenant=acme&limit=1&cursor=" + first["next_cursor"]).data
         paths = [page["balances"][0]["scope_path"] for page in (first, second)]

@@ -67,6 +67,8 @@ def test_a_tenant_is_made_once(http):
     assert re.match(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z\Z", first.data["created_at"])
     again = http("POST", "/v1/admin/tenants", TENANT, **ADMIN)
     assert (again.status, again.data) == (200, first.data)
+    assert http("POST", "/v1/admin/tenants", {**TENANT, "max_reservation_ttl_ms": 5000}, **ADMIN).data == first.data
+    assert http("POST", "/v1/admin/tenants", {**TENANT, "max_reservation_ttl_ms": 5}, **ADMIN).status == 400
     other = http("POST", "/v1/admin/tenants", {**TENANT, "name": "Other"}, **ADMIN)
     assert (other.status, other.error) == (409, "DUPLICATE_RESOURCE")
     assert http("POST", "/v1/admin/tenants", TENANT, **ADMIN).data == first.data
@@ -98,21 +100,25 @@ def test_a_tenants_settings_hold(served, http):
         b"\xff",
         {},
         {"name": "x"},
-        {"tenant_id": None},
-        {"tenant_id": 5},
-        {"tenant_id": "ab"},
-        {"tenant_id": "Acme"},
-        {"tenant_id": "a" * 65},
-        {"tenant_id": "a/b/c"},
-        {"tenant_id": "\ud800"},
+        {"tenant_id": None, "name": "x"},
+        {"tenant_id": 5, "name": "x"},
+        {"tenant_id": "ab", "name": "x"},
+        {"tenant_id": "Acme", "name": "x"},
+        {"tenant_id": "a" * 65, "name": "x"},
+        {"tenant_id": "a/b/c", "name": "x"},
+        {"tenant_id": "\ud800", "name": "x"},
+        {"tenant_id": "new"},
+        {"tenant_id": "new", "name": None},
+        {"tenant_id": "new", "name": "x", "colour": "red"},
+        {"tenant_id": "new", "name": "x", "\ud800": "red"},
         {"tenant_id": "new", "name": " "},
         {"tenant_id": "new", "name": "\ud800"},
         {"tenant_id": "new", "name": "a\nb"},
-        {"tenant_id": "new", "max_reservation_ttl_ms": "long"},
-        {"tenant_id": "new", "default_reservation_ttl_ms": 1.5},
-        {"tenant_id": "new", "max_reservation_extensions": -1},
-        {"tenant_id": "new", "default_commit_overage_policy": "ALLOW"},
-        {"tenant_id": "new", "default_commit_overage_policy": ["REJECT"]},
+        {"tenant_id": "new", "name": "x", "max_reservation_ttl_ms": "long"},
+        {"tenant_id": "new", "name": "x", "default_reservation_ttl_ms": 1.5},
+        {"tenant_id": "new", "name": "x", "max_reservation_extensions": -1},
+        {"tenant_id": "new", "name": "x", "default_commit_overage_policy": "ALLOW"},
+        {"tenant_id": "new", "name": "x", "default_commit_overage_policy": ["REJECT"]},
     ],
 )
 def test_a_tenant_that_cannot_be_is_400(served, http, body):
@@ -140,7 +146,11 @@ def test_a_key_says_what_it_is_and_works(served, http, corp):
 
 
 def test_a_key_ends_when_it_was_asked_to(served, http, corp):
-    for expires_at, status in (("2001-01-01T00:00:00Z", 401), ("2999-12-31T23:59:59+01:00", 200)):
+    for expires_at, status in (
+        ("2001-01-01T00:00:00Z", 401),
+        ("2999-12-31T23:59:59+01:00", 200),
+        ("9999-12-31T23:59:59.999Z", 200),
+    ):
         made = http("POST", "/v1/admin/api-keys", {**KEY, "expires_at": expires_at}, **ADMIN).data
         assert made["expires_at"][:4] == expires_at[:4]
         with Http(served.url, made["key_secret"]) as ours:
@@ -149,7 +159,7 @@ def test_a_key_ends_when_it_was_asked_to(served, http, corp):
 
 def test_a_key_needs_a_tenant_that_is_there_and_open(served, http, corp):
     reply = http("POST", "/v1/admin/api-keys", {**KEY, "tenant_id": "nobody"}, **ADMIN)
-    assert (reply.status, reply.error) == (404, "NOT_FOUND")
+    assert (reply.status, reply.error) == (404, "TENANT_NOT_FOUND")
     assert served.authority.tenant("nobody") is None
     served.authority.close_tenant("acme-corp")
     assert http("POST", "/v1/admin/api-keys", KEY, **ADMIN).status == 400
@@ -164,6 +174,15 @@ def test_a_key_needs_a_tenant_that_is_there_and_open(served, http, corp):
         {"tenant_id": "a\x00b"},
         {"name": ""},
         {"name": 5},
+        {"name": None},
+        {"colour": "red"},
+        {"permissions": ["reservations:create", "reservations:forge"]},
+        {"permissions": ["everything"]},
+        {"permissions": [None]},
+        {"expires_at": "9999-12-31T23:59:59-00:01"},
+        {"expires_at": "9999-12-31T23:59:59.9999Z"},
+        {"expires_at": "1969-12-31T23:59:59Z"},
+        {"expires_at": "0001-01-01T00:00:00+14:00"},
         {"permissions": "balances:read"},
         {"permissions": {}},
         {"permissions": False},
@@ -209,18 +228,40 @@ def test_a_budget_by_the_admins_key(http, corp):
     assert http("POST", "/v1/admin/budgets", body, **ADMIN).status == 409
     assert http("POST", "/v1/admin/budgets", BUDGET, **ADMIN).status == 400
     unknown = {**BUDGET, "tenant_id": "nobody", "scope": "tenant:nobody"}
-    assert http("POST", "/v1/admin/budgets", unknown, **ADMIN).status == 404
+    reply = http("POST", "/v1/admin/budgets", unknown, **ADMIN)
+    assert (reply.status, reply.error) == (404, "TENANT_NOT_FOUND")
+
+
+def test_of_two_keys_the_admins_counts(served, corp):
+    """Whatever the tenant's is: the body says whose the budget is, as with the admin's alone."""
+    for key in (corp, served.rival_key, "wrong"):
+        with Http(served.url, key, **ADMIN) as both:
+            assert both("POST", "/v1/admin/budgets", BUDGET).status == 400
+            scope = "tenant:acme-corp/agent:" + key[-4:]
+            made = both("POST", "/v1/admin/budgets", {**BUDGET, "scope": scope, "tenant_id": "acme-corp"})
+            assert made.status == 201
+    with Http(served.url, corp, X_Admin_API_Key="wrong") as both:
+        assert both("POST", "/v1/admin/budgets", BUDGET).status == 401
 
 
 @pytest.mark.parametrize("scope", ["tenant:rival", "tenant:acme-corpse", "tenant:acme", "tenant:acme-corp2/agent:a"])
-def test_a_budget_of_another_tenant_is_403(served, http, corp, scope):
+def test_a_budget_of_another_tenant_is_400(served, http, corp, scope):
     before = served.authority.budgets()
     with Http(served.url, corp) as ours:
         reply = ours("POST", "/v1/admin/budgets", {**BUDGET, "scope": scope})
-        assert (reply.status, reply.error) == (403, "FORBIDDEN")
+        assert (reply.status, reply.error) == (400, "INVALID_REQUEST")
     assert (
-        http("POST", "/v1/admin/budgets", {**BUDGET, "scope": scope, "tenant_id": "acme-corp"}, **ADMIN).status == 403
+        http("POST", "/v1/admin/budgets", {**BUDGET, "scope": scope, "tenant_id": "acme-corp"}, **ADMIN).status == 400
     )
+    assert served.authority.budgets() == before
+
+
+@pytest.mark.parametrize("fields", [{"unit": "TOKENS"}, {"overdraft_limit": tokens(1)}])
+def test_a_budget_of_two_units_is_a_mismatch(served, corp, fields):
+    before = served.authority.budgets()
+    with Http(served.url, corp) as ours:
+        reply = ours("POST", "/v1/admin/budgets", {**BUDGET, **fields})
+    assert (reply.status, reply.error) == (400, "UNIT_MISMATCH")
     assert served.authority.budgets() == before
 
 
@@ -235,7 +276,8 @@ def test_a_budget_of_another_tenant_is_403(served, http, corp, scope):
         {"scope": "tenant:acme-corp/bot"},
         {"scope": "tenant:acme-corp/agent:a/workspace:b"},
         {"scope": "tenant:acme-corp/agent:\ud800"},
-        {"unit": "TOKENS"},
+        {"colour": "red"},
+        {"unit": "EUR"},
         {"unit": ["USD_MICROCENTS"]},
         {"allocated": None},
         {"allocated": 5},
@@ -243,7 +285,6 @@ def test_a_budget_of_another_tenant_is_403(served, http, corp, scope):
         {"allocated": {"unit": "USD_MICROCENTS", "amount": 2**63}},
         {"allocated": {"unit": "EUR", "amount": 1}},
         {"overdraft_limit": 5},
-        {"overdraft_limit": {"unit": "TOKENS", "amount": 1}},
         {"caps": []},
         {"caps": {"max": 1}},
     ],

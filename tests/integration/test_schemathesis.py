@@ -34,11 +34,11 @@ LEFT_OUT = {
     "include_children": "it may be ignored, and is, so that nothing can be wrong with it",
 }
 
-#: Blank query parameters count as unset: "TIME-RANGE FILTERS" of the document says so, and the design for all of them.
+#: Blank time windows count as unset ("TIME-RANGE FILTERS" of the document), and so does a blank limit.
 BLANK = {"type": "string", "pattern": r"^\s*$"}
 
 #: Kind and name are not blank (design, section 9, Validation).
-VISIBLE = "[!-~]"
+NOT_BLANK = r"\S"
 
 #: What requests are made of.
 REQUESTS = (
@@ -69,7 +69,7 @@ def narrowed(given):
     limit = made["components"]["parameters"]["Limit"]
     limit["schema"] = {"anyOf": [limit["schema"], BLANK]}
     for text in (action["kind"], action["name"]):
-        text["pattern"] = VISIBLE
+        text["pattern"] = NOT_BLANK
     for name in REQUESTS:
         properties = schemas[name]["properties"]
         for field, one in properties.items():
@@ -91,7 +91,7 @@ def _parameters(operation, path):
             parameter = {**parameter, "required": True, "schema": {"enum": ["acme", "rival"]}}
         elif name == "idempotency_key":
             parameter = {**parameter, "schema": {"type": "string"}}  # one that cannot be a key finds nothing
-        elif name in ("status", "sort_by", "sort_dir") or name.endswith("from"):
+        elif name.endswith("from"):
             parameter = {**parameter, "schema": {"anyOf": [parameter["schema"], BLANK]}}
         yield parameter
 

@@ -327,12 +327,21 @@ def test_a_wrong_admin_key_is_401(served, key):
             assert admin(method, path, body).status == 401
 
 
-def test_a_tenants_key_beside_the_admins_keeps_its_limits(served):
-    """What is sent as a tenant's is judged as a tenant's, be it wrong or right."""
+def test_of_two_keys_the_admins_counts(served, http):
+    """Where the admin's has a say: lists, reads and releases. Be it right or wrong, and whatever the tenant's is."""
+    id = reserve(http)
+    for key in (served.key, served.rival_key, "wrong"):
+        with Http(served.url, key, X_Admin_API_Key=ADMIN_KEY) as both:
+            assert [row["reservation_id"] for row in both("GET", "/v1/reservations?tenant=acme").data["reservations"]]
+            assert both("GET", "/v1/reservations").status == 400
+            assert both("GET", f"/v1/reservations/{id}").status == 200
+            assert both("POST", "/v1/decide", asking()).status == {served.key: 200, "wrong": 401}.get(key, 403)
+    with Http(served.url, served.key, X_Admin_API_Key="wrong") as both:
+        assert both("GET", "/v1/reservations?tenant=acme").status == 401
+        assert both("POST", f"/v1/reservations/{id}/release", keyed()).status == 401
+        assert both("POST", "/v1/decide", asking()).status == 200
     with Http(served.url, served.rival_key, X_Admin_API_Key=ADMIN_KEY) as both:
-        assert both("GET", "/v1/reservations?tenant=acme").status == 403
-        assert both("GET", "/v1/reservations").status == 200
-        assert both("GET", "/v1/reservations?tenant=acme", X_Cycles_API_Key="wrong").status == 401
+        assert both("POST", f"/v1/reservations/{id}/release", keyed()).data["status"] == "RELEASED"
 
 
 def test_without_an_admin_key_nobody_is_admin(tmp_path):

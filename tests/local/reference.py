@@ -120,17 +120,22 @@ class Reference:
         budgets = self.find(subject, unit)
         return budgets if isinstance(budgets, str) else self.reserve_refusal(budgets, amount)
 
-    def charge(self, budgets, extra, policy):
-        """Take an extra out of every budget; what was taken, or a code with nothing changed."""
+    def charge(self, budgets, extra, policy, demands=None):
+        """Take an extra out of every budget; what was taken, or a code with nothing changed.
+
+        `demands` says why a budget, looked at before the next one, refuses for another reason.
+        """
         takes = extra
         for budget in budgets:
             owes = policy == "ALLOW_WITH_OVERDRAFT" and budget.limit > 0
             if not owes:
                 takes = min(takes, max(budget.remaining, 0))
         for budget in budgets:
-            if policy == "ALLOW_WITH_OVERDRAFT" and budget.limit > 0:
+            if demands is not None and demands(budget) is not None:
+                return demands(budget)
+            if policy == "ALLOW_WITH_OVERDRAFT" and budget.remaining < takes:
                 missing = takes - max(budget.remaining, 0)
-                if missing > 0 and budget.debt + missing > budget.limit:
+                if budget.debt + missing > budget.limit:
                     return "OVERDRAFT_LIMIT_EXCEEDED"
         for budget in budgets:
             owes = policy == "ALLOW_WITH_OVERDRAFT" and budget.limit > 0
@@ -198,12 +203,13 @@ class Reference:
         budgets = self.find(subject, unit)
         if isinstance(budgets, str):
             return budgets
-        for budget in budgets:
+
+        def demands(budget):
             if budget.status != "ACTIVE":
                 return "BUDGET_" + budget.status
-        if policy == "REJECT" and any(amount > budget.remaining for budget in budgets):
-            return "BUDGET_EXCEEDED"
-        took = self.charge(budgets, amount, policy)
+            return "BUDGET_EXCEEDED" if policy == "REJECT" and amount > budget.remaining else None
+
+        took = self.charge(budgets, amount, policy, demands)
         if isinstance(took, str):
             return took
         until = self.now + 7 * DAY

@@ -209,3 +209,10 @@ def test_malformed_records_fail_closed(damage):
             assert (answer.status, answer.error) == (500, "INTERNAL_ERROR")
         assert bench.get(made.id).status == 200
         assert bench.amounts()[1] == 100
+
+
+def test_names_that_no_file_can_have(bench):
+    """As a command line passes them on where it is not what the locale says."""
+    assert bench.authority.tenant("\udcff") is None
+    with pytest.raises(ValidationError):
+        bench.authority.revoke_key("\udcff")

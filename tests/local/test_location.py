@@ -10,6 +10,8 @@ from cycles_lite.errors import ConfigError
 from cycles_lite.local import location
 from cycles_lite.local.location import Location
 
+from .processes import PATIENCE, start
+
 
 @pytest.mark.parametrize(
     ("url", "expected"),
@@ -69,6 +71,76 @@ def test_url_round_trip(path):
     """The URL of a location names the same place."""
     assert location.parse(Location(path, "full").url) == Location(path, "full")
     assert location.parse(Location(None).url) == Location(None)
+
+
+def test_halves_of_surrogate_pairs_name_no_file():
+    """But for those that stand for bytes which the locale does not know."""
+    with pytest.raises(ConfigError, match="names no file"):
+        location.parse("sqlite:///b\ud800.db")
+    assert os.fsencode(location.parse("sqlite:///b\udcff.db").path) == b"/b\xff.db"
+
+
+USE = r"""
+import os, sys
+from cycles_lite import Amount, CyclesClient, CyclesConfig
+from cycles_lite.cli import main
+from cycles_lite.errors import ConfigError
+from cycles_lite.local import Authority
+
+folder, allocated = os.fsencode(sys.argv[1]), 0
+
+def demand(url):
+    client = CyclesClient(CyclesConfig(base_url=url))
+    assert client.get_balances(tenant="acme").balances[0].allocated == Amount.tokens(allocated), url
+    client.close()
+
+for name, quoted in ((b"b\xc3\xbccher.db", "b%C3%BCcher.db"), (b"b\xff \xfe.db", "b%FF%20%fe.db")):
+    given = os.fsdecode(os.path.join(folder, name))
+    urls = ["sqlite://" + given, "sqlite:///" + sys.argv[1].lstrip("/") + "/" + quoted]
+    urls += ["sqlite://" + sys.argv[1] + "/b\xfccher.db"] * (b"cher" in name)
+    os.chdir(folder)
+    for db in [given, os.fsdecode(name), *urls]:
+        allocated += 1
+        assert main(["budget", "set", "--db", db, "tenant:acme", "TOKENS:%d" % allocated]) == 0
+        for url in urls:
+            demand(url)
+    with Authority(urls[0]) as authority:
+        demand(authority.url)
+        authority.url.encode("ascii")
+    try:
+        Authority("sqlite:" + os.fsdecode(b"missing-" + name), create=False)
+    except ConfigError as e:
+        print(e)
+        print(e, file=sys.stderr)
+    else:
+        raise AssertionError("a file was made")
+assert sorted(os.listdir(folder)) == [b"b\xc3\xbccher.db", b"b\xff \xfe.db"], os.listdir(folder)
+"""
+
+LOCALES = {
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "C, strict streams": {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii:strict",
+    },
+    "UTF-8": {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"},
+    "UTF-8 mode": {"LC_ALL": "C", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes where the system is POSIX")
+@pytest.mark.parametrize("name", LOCALES)
+def test_names_that_the_locale_does_not_know(tmp_path, monkeypatch, name):
+    """A URL and `--db` name the same file in every locale, quoted or not; messages can be printed everywhere."""
+    for variable, value in LOCALES[name].items():
+        monkeypatch.setenv(variable, value)
+    process = start(USE, str(tmp_path))
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err.decode("utf-8", "replace")
+    assert out.count(b"there is no budget file at") == 2
+    assert err.count(b"there is no budget file at") == 2
 
 
 MOUNTS = rb"""/dev/vda / ext4 rw 0 0

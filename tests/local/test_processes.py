@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
 
 from cycles_lite.clock import now_ms
 from cycles_lite.errors import ConfigError
-from cycles_lite.local import Authority
+from cycles_lite.local import Authority, connections
 from cycles_lite.values import Amount
 
+from .helpers import Bench
 from .processes import PATIENCE, finish, run_threads, start
 
 SPEND = """
@@ -143,6 +145,27 @@ def test_killed_at_any_moment(url, killed):
         assert later.budgets()[0].reserved == 0
         assert later.budgets()[0].spent == answered
         assert later.check() == []
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize("operation", ["commit", "release", "get"])
+def test_the_clock_is_read_under_the_lock(url, kind, operation):
+    """Whoever waited for the lock while a reservation expired finds it expired."""
+    if (kind, operation) == ("file", "get"):
+        pytest.skip("readers of a file wait for nobody")
+    with Bench(url if kind == "file" else "sqlite://", validates=False, timeout=PATIENCE) as bench:
+        bench.budget()
+        made = bench.reserve(100, ttl_ms=1000, grace_period_ms=0)
+        answers = []
+        waiting = threading.Thread(target=lambda: answers.append(getattr(bench, operation)(made.id)))
+        with bench.authority._ledger.store.write():
+            waiting.start()
+            while not any(one.thread == waiting.ident for one in connections.live_transactions()):
+                time.sleep(0.001)
+            bench.clock.now += 1001
+        waiting.join(PATIENCE)
+        assert [answer.error for answer in answers] == ["RESERVATION_EXPIRED"]
+        assert bench.amounts() == (1000, 0, 0, 0, False)
 
 
 MAKE = """

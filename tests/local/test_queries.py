@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from cycles_lite.local import cursors, filters
 from cycles_lite.local.authority import Caller
 from cycles_lite.values import Amount
 
@@ -67,8 +68,18 @@ LISTS = [
     ({"idempotency_key": "key-f"}, "f"),
     ({"idempotency_key": "key-"}, ""),
     ({"idempotency_key": "KEY-F"}, ""),
-    # Blank is unset, everywhere.
-    ({"status": "", "workspace": "", "tenant": " ", "limit": "", "cursor": "", "sort_by": "", "from_": ""}, "gfedcba"),
+    # Blank is unset for the windows; what a blank level or key names, nothing has.
+    (
+        {"from_": "", "to": " ", "expires_from": "", "expires_to": "", "finalized_from": "", "finalized_to": ""},
+        "gfedcba",
+    ),
+    ({"include": "", "limit": "", "cursor": " "}, "gfedcba"),
+    ({"workspace": ""}, ""),
+    ({"toolset": " "}, ""),
+    ({"tenant": ""}, ""),
+    ({"tenant": " "}, ""),
+    ({"idempotency_key": ""}, ""),
+    ({"idempotency_key": " "}, ""),
     ({"unknown": "x"}, "gfedcba"),
     # The three windows; both ends count.
     ({"from_": "2023-11-14T22:13:22Z"}, "gfedc"),
@@ -114,7 +125,7 @@ def test_pages(filled, sort_by, sort_dir, limit):
         if not page["has_more"]:
             break
         assert len(page["reservations"]) == limit
-        query["cursor"] = page["next_cursor"]
+        query = {"limit": str(limit), "cursor": page["next_cursor"]}  # which brings the sort along
     assert len(rows) == 11
 
     def value(row):
@@ -144,6 +155,10 @@ BAD_QUERIES = [
     {"limit": "٣"},
     {"status": "ALIVE"},
     {"status": "active"},
+    {"status": ""},
+    {"status": " "},
+    {"sort_by": ""},
+    {"sort_dir": " "},
     {"sort_by": "size"},
     {"sort_dir": "up"},
     {"from_": "yesterday"},
@@ -168,15 +183,18 @@ def test_bad_queries(bench, query):
 
 
 def test_cursors_are_bound(filled):
-    """A cursor goes with its sort and its filters, in any spelling of them, but not with `include` or the limit."""
-    cursor = filled.list(limit="2", workspace="prod", status="", sort_by="reserved").data.get("next_cursor")
+    """A cursor brings its sort along, and goes with its filters in any spelling; `include` and limit are free."""
+    cursor = filled.list(limit="2", workspace="prod", sort_by="reserved").data.get("next_cursor")
     assert cursor is None
     cursor = filled.list(limit="1", workspace="prod", sort_by="reserved").data["next_cursor"]
-    same = {"workspace": "PROD", "sort_by": "reserved", "cursor": cursor}
-    assert len(filled.listed(include="metadata", limit="5", tenant="acme", **same)) == 1
+    same = {"workspace": "PROD", "cursor": cursor}
+    for sort in ({}, {"sort_by": "reserved"}, {"sort_dir": "desc"}, {"sort_by": "reserved", "sort_dir": "desc"}):
+        found = filled.listed(include="metadata", limit="5", tenant="acme", **same, **sort)
+        assert found == [filled.ids["a"]]
     for other in (
-        {"workspace": "prod", "cursor": cursor},
-        {"sort_by": "reserved", "cursor": cursor},
+        {"cursor": cursor},
+        {**same, "sort_by": "created_at_ms"},
+        {**same, "sort_by": "reserved", "sort_dir": "asc"},
         {**same, "sort_dir": "asc"},
         {**same, "status": "ACTIVE"},
         {**same, "agent": "bot"},
@@ -202,10 +220,47 @@ def test_mangled_cursors(filled):
         position[:2],
         [*position, 1],
         {"a": 1},
+        [*position[:2], "expires_at_ms", *position[3:]],
+        [*position[:3], "asc", *position[4:]],
     ):
         mangled.append(base64.urlsafe_b64encode(json.dumps(changed).encode()).decode())
     for text in mangled:
         assert filled.list(limit="2", cursor=text).error == "INVALID_REQUEST"
+
+
+FORGED = [
+    ["\ud800", "x", "scope_path", "desc"],
+    ["x", "\udfff", "tenant", "asc"],
+    [1, "\ud800", "created_at_ms", "desc"],
+    [2**63, "x", "created_at_ms", "desc"],
+    [-(2**70), "x", "reserved", "asc"],
+    [1, "x", "scope_path", "desc"],
+    ["1", "x", "reserved", "desc"],
+    [1, "x", "\ud800", "desc"],
+    [1, "x", "reserved", "; DROP TABLE budgets"],
+    [1, "x", "number", "desc"],
+    [True, "x", "reserved", "desc"],
+]
+
+
+@pytest.mark.parametrize("position", FORGED)
+def test_forged_cursors(filled, position):
+    """A digest is worked out by anybody: what is in a cursor proves nothing, and is a 400 like any other nonsense."""
+    asked = filters.list_filters({})
+    binding = {**asked._asdict(), "tenant": "acme", "include": None, "limit": None, "cursor": None}
+    cursor = cursors.make(position, binding)
+    answer = filled.list(cursor=cursor)
+    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    honest = cursors.make([START, "x", "created_at_ms", "desc"], binding)
+    assert filled.list(cursor=honest).status == 200  # so that it was not the binding
+
+
+def test_forged_cursors_of_balances(bench):
+    for position in (["\ud800", "TOKENS"], ["tenant:acme", "\udc00"], [1, "x"]):
+        cursor = cursors.make(position, {"tenant": "acme", "segments": ["tenant:acme"]})
+        assert bench.balances(tenant="acme", cursor=cursor).error == "INVALID_REQUEST"
+    honest = cursors.make(["a", "x"], {"tenant": "acme", "segments": ["tenant:acme"]})
+    assert bench.balances(tenant="acme", cursor=honest).status == 200
 
 
 def test_pages_are_steady(filled):
@@ -348,10 +403,11 @@ def test_balances(budgeted, query, expected):
 
 
 def test_balances_need_a_filter(budgeted):
-    """None, or only blank ones, is a 400."""
-    for query in ({"include_children": "true"}, {"tenant": "", "app": " "}):
-        answer = budgeted.balances(**query)
-        assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    """None is a 400; a blank one is one that no scope has."""
+    answer = budgeted.balances(include_children="true")
+    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    for query in ({"tenant": ""}, {"app": " "}, {"tenant": "acme", "agent": ""}):
+        assert shown(budgeted.balances(**query)) == []
 
 
 def test_balance_tenancy(budgeted):

@@ -148,10 +148,20 @@ EVENTS = [
     ([budget(-5, debt=5, overdraft_limit=9)], 0, REJECT, "BUDGET_EXCEEDED"),
     ([budget(100, overdraft_limit=10)], 110, OVERDRAFT, (110, [(100, 10, False)])),
     ([budget(100, overdraft_limit=10)], 111, OVERDRAFT, "OVERDRAFT_LIMIT_EXCEEDED"),
-    # Debt and over-limit do not stop an event; frozen and closed do, before anything else.
+    # Debt and over-limit do not stop an event; frozen and closed do. Scope by scope, each with all checks.
     ([budget(100, debt=5)], 10, IF_AVAILABLE, (10, [(10, 5, False)])),
     ([budget(100, is_over_limit=True)], 10, REJECT, (10, [(10, 0, True)])),
-    ([budget(0), budget(100, status=rules.FROZEN)], 10, REJECT, "BUDGET_FROZEN"),
+    ([budget(0), budget(100, status=rules.FROZEN)], 10, REJECT, "BUDGET_EXCEEDED"),
+    ([budget(0, status=rules.CLOSED), budget(100, status=rules.FROZEN)], 10, REJECT, "BUDGET_CLOSED"),
+    ([budget(10), budget(0, status=rules.FROZEN)], 10, REJECT, "BUDGET_FROZEN"),
+    ([budget(0, overdraft_limit=5), budget(100, status=rules.FROZEN)], 10, OVERDRAFT, "OVERDRAFT_LIMIT_EXCEEDED"),
+    ([budget(0, overdraft_limit=50), budget(100, status=rules.FROZEN)], 10, OVERDRAFT, "BUDGET_FROZEN"),
+    # A debt above a lowered limit refuses wherever less remains than is to be taken, also where that is nothing.
+    ([budget(-5, debt=5, overdraft_limit=4)], 0, OVERDRAFT, "OVERDRAFT_LIMIT_EXCEEDED"),
+    ([budget(-5, debt=5, overdraft_limit=4), budget(0)], 9, OVERDRAFT, "OVERDRAFT_LIMIT_EXCEEDED"),
+    ([budget(-5, debt=5), budget(9)], 9, OVERDRAFT, "OVERDRAFT_LIMIT_EXCEEDED"),
+    ([budget(9, debt=5, overdraft_limit=4)], 9, OVERDRAFT, (9, [(9, 5, False)])),
+    ([budget(-5, debt=5, overdraft_limit=4)], 9, IF_AVAILABLE, (0, [(0, 5, True)])),
     ([budget(0), budget(100, status=rules.CLOSED)], 10, IF_AVAILABLE, "BUDGET_CLOSED"),
 ]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 from cycles_lite.client import CyclesClient
@@ -52,6 +55,18 @@ def test_the_client_makes_no_file(url, path, tmp_path):
     with pytest.raises(ConfigError, match="cycles-lite budget set --db"):
         LocalTransport(CyclesConfig(base_url=url))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_here_pickles(authority):
+    """And what is pickled with it says what to do instead, not what is deep inside."""
+    client = CyclesClient(CyclesConfig(base_url=authority.url, tenant="acme"))
+    store = authority._ledger.store
+    for one in (client, LocalTransport(CyclesConfig(base_url=authority.url)), authority, store):
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            with pytest.raises(TypeError, match=r"connection.*does not pickle: make one in each process"):
+                pickle.dumps(one, protocol)
+        with pytest.raises(TypeError, match="does not pickle"):
+            copy.deepcopy(one)
 
 
 def test_close_lets_go(authority, path):

@@ -6,7 +6,7 @@ import pytest
 
 from cycles_lite.local import upkeep
 
-from .helpers import START
+from .helpers import START, Bench
 
 DAY = 24 * 3600 * 1000
 
@@ -141,6 +141,50 @@ def test_pruning(bench, monkeypatch):
         assert bench.decide(5000).status == 200
     assert _rows(bench) == {"reservations": 1, "settlements": 0, "replies": 4}
     assert bench.get(live.id).status == 200
+
+
+def test_pruning_after_the_clock_was_ahead(bench, monkeypatch):
+    """Rows that a clock ten years ahead has made do not keep the others from going, wherever they stand."""
+    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(upkeep, "PRUNE_AT_ONCE", 10)
+    ahead = 3650 * DAY
+
+    def commit(count):
+        for _ in range(count):
+            bench.commit(bench.reserve(1, ttl_ms=1000, grace_period_ms=0).id, 1)
+
+    commit(3)
+    for _ in range(2):
+        bench.clock.now += ahead
+        commit(25)
+        bench.clock.now -= ahead
+        commit(25)
+    bench.clock.now += 31 * DAY
+    for _ in range(60):
+        bench.decide(1)
+    assert _rows(bench)["reservations"] == _rows(bench)["settlements"] == 50
+    bench.clock.now += ahead
+    for _ in range(60):
+        bench.decide(1)
+    assert _rows(bench)["reservations"] == 0
+
+
+def test_short_processes_prune_too(url, monkeypatch):
+    """Each with a write or two; the answers of one day are gone some hundred writes after the next."""
+    first = Bench(url)
+    first.budget()
+    for _ in range(10):
+        first.decide(1)
+    first.authority.shutdown()
+    later = first.clock.now + 2 * DAY
+    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 10)
+    for turn in range(1, 500):
+        with Bench(url) as short:
+            short.clock.now = later
+            short.decide(1)
+            if _rows(short)["replies"] == turn:
+                return
+    pytest.fail("nothing was ever pruned")
 
 
 def _rows(bench):

@@ -1,0 +1,518 @@
+"""Exceptions from signal handlers at any instruction: no lock stays held, and operations happen whole or not at all.
+
+INTERRUPT_ROUNDS sets how many random instants are tried of each operation (some dozens where it is not set); where it
+is set, the trace function also raises between any two instructions, and not only between lines.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import sqlite3
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+
+import cycles_lite
+from cycles_lite.errors import TransportTimeout
+from cycles_lite.local import Authority, connections, location, upkeep
+from cycles_lite.values import Amount
+
+from .helpers import Bench, new_key
+from .processes import PATIENCE, start
+
+#: An exception that comes within a finalizer is told to nobody, and files that it keeps Python from closing are named.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+ROUNDS = int(os.environ.get("INTERRUPT_ROUNDS", "0"))
+PACKAGE = os.path.dirname(cycles_lite.__file__)
+
+#: Seconds in which what nobody holds up must be done; the store's own patience is far longer.
+SOON = 20.0
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises."""
+
+
+class Operation:
+    """One request, always the same, so that a second time is a replay."""
+
+    def __init__(self, bench):
+        self.bench, self.key = bench, new_key()
+
+    def prepare(self):
+        return self
+
+    def reserved(self):
+        self.id = self.bench.reserve(10).id
+        return self
+
+
+class Reserve(Operation):
+    def __call__(self):
+        return self.bench.reserve(10, idempotency_key=self.key)
+
+
+class Commit(Operation):
+    prepare = Operation.reserved
+
+    def __call__(self):
+        return self.bench.commit(self.id, 7, idempotency_key=self.key)
+
+
+class Release(Operation):
+    prepare = Operation.reserved
+
+    def __call__(self):
+        return self.bench.release(self.id, idempotency_key=self.key)
+
+
+class Extend(Operation):
+    prepare = Operation.reserved
+
+    def __call__(self):
+        return self.bench.extend(self.id, 500, idempotency_key=self.key)
+
+
+class Event(Operation):
+    def __call__(self):
+        return self.bench.event(3, idempotency_key=self.key)
+
+
+class Balances(Operation):
+    def __call__(self):
+        return self.bench.balances()
+
+
+OPERATIONS = [Reserve, Commit, Release, Extend, Event, Balances]
+
+
+@pytest.fixture(params=["file", "memory"])
+def bench(request, url):
+    """An authority that waits long for a lock, so that a lock that stays held shows."""
+    made = Bench("sqlite://" if request.param == "memory" else url, validates=False, timeout=PATIENCE)
+    made.budget(amount=10**9)
+    made.is_file = request.param == "file"
+    yield made
+    made.authority.shutdown()
+
+
+class Tracer:
+    """Raises at one of the events, in the order in which they come; counts them where it never does."""
+
+    def __init__(self, at=None, opcodes=False):
+        self.at, self.opcodes, self.count = at, opcodes, 0
+
+    def __call__(self, frame, event, argument):
+        if not frame.f_code.co_filename.startswith(PACKAGE) or in_finalizer(frame):
+            return None
+        frame.f_trace_opcodes = self.opcodes
+        return self._trace
+
+    def _trace(self, frame, event, argument):
+        frame.f_trace_opcodes = self.opcodes
+        if event == ("opcode" if self.opcodes else "line"):
+            if self.count == self.at:
+                raise Interrupted
+            self.count += 1
+        return self._trace
+
+    def run(self, work):
+        """What `work` raised, or None."""
+        outer = sys.gettrace()
+        sys.settrace(self)
+        try:
+            work()
+        except Interrupted as e:
+            return e
+        finally:
+            sys.settrace(outer)
+        return None
+
+
+def in_finalizer(frame):
+    """What a finalizer raises Python tells to nobody."""
+    while (
+        frame is not None
+        and frame.f_code.co_name != "__del__"
+        and frame.f_code is not weakref.finalize.__call__.__code__
+    ):
+        frame = frame.f_back
+    return frame is not None
+
+
+def in_another_thread(work):
+    """The seconds that some work takes in a thread of its own."""
+    failed = []
+
+    def run():
+        try:
+            work()
+        except BaseException as e:
+            failed.append(e)
+
+    thread = threading.Thread(target=run)
+    before = time.monotonic()
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert failed == []
+    return time.monotonic() - before
+
+
+def demand_free(bench, operation, before):
+    """Nobody holds anything; the operation happened whole or not at all, and a second time it is done once."""
+    assert connections.live_transactions() == []
+    started = time.monotonic()
+    after = bench.amounts()
+    if bench.is_file:  # as another process would: with no patience at all
+        other = sqlite3.connect(bench.authority._ledger.store.name, timeout=0, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        other.close()
+    assert operation().status in (200, 201)
+    done = bench.amounts()
+    assert after in (before, done)
+    assert in_another_thread(lambda: bench.event(0)) < SOON
+    assert time.monotonic() - started < SOON
+    return done
+
+
+def demand_exact(bench, operation_class, before, done):
+    """The balances are those of one operation."""
+    remaining, reserved, spent = (now - was for now, was in zip(done[:3], before[:3]))
+    expected = {
+        Reserve: (-10, 10, 0),
+        Commit: (3, -10, 7),
+        Release: (10, -10, 0),
+        Extend: (0, 0, 0),
+        Event: (-3, 0, 3),
+        Balances: (0, 0, 0),
+    }
+    assert (remaining, reserved, spent) == expected[operation_class]
+
+
+@pytest.mark.parametrize("operation_class", OPERATIONS)
+@pytest.mark.parametrize("keeps", [False, True], ids=["dropped", "kept"])
+def test_an_exception_at_each_line(bench, operation_class, keeps):
+    """Also where the traceback is kept, as a debugger or an error tracker does."""
+    opcodes = bool(ROUNDS)
+    counting = Tracer(opcodes=opcodes)
+    assert counting.run(operation_class(bench).prepare()) is None
+    assert counting.count > 50
+    kept = []
+    for number in range(counting.count):
+        operation = operation_class(bench).prepare()
+        before = bench.amounts()
+        raised = Tracer(number, opcodes).run(operation)
+        if keeps:
+            kept.append(raised)
+        del raised
+        done = demand_free(bench, operation, before)
+        demand_exact(bench, operation_class, before, done)
+    assert bench.authority.check() == []
+
+
+def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
+    """Holds that are freed and rows that are pruned on the way."""
+    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 1)
+
+    def due():
+        operation = Event(bench)
+        bench.reserve(10, ttl_ms=1000, grace_period_ms=0)
+        bench.clock.now += 2000
+        return operation
+
+    counting = Tracer()
+    counting.run(due())
+    for number in range(0, counting.count):
+        operation = due()
+        Tracer(number).run(operation)
+        demand_free(bench, operation, bench.amounts())
+        assert bench.amounts()[1] == 0
+    assert bench.authority.check() == []
+
+
+def test_an_exception_at_each_line_of_opening_and_closing(url, path, tmp_path):
+    """A file is made whole or not at all, without leaving a draft; connections are opened and closed."""
+
+    def work():
+        authority = Authority(url)
+        authority.set_budget("tenant:acme", Amount.tokens(5))
+        authority.shutdown()
+
+    counting = Tracer()
+    counting.run(work)
+    for number in range(counting.count):
+        for name in os.listdir(str(tmp_path)):
+            os.remove(str(tmp_path / name))
+        Tracer(number).run(work)
+        assert set(os.listdir(str(tmp_path))) <= {"budgets.db"}
+        assert connections.live_transactions() == connections.open_connections() == []
+        with Authority(url) as authority:
+            authority.set_budget("tenant:acme", Amount.tokens(6))
+            assert authority.check() == []
+
+
+# ---- Real signals ----
+
+needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+
+
+@pytest.fixture
+def alarms():
+    """Lets SIGALRM raise; a list of what handlers should do instead."""
+    todo = []
+
+    def handle(number, frame):
+        if todo:
+            todo.pop()()
+        else:
+            raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handle)
+    yield todo
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def interrupted_after(seconds, work):
+    """Run some work until a signal comes; whether it came in time."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            work()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupted:
+        return True
+    return False
+
+
+@needs_timers
+@pytest.mark.parametrize("operation_class", OPERATIONS)
+def test_a_signal_at_any_instant(bench, operation_class, alarms):
+    rounds, hits = ROUNDS or 40, 0
+    first = operation_class(bench).prepare()
+    started = time.perf_counter()
+    first()
+    took = time.perf_counter() - started
+    for _ in range(rounds):
+        operation = operation_class(bench).prepare()
+        before = bench.amounts()
+        hits += interrupted_after(random.uniform(1e-5, 1.5 * took + 1e-4), operation)
+        demand_exact(bench, operation_class, before, demand_free(bench, operation, before))
+    assert hits
+    assert bench.authority.check() == []
+
+
+class TimeIsUp(Exception):
+    """What task queues raise for a soft time limit: no BaseException."""
+
+
+class Limit:
+    def raise_it(self, number, frame):
+        raise TimeIsUp
+
+    __call__ = raise_it
+
+
+def raise_it(extra, number, frame):
+    raise TimeIsUp
+
+
+HANDLERS = [Limit(), Limit().raise_it, functools.partial(raise_it, 1)]
+
+
+@needs_timers
+@pytest.mark.parametrize("handler", HANDLERS, ids=["object", "method", "partial"])
+def test_a_time_limit_is_no_fault_of_the_authority(bench, alarms, handler, caplog):
+    """It comes out of the call that it ends, and is not answered with a 500."""
+    signal.signal(signal.SIGALRM, handler)
+    clock = bench.clock
+
+    def raise_in_the_midst():
+        os.kill(os.getpid(), signal.SIGALRM)
+        return clock.now
+
+    bench.authority._ledger._clock = raise_in_the_midst
+    with pytest.raises(TimeIsUp):
+        bench.event(1)
+    bench.authority._ledger._clock = clock
+    assert bench.event(1).status == 201
+    assert bench.amounts()[2] == 1
+    assert caplog.records == []
+
+
+@needs_timers
+def test_interrupts_while_threads_write(bench, alarms):
+    """One thread is interrupted again and again, the others are not held up, and nothing is lost or doubled."""
+    rounds, done = (ROUNDS or 60), []
+    ending = threading.Event()
+
+    def others():
+        while not ending.is_set():
+            assert bench.event(1).status == 201
+            done.append(1)
+
+    threads = [threading.Thread(target=others) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(rounds):
+            operation = Event(bench)
+            interrupted_after(random.uniform(1e-5, 5e-3), operation)
+            assert operation().status == 201
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert bench.amounts()[2] == 3 * rounds + len(done)
+    assert bench.authority.check() == []
+
+
+@needs_timers
+def test_a_handler_that_writes_is_refused_at_once(bench, alarms, url):
+    """It would wait for the very transaction that it interrupts. Through another authority on the file too."""
+    told = []
+    other = Bench(url, validates=False, timeout=PATIENCE) if bench.is_file else bench
+
+    def handler():
+        for one in (bench, other):
+            with pytest.raises(TransportTimeout):
+                one.event(1)
+            told.append(one)
+
+    alarms.append(handler)
+    with bench.authority._ledger.store.write():
+        before = time.monotonic()
+        os.kill(os.getpid(), signal.SIGALRM)
+        while not told:
+            time.sleep(0.001)
+    assert time.monotonic() - before < SOON
+    assert len(told) == 2
+    assert bench.event(1).status == other.event(1).status == 201
+    other.authority.shutdown()
+
+
+@needs_timers
+def test_a_handler_that_writes_while_a_network_file_is_read(alarms, url, monkeypatch):
+    """Without a WAL readers hold writers up."""
+    monkeypatch.setattr(location, "is_on_network", lambda path: True)
+    told = []
+
+    def handler():
+        with pytest.raises(TransportTimeout):
+            bench.event(1)
+        told.append(1)
+
+    with Bench(url, validates=False, timeout=PATIENCE) as bench:
+        bench.budget()
+        alarms.append(handler)
+        before = time.monotonic()
+        with bench.authority._ledger.store.read():
+            os.kill(os.getpid(), signal.SIGALRM)
+            while not told:
+                time.sleep(0.001)
+        assert time.monotonic() - before < SOON
+        assert bench.event(1).status == 201
+        assert bench.amounts()[2] == 1
+
+
+@needs_timers
+def test_a_handler_that_writes_at_any_instant(bench, alarms):
+    """It is served or refused, at once in either case, and what was told is what the ledger says."""
+    told, rounds = [], ROUNDS or 60
+
+    def handler():
+        before = time.monotonic()
+        try:
+            assert bench.event(1).status == 201
+            told.append(1)
+        except TransportTimeout:
+            pass
+        assert time.monotonic() - before < SOON
+
+    for _ in range(rounds):
+        alarms[:] = [handler]
+        assert not interrupted_after(random.uniform(1e-5, 2e-3), Event(bench))
+    alarms.clear()
+    assert bench.amounts()[2] == 3 * rounds + len(told)
+    assert bench.authority.check() == []
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+FORK = """
+import os, signal, sys, time
+from cycles_lite.local import Authority
+from cycles_lite.local import connections
+from cycles_lite.errors import TransportError
+from cycles_lite.values import Amount
+
+class Interrupted(BaseException):
+    pass
+
+authority = Authority(sys.argv[1], timeout=60)
+authority.set_budget("tenant:acme", Amount.tokens(100))
+
+def forked(work):
+    before = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert time.monotonic() - before < 5, "the fork waited"
+
+def child():
+    authority.set_budget("tenant:acme", Amount.tokens(101))
+    authority.shutdown()
+
+def interrupt(number, frame):
+    raise Interrupted
+
+signal.signal(signal.SIGALRM, interrupt)
+kept = []
+for step in range(20):
+    signal.setitimer(signal.ITIMER_REAL, 0.0001 + step * 0.00005)
+    try:
+        for _ in range(200):
+            authority.set_budget("tenant:acme", Amount.tokens(100))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupted as e:
+        kept.append(e)
+    forked(child)
+assert kept
+
+# A handler that forks while a transaction is open: the child may not end it.
+def end_of(transaction):
+    try:
+        transaction.__exit__(None, None, None)
+    except TransportError as e:
+        assert "fork" in str(e)
+    else:
+        raise AssertionError("a child ended its parent's transaction")
+
+transaction = authority._ledger.store.write()
+transaction.__enter__().execute("UPDATE budgets SET allocated = 7")
+forked(lambda: end_of(transaction))
+transaction.__exit__(None, None, None)
+assert authority.budgets()[0].allocated == 7
+assert authority.check() == []
+authority.shutdown()
+"""
+
+
+@needs_fork
+@needs_timers
+def test_a_fork_does_not_wait_for_what_was_interrupted(url):
+    process = start(FORK, url)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err.decode()
