@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn
 
 from . import wire
 from .checks import refuse
 from .config import CyclesConfig
-from .errors import ApiError, CyclesError, ResponseError, ValidationError
+from .errors import ApiError, ConfigError, CyclesError, ResponseError, ValidationError
 from .fields import Model
 from .log import log
 from .sending import Sender, open_transport
@@ -69,6 +69,8 @@ class CyclesClient:
         observer: Observer | None = None,
         transport: Transport | None = None,
     ) -> None:
+        if not isinstance(config, CyclesConfig):
+            raise ConfigError(_misplaced(config))
         self._config = config
         self._sender = Sender(config, open_transport(config) if transport is None else transport, traceparent)
         self._observer = observer
@@ -93,8 +95,10 @@ class CyclesClient:
     def __repr__(self) -> str:
         return f"CyclesClient({self._config!r})"
 
-    def with_options(self, **changes: Any) -> CyclesClient:
+    def with_options(self, *misplaced: NoReturn, **changes: Any) -> CyclesClient:
         """A client with other settings, such as another tenant's key, that shares this one's connections."""
+        if misplaced:
+            raise ConfigError("with_options: settings have names: write with_options(tenant=...)")
         config = self._config.replace(**changes)
         shares = all(getattr(config, name) == getattr(self._config, name) for name in _CONNECTION_SETTINGS)
         transport = self._sender.transport if shares else None
@@ -338,6 +342,15 @@ class CyclesClient:
         if cursor is not None:
             query["cursor"] = cursor
         return self._sender.get(operation, id, query)
+
+
+def _misplaced(config: object) -> str:
+    """What to write instead. The value is not shown, because a key may be in it."""
+    given = f"the class {config.__name__}" if isinstance(config, type) else f"a value of type {type(config).__name__}"
+    return (
+        f"CyclesClient: {given} is not a configuration: write CyclesClient(CyclesConfig(base_url=...)), or "
+        "CyclesClient.from_env()"
+    )
 
 
 def _request(name: str, request: Model | None, filters: dict[str, Any]) -> Any:

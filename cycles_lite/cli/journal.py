@@ -13,9 +13,7 @@ from ..errors import ConfigError, ValidationError
 from ..journal import Journal, Record, identity_folders, usable_folder
 from ..settler import Settler
 from . import bars
-
-#: What `replay` ends with when something is left to settle.
-LEFT = 1
+from .statuses import DONE, WRONG
 
 
 def add_command(commands: Any) -> None:
@@ -70,7 +68,7 @@ def _list(arguments: Any) -> int:
     for folder in _folders(arguments.folder):
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.corrupt"))):
             print(f"{path}\tset aside, unreadable")
-    return 0
+    return DONE
 
 
 def _amount(record: Record) -> str:
@@ -84,7 +82,7 @@ def _show(arguments: Any) -> int:
     for record in _records(arguments.folder):
         if record.reservation_id == arguments.reservation_id:
             print(json.dumps(json.loads(record.to_json().decode("ascii")), indent=2))
-            return 0
+            return DONE
     raise ValidationError(f"journal: there is no record of reservation {arguments.reservation_id}")
 
 
@@ -98,4 +96,4 @@ def _replay(arguments: Any) -> int:
             settler.close()
     kept = sum(1 for _ in _records(arguments.folder))
     print(f"{left} still pending, {kept} on disk" if left or kept else "everything is settled")
-    return LEFT if left or kept else 0
+    return WRONG if left or kept else DONE

@@ -51,7 +51,8 @@ def parse(url: object) -> Location:
 
 
 def _decoded(url: str, quoted: str) -> str:
-    path = os.fsdecode(unquote_to_bytes(quoted))
+    # Where the locale is C, the environment's bytes beyond ASCII are surrogates, which must become those bytes again.
+    path = os.fsdecode(unquote_to_bytes(quoted.encode("utf-8", "surrogateescape")))
     if not path or "\0" in path:
         raise ConfigError(f"{shown(url)} names no file: {_FORMS}")
     return path
