@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import NoReturn, Sequence
 
@@ -51,11 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return statuses.DONE
             tell(e)
             return statuses.NO_OUTPUT
-        except CyclesError as e:
+        except (CyclesError, OSError) as e:
             tell(e)
-            return statuses.FAILED
-        except OSError as e:
-            tell(_reason(e))
             return statuses.FAILED
         except KeyboardInterrupt:
             return statuses.INTERRUPTED
@@ -68,12 +64,3 @@ def _run(argv: Sequence[str] | None) -> int:
         return status
     finally:
         sys.stdout.flush()  # here, where a failure is still a line and a status
-
-
-def _reason(error: OSError) -> str:
-    """What failed, also where it is the folder that relative names are looked up in."""
-    try:
-        os.getcwd()
-    except OSError:
-        return "the current folder is gone, and with it what relative paths name; change to another one"
-    return str(error)

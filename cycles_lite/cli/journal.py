@@ -14,6 +14,7 @@ from ..journal import Journal, Record, identity_folders, usable_folder
 from ..settler import Settler
 from . import bars
 from .statuses import DONE, WRONG
+from .streams import reason
 
 
 def add_command(commands: Any) -> None:
@@ -53,7 +54,7 @@ def _folders(given: str | None) -> list[str]:
         folder = given or usable_folder(os.environ.get("CYCLES_JOURNAL_DIR") or None)[0]
         return list(identity_folders(folder)) if os.path.isdir(folder) else []
     except OSError as e:
-        raise ConfigError(f"journal: the folder cannot be read: {e}") from e
+        raise ConfigError(f"journal: the folder cannot be read: {reason(e)}") from e
 
 
 def _records(given: str | None) -> Iterator[Record]:

@@ -52,7 +52,7 @@ def _run(arguments: Any) -> int:
         try:
             client = stack.enter_context(CyclesClient.from_env())
             guard = stack.enter_context(client.reserve(arguments.estimate, arguments.action, subject=subject))
-        except CyclesError as e:
+        except (CyclesError, OSError) as e:
             tell(e)
             return _status_of(e)
         status = _execute(arguments.words, signals)
@@ -63,14 +63,13 @@ def _run(arguments: Any) -> int:
     return status
 
 
-def _status_of(error: CyclesError) -> int:
-    """What a refused reservation ends with."""
+def _status_of(error: CyclesError | OSError) -> int:
+    """What a reservation that was not had ends with."""
     if isinstance(error, BudgetDenied):
         return statuses.DENIED
-    if error.is_retryable:
-        return statuses.UNAVAILABLE
-    is_misconfigured = isinstance(error, (ConfigError, AuthenticationError, ForbiddenError))
-    return statuses.MISCONFIGURED if is_misconfigured else statuses.FAILED
+    if isinstance(error, (ConfigError, AuthenticationError, ForbiddenError, OSError)):
+        return statuses.MISCONFIGURED
+    return statuses.UNAVAILABLE if error.is_retryable else statuses.FAILED
 
 
 def _execute(words: list[str], signals: Signals) -> int:

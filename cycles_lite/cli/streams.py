@@ -18,8 +18,18 @@ class NoOutput(Exception):
 
 
 def tell(message: object) -> None:
-    """One line on standard error."""
-    print("cycles-lite: " + " ".join(str(message).split()), file=sys.stderr)
+    """One line on standard error, about an error or anything else."""
+    text = reason(message) if isinstance(message, OSError) else str(message)
+    print("cycles-lite: " + " ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def reason(error: OSError) -> str:
+    """What failed, also where that is the folder which relative names are looked up in."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder is gone, and with it what relative paths name; change to another one"
+    return str(error)
 
 
 @contextmanager
@@ -35,6 +45,7 @@ def safe_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = originals
+        err.flush()
         out.let_go()
         err.let_go()
 
