@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -21,14 +22,24 @@ def run(*words, options=(), **more):
 
 @contextmanager
 def started(script, options=(), **more):
-    """`run` around a Python program that says `ready` when it is; hand it a line by `go`."""
+    """`run` around a Python program that says `ready` when it is; hand it a line by `go`. Both are a group."""
     words = command(PYTHON, "-c", script, options=options)
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more) as process:
+    more = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, **more}
+    with subprocess.Popen(words, start_new_session=True, **more) as process, ended(process):
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
+@contextmanager
+def ended(process):
+    """Whatever is left of a process's group in the end is killed."""
+    try:
+        yield
+    finally:
         try:
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # as it should be
+            pass
 
 
 def go(process):

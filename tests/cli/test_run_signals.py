@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sqlite3
 import subprocess
 import time
 
 import pytest
-from guarded import PYTHON, command, go, has_children, run, started
+from guarded import PYTHON, command, ended, go, has_children, run, started
 from ledgers import spent
 
 from cycles_lite.cli import signals
@@ -44,10 +45,7 @@ def test_signals_are_the_commands(authority, name):
         "print('ready', flush=True)\n"
         "while True: signal.pause()\n"
     )
-    with subprocess.Popen(
-        command(PYTHON, "-c", script), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
-    ) as process:
-        assert process.stdout.readline() == b"ready\n"
+    with started(script, stdin=subprocess.DEVNULL) as process:
         os.kill(process.pid, getattr(signal, name))
         assert process.wait(120) == 7
     assert spent(authority) == (0, 0)
@@ -79,7 +77,7 @@ def send_one_by_one(pid, number):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 def test_the_command_gets_a_signal_once(authority, name, send):
     """Whoever sends it. `run` takes one after the other, so that when SIGUSR2 comes nothing is still to come."""
-    with started(COUNTING.format(name), start_new_session=True) as process:
+    with started(COUNTING.format(name)) as process:
         send(process.pid, getattr(signal, name))
         assert process.stdout.readline() == "got\n"
         os.kill(process.pid, signal.SIGUSR2)
@@ -102,7 +100,7 @@ def test_the_command_gets_what_is_typed_once(authority, key, stdin):
             stdout=terminal,
             stderr=terminal,
             start_new_session=True,
-        ) as process:
+        ) as process, ended(process):
             read_until(screen, b"ready")
             os.write(controller, key)
             read_until(screen, b"got")
@@ -114,12 +112,13 @@ def test_the_command_gets_what_is_typed_once(authority, key, stdin):
 def read_until(screen, text):
     seen = b""
     while text not in seen:
+        assert select.select([screen], [], [], 60)[0], seen
         seen += screen.read(1024)
 
 
 def test_signals_that_follow_each_other_all_come(authority):
     """One to the group does not stand for those that are sent to `run` alone later on."""
-    with started(COUNTING.format("SIGUSR1"), start_new_session=True) as process:
+    with started(COUNTING.format("SIGUSR1")) as process:
         for send in (send_to_all, send_to_run, send_to_run):
             send(process.pid, signal.SIGUSR1)
             assert process.stdout.readline() == "got\n"
@@ -174,7 +173,7 @@ def test_what_was_ignored_stays_ignored(authority, name):
     script = (
         f"import signal; print('ready', flush=True); input(); print(signal.getsignal(signal.{name}).name, flush=True)"
     )
-    with started(script, start_new_session=True, preexec_fn=ignoring(name)) as process:
+    with started(script, preexec_fn=ignoring(name)) as process:
         os.killpg(process.pid, getattr(signal, name))
         os.kill(process.pid, getattr(signal, name))
         go(process)
@@ -192,8 +191,13 @@ def test_a_command_of_another_user_is_waited_for(authority):
     drop = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 5); os.execv(sys.argv[1], sys.argv[1:])"
     words = [PYTHON, "-c", drop, *command(PYTHON, "-c", script)]
     with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process, ended(process):
         assert process.stdout.readline() == "ready\n"
         os.kill(process.pid, signal.SIGTERM)
         said = process.stderr.readline()
