@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = _parser().parse_args(argv)
+        # Within another program nothing may be changed for good.
+        arguments = _parser().parse_args(argv, argparse.Namespace(is_program=argv is None))
         status: int = arguments.run(arguments)
         return status
     finally:

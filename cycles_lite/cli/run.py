@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 from contextlib import ExitStack
+from signal import Signals as Number
 from typing import Any
 
 from ..client import CyclesClient
@@ -48,7 +49,7 @@ def _run(arguments: Any) -> int:
     levels = given.levels(arguments)
     subject = Subject(**levels) if levels else None
     with ExitStack() as stack:
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(Signals(for_good=arguments.is_program))
         try:
             client = stack.enter_context(CyclesClient.from_env())
             guard = stack.enter_context(client.reserve(arguments.estimate, arguments.action, subject=subject))
@@ -76,7 +77,7 @@ def _execute(words: list[str], signals: Signals) -> int:
     """The command's exit status as a shell tells it."""
     early = signals.pending()
     if early:
-        tell(f"signal {early[0]} came before the command ran, and it does not run")
+        tell(f"{Number(early[0]).name} came before the command ran, and it does not run")
         return statuses.KILLED + early[0]
     try:
         # Its files are all that this process was given: those of its own are not inheritable.

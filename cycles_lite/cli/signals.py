@@ -34,13 +34,18 @@ def _nothing(signum: int, frame: Any) -> None:
 
 
 class Signals:
-    """From entering to the end of the process no signal that can be forwarded ends it. On Windows all this is not
-    needed, nor to be had: there Ctrl-C reaches the command by itself, and nothing else can be sent."""
+    """What is forwarded does not end this process, from entering to leaving; or to its end, with `for_good`, so that
+    nothing can change the exit status that is known by then.
 
-    def __init__(self) -> None:
+    On Windows all this is not needed, nor to be had: there Ctrl-C reaches the command by itself, and nothing else can
+    be sent.
+    """
+
+    def __init__(self, for_good: bool) -> None:
+        self._for_good = for_good
+        self._handlers: dict[int, Any] = {}
         self._pipes: list[int] = []
         self._witness = 0
-        self._came = self._told = self._held = -1
         #: When the witness last reported a signal.
         self._reported: dict[int, float] = {}
 
@@ -52,13 +57,12 @@ class Signals:
         # start: the system would forget how the command ended, and the command what becomes of its own children.
         mask = set(before) - {signal.SIGCHLD}
         try:
-            for signum in _FORWARDED:
-                if signal.getsignal(signum) not in (signal.SIG_IGN, None):
-                    signal.signal(signum, _nothing)
-            signal.signal(signal.SIGCHLD, _nothing)
+            for signum in (*_FORWARDED, signal.SIGCHLD):
+                if signum == signal.SIGCHLD or signal.getsignal(signum) not in (signal.SIG_IGN, None):
+                    self._handlers[signum] = signal.signal(signum, _nothing)
             self._start_witness(mask)
-            self._came, came = os.pipe()
-            _report_to(came)
+            self._came, self._comes = os.pipe()
+            _report_to(self._comes)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._pipes = [self._came, self._told]
@@ -80,14 +84,20 @@ class Signals:
         os.close(alive)
 
     def __exit__(self, *exception: object) -> None:
-        if self._witness:
-            os.kill(self._witness, signal.SIGKILL)
-            os.waitpid(self._witness, 0)
-            os.close(self._held)
+        if not self._witness:
+            return
+        os.kill(self._witness, signal.SIGKILL)
+        os.waitpid(self._witness, 0)
+        signal.set_wakeup_fd(-1)
+        for pipe in (self._came, self._comes, self._told, self._held):
+            os.close(pipe)
+        for signum, handler in self._handlers.items():
+            # The interpreter undoes handlers well before its end; what is ignored it leaves so.
+            signal.signal(signum, signal.SIG_IGN if self._for_good else handler)
 
     def pending(self) -> list[int]:
         """The signals that have come and were not asked for yet."""
-        return self._listen(0.0)
+        return self._listen(0.0) if self._pipes else []
 
     def wait(self, command: subprocess.Popen[bytes]) -> int | None:
         """Pass signals on until the command ends. Its status as `Popen` tells it; None where the system does not."""

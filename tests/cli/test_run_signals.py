@@ -159,7 +159,7 @@ def test_a_status_that_is_unknown_is_no_success():
     program = """
 import os, subprocess, sys
 from cycles_lite.cli.signals import Signals
-with Signals() as signals:
+with Signals(for_good=False) as signals:
     command = subprocess.Popen(["true"])
     os.waitpid(command.pid, 0)
     sys.exit(signals.wait(command) is not None)
@@ -260,6 +260,49 @@ def test_interrupted_while_it_commits(authority, tmp_path, monkeypatch):
                 os.kill(process.pid, number)
         assert process.wait(120) == 0
     assert spent(authority) == (100, 0)
+
+
+def test_interrupted_while_the_interpreter_ends():
+    """Its own handlers are gone by then."""
+    program = """
+import os, signal
+from cycles_lite.cli.signals import Signals
+
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+        kill(pid, number)
+
+with Signals(for_good=True):
+    late = Late()
+"""
+    assert subprocess.run([PYTHON, "-c", program], timeout=120).returncode == 0
+
+
+def test_another_program_keeps_its_handlers():
+    program = """
+import signal
+from cycles_lite.cli import main
+before = [signal.getsignal(number) for number in signal.Signals]
+assert main(["run", "--estimate", "TOKENS:1", "--action", "a:b", "--", "true"]) == 0
+assert [signal.getsignal(number) for number in signal.Signals] == before
+assert signal.set_wakeup_fd(-1) == -1
+"""
+    assert (
+        subprocess.run([PYTHON, "-c", program], env={**os.environ, "CYCLES_MODE": "off"}, timeout=120).returncode == 0
+    )
+
+
+def test_interrupted_at_any_moment(authority):
+    """What was spent is what the status says, and nothing stays reserved."""
+    start = time.monotonic()
+    assert run("true").returncode == 0
+    takes = time.monotonic() - start
+    for part in range(12):
+        before = spent(authority)[0]
+        with subprocess.Popen(command("true"), stderr=subprocess.DEVNULL, start_new_session=True) as process:
+            time.sleep(takes * part / 12)
+            (os.killpg if part % 2 else os.kill)(process.pid, signal.SIGTERM)
+        assert spent(authority) == (before + 100 * (process.returncode == 0), 0), (part, process.returncode)
 
 
 def test_ended_by_force_it_leaves_no_witness(authority):
