@@ -38,8 +38,8 @@ def safe_streams() -> Iterator[None]:
     originals = sys.stdout, sys.stderr
     if sys.stdin is None:
         _stand_in()
-    out: Any = _Stream(sys.stdout or open(_stand_in(), "w", closefd=False), is_needed=True)  # noqa: SIM115
-    err: Any = _Stream(sys.stderr or open(_stand_in(), "w", closefd=False), is_needed=False)  # noqa: SIM115
+    out: Any = _Stream(sys.stdout, is_needed=True)
+    err: Any = _Stream(sys.stderr, is_needed=False)
     sys.stdout, sys.stderr = out, err
     try:
         yield
@@ -58,6 +58,8 @@ def _stand_in() -> int:
 
 class _Stream:
     def __init__(self, stream: Any, is_needed: bool) -> None:
+        if stream is None:
+            stream = open(_stand_in(), "w", encoding="ascii", closefd=False)  # noqa: SIM115
         self._stream = stream
         self._is_needed = is_needed
         self._is_broken = False
