@@ -6,12 +6,12 @@ import codecs
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn
 
 from . import wire
 from .checks import refuse
 from .config import CyclesConfig
-from .errors import ApiError, CyclesError, ResponseError, ValidationError
+from .errors import ApiError, ConfigError, CyclesError, ResponseError, ValidationError
 from .fields import Model
 from .log import log
 from .sending import Sender, open_transport
@@ -73,6 +73,8 @@ class CyclesClient:
         observer: Observer | None = None,
         transport: Transport | None = None,
     ) -> None:
+        if not isinstance(config, CyclesConfig):
+            raise ConfigError(_misplaced(config))
         _prepare()
         self._config = config
         self._sender = Sender(config, open_transport(config) if transport is None else transport, traceparent)
@@ -104,8 +106,10 @@ class CyclesClient:
             instead = ": use `reserve`, and its guard's `stream`" if name == "stream_reservation" else ""
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{instead}")
 
-    def with_options(self, **changes: Unpack[Settings]) -> CyclesClient:
+    def with_options(self, *misplaced: NoReturn, **changes: Unpack[Settings]) -> CyclesClient:
         """A client with other settings, such as another tenant's key, that shares this one's connections."""
+        if misplaced:
+            raise ConfigError("with_options: settings have names: write with_options(tenant=...)")
         config = self._config.replace(**changes)
         shares = all(getattr(config, name) == getattr(self._config, name) for name in _CONNECTION_SETTINGS)
         transport = self._sender.transport if shares else None
@@ -355,6 +359,15 @@ class CyclesClient:
         if cursor is not None:
             query["cursor"] = cursor
         return self._sender.get(operation, id, query)
+
+
+def _misplaced(config: object) -> str:
+    """What to write instead. The value is not shown, because a key may be in it."""
+    given = f"the class {config.__name__}" if isinstance(config, type) else f"a value of type {type(config).__name__}"
+    return (
+        f"CyclesClient: {given} is not a configuration: write CyclesClient(CyclesConfig(base_url=...)), or "
+        "CyclesClient.from_env()"
+    )
 
 
 def _request(name: str, request: Model | None, filters: Mapping[str, Any]) -> Any:

@@ -27,9 +27,10 @@ TENANT = "acme"
 @pytest.fixture
 def cycles_authority(tmp_path: Any) -> Iterator[TestAuthority]:
     """An authority of this test's own, without budgets; see `cycles_lite.testing.TestAuthority`."""
+    from .local.location import Location
     from .testing import TestAuthority
 
-    authority = TestAuthority(f"sqlite:///{tmp_path}/cycles-budgets.db")
+    authority = TestAuthority(Location(str(tmp_path / "cycles-budgets.db")).url)
     with authority:
         yield authority
 

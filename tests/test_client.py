@@ -1114,3 +1114,30 @@ def test_no_thread_is_made_for_plain_calls():
     with Peer(look) as peer, client_of(peer) as client:
         operation("create")(client)
     assert seen <= before
+
+
+# ---- What it is made of ----
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["sqlite:x", KEY, {"base_url": "sqlite:x", "api_key": KEY}, None, CyclesConfig, b"sqlite:x", 7],
+    ids=["URL", "key", "mapping", "None", "class", "bytes", "number"],
+)
+def test_what_is_no_configuration_is_refused_with_what_to_write(config, tmp_path, monkeypatch):
+    """Before anything is opened, and without showing what may be a key."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        CyclesClient(config)
+    assert "CyclesClient(CyclesConfig(base_url=...))" in str(refused.value)
+    assert "CyclesClient.from_env()" in str(refused.value)
+    assert KEY not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "given", [{"tenant": "acme"}, CyclesConfig(mode="off"), "acme"], ids=lambda given: type(given).__name__
+)
+def test_options_without_a_name_are_refused_with_what_to_write(given):
+    with CyclesClient(CyclesConfig(mode="off")) as client, pytest.raises(ConfigError, match=r"with_options\(tenant="):
+        client.with_options(given)

@@ -113,6 +113,26 @@ def test_users_have_the_fixtures_and_others_pay_nothing(tmp_path):
     assert "2 passed" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "name", ["a%2Fb", "100%", "what?", "a#b", "a b", "bücher", "synchronous=full?x", "a+b&c"], ids=ascii
+)
+def test_the_folder_for_tests_may_be_named_as_one_likes(tmp_path, name):
+    """The fixtures' files are below pytest's basetemp, whatever a URL would make of its name."""
+    (tmp_path / "test_user.py").write_text(
+        "import os\n"
+        "from cycles_lite import Action, Amount, CyclesClient\n"
+        "def test_used(cycles_authority, cycles_client, tmp_path):\n"
+        "    cycles_authority.budget('tenant:acme', Amount.tokens(5))\n"
+        "    with CyclesClient(cycles_client.config) as client:\n"
+        "        client.reserve(Amount.tokens(5), Action('a', 'b')).commit(Amount.tokens(3))\n"
+        "    assert cycles_authority.budgets()[0].spent == 3\n"
+        "    assert (tmp_path / 'cycles-budgets.db').is_file()\n",
+        encoding="utf-8",
+    )
+    done = run_pytest(tmp_path, "-p", "cycles_lite.pytest_plugin", "--basetemp", str(tmp_path / name))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_plugin_is_found_by_its_entry_point():
     import configparser
 

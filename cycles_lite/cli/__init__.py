@@ -1,32 +1,32 @@
-"""The command line, `cycles-lite`. What cannot be done is one line on standard error and exit status 2."""
+"""The command line, `cycles-lite`. What cannot be done is one line on standard error and a status of `statuses`."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from typing import Any, NoReturn, Sequence
+from typing import NoReturn, Sequence
 
 from .. import __version__
 from ..errors import CyclesError
-
-#: Exit statuses: an error of usage or of what was asked for; Ctrl-C as shells report it.
-FAILED = 2
-INTERRUPTED = 130
+from . import statuses
+from .streams import NoOutput, safe_streams, tell
 
 
 class _Parser(argparse.ArgumentParser):
     """One that says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(FAILED, f"{self.prog}: {message} (see --help)\n")
+        self.exit(statuses.FAILED, f"{self.prog}: {message} (see --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     from . import check, demo, journal, look, provision, run, serve  # each brings its own arguments
 
     parser = _Parser(
-        prog="cycles-lite", description="Budgets for agents and automation: serve them, manage them, see them work."
+        prog="cycles-lite",
+        description="Budgets for agents and automation: serve them, manage them, see them work.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=statuses.epilog(statuses.COMMON),
     )
     parser.add_argument("--version", action="version", version=f"cycles-lite {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -42,20 +42,26 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    with safe_streams():
+        try:
+            return _run(argv)
+        except NoOutput as e:
+            if isinstance(e.__cause__, BrokenPipeError):  # such as `| head`: what reads has enough
+                return statuses.DONE
+            tell(e)
+            return statuses.NO_OUTPUT
+        except (CyclesError, OSError) as e:
+            tell(e)
+            return statuses.FAILED
+        except KeyboardInterrupt:
+            return statuses.INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
+        # Within another program nothing may be changed for good.
+        arguments = _parser().parse_args(argv, argparse.Namespace(is_program=argv is None))
         status: int = arguments.run(arguments)
-        sys.stdout.flush()
         return status
-    except CyclesError as e:
-        return _failed(e)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # such as `| head`: what reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def _failed(e: Any) -> int:
-    print("cycles-lite: " + " ".join(str(e).split()), file=sys.stderr)
-    return FAILED
+    finally:
+        sys.stdout.flush()  # here, where a failure is still a line and a status

@@ -6,9 +6,9 @@ import argparse
 import os
 import re
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from ..errors import ConfigError, ValidationError
+from ..local.location import Location
 from ..local.scopes import budget_scope
 from ..values import SUBJECT_LEVELS, Action, Amount, Caps, Unit
 from ..wire import loads
@@ -106,7 +106,7 @@ def db_url(arguments: Any) -> str:
         return str(given)
     if arguments.db is None or not given:
         raise ConfigError("which budget file? Name it with --db PATH, or set CYCLES_BASE_URL to a sqlite: URL")
-    return "sqlite:///" + quote(os.fsencode(os.path.abspath(given)).lstrip(b"/"))
+    return Location(os.path.abspath(given)).url
 
 
 def add_levels(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,7 @@ from typing import Any, Callable, Iterator
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
-
-#: What `check` ends with when something is wrong.
-WRONG = 1
+from .statuses import DONE, WRONG
 
 #: Seconds that the clocks may differ without a word; HTTP's Date has whole seconds.
 _SKEW = 5.0
@@ -35,7 +33,7 @@ def _check(arguments: Any) -> int:
     config = CyclesConfig.from_env()
     print(f"ok    configuration  {config.base_url or 'mode ' + config.mode}")
     if config.mode == "off":
-        return 0
+        return DONE
     name = "reachability"
     try:
         with CyclesClient(config.replace(retry_enabled=False)) as client:
@@ -44,7 +42,7 @@ def _check(arguments: Any) -> int:
     except (_Wrong, CyclesError) as e:
         print(f"FAIL  {name:<14} {e}")
         return WRONG
-    return 0
+    return DONE
 
 
 def _reach(client: CyclesClient) -> str:

@@ -7,12 +7,12 @@ import os
 import tempfile
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator
-from urllib.parse import quote
 
 from ..client import CyclesClient
 from ..config import CyclesConfig
 from ..errors import ValidationError
 from ..local import Authority
+from ..local.location import Location
 from . import bars, story
 from .serve import load_server
 from .texts import default_text, paragraphs
@@ -39,7 +39,7 @@ def _demo(arguments: Any) -> int:
         raise ValidationError("demo: there is no word in the text to work through")
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cycles-lite-demo-"))
-        url = _url(os.path.join(folder, "budgets.db"))
+        url = Location(os.path.join(folder, "budgets.db")).url
         authority = stack.enter_context(Authority(url))
         client = stack.enter_context(_http_client(authority) if arguments.http else _local_client(url))
         tell = _silent if arguments.json else print
@@ -62,10 +62,6 @@ def _texts(files: list[str]) -> str:
         except OSError as e:
             raise ValidationError(f"demo: {name} cannot be read: {e.strerror or e}") from e
     return "\n\n".join(texts)
-
-
-def _url(path: str) -> str:
-    return "sqlite:///" + quote(path.lstrip("/"))
 
 
 def _local_client(url: str) -> CyclesClient:

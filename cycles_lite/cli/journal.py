@@ -14,9 +14,8 @@ from ..flush import flush
 from ..journal import Journal, Record, identity_folders, usable_folder
 from ..settler import Settler
 from . import bars
-
-#: What `replay` ends with when something is left to settle.
-LEFT = 1
+from .statuses import DONE, WRONG
+from .streams import reason
 
 
 def add_command(commands: Any) -> None:
@@ -56,7 +55,7 @@ def _folders(given: str | None) -> list[str]:
         folder = given or usable_folder(os.environ.get("CYCLES_JOURNAL_DIR") or None)[0]
         return list(identity_folders(folder)) if os.path.isdir(folder) else []
     except OSError as e:
-        raise ConfigError(f"journal: the folder cannot be read: {e}") from e
+        raise ConfigError(f"journal: the folder cannot be read: {reason(e)}") from e
 
 
 def _records(given: str | None) -> Iterator[Record]:
@@ -71,7 +70,7 @@ def _list(arguments: Any) -> int:
     for folder in _folders(arguments.folder):
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.corrupt"))):
             print(f"{path}\tset aside, unreadable")
-    return 0
+    return DONE
 
 
 def _amount(record: Record) -> str:
@@ -85,7 +84,7 @@ def _show(arguments: Any) -> int:
     for record in _records(arguments.folder):
         if record.reservation_id == arguments.reservation_id:
             print(json.dumps(json.loads(record.to_json().decode("ascii")), indent=2))
-            return 0
+            return DONE
     raise ValidationError(f"journal: there is no record of reservation {arguments.reservation_id}")
 
 
@@ -99,4 +98,4 @@ def _replay(arguments: Any) -> int:
             settler.close()
     kept = sum(1 for _ in _records(arguments.folder))
     print(f"{left} still pending, {kept} on disk" if left or kept else "everything is settled")
-    return LEFT if left or kept else 0
+    return WRONG if left or kept else DONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .. import checks
 from ..local import Authority
 from . import arguments as given, bars
 
@@ -105,7 +106,7 @@ def _create_key(arguments: Any) -> int:
 
 def _revoke_key(arguments: Any) -> int:
     with Authority(given.db_url(arguments), create=False) as authority:
-        authority.revoke_key(arguments.key_id)
+        authority.revoke_key(checks.text("key_id", arguments.key_id, 128))
     return 0
 
 

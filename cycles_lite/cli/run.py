@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-import signal
 import subprocess
-import sys
+from contextlib import ExitStack
+from signal import Signals as Number
 from typing import Any
 
 from ..client import CyclesClient
-from ..errors import BudgetDenied, CyclesError, ValidationError
+from ..errors import AuthenticationError, BudgetDenied, ConfigError, CyclesError, ForbiddenError
 from ..guard import ReservationGuard
-from ..values import Amount, Subject
-from . import arguments as given
-
-#: Exit statuses beside the command's own: the budget says no (EX_TEMPFAIL); what shells use for a command that is
-#: missing, cannot be executed, or was killed by signal N (128 + N).
-DENIED, NOT_FOUND, NOT_EXECUTABLE, KILLED = 75, 127, 126, 128
-
-#: What is passed on to the command; Ctrl-C reaches it from the terminal by itself.
-_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+from ..settlement import SettlementStatus
+from ..values import Subject
+from . import arguments as given, statuses
+from .costs import CostFile
+from .signals import Signals
+from .streams import tell
 
 
 def add_command(commands: Any) -> None:
     text = "run a command on a budget: reserve, run, commit when it succeeds, release when it fails"
-    parser = commands.add_parser("run", help=text, description=text, usage="%(prog)s [options] -- COMMAND ...")
+    parser = commands.add_parser(
+        "run",
+        help=text,
+        description=text,
+        usage="%(prog)s [options] -- COMMAND ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=statuses.epilog(statuses.OF_RUN),
+    )
     parser.add_argument("--estimate", type=given.amount, required=True, metavar="UNIT:AMOUNT", help="what to reserve")
     parser.add_argument(
         "--action", type=given.action, required=True, metavar="KIND:NAME", help="such as tool.email:send"
@@ -40,85 +45,65 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: Any) -> int:
+    cost = None if arguments.actual_from is None else CostFile(arguments.actual_from)
     levels = given.levels(arguments)
-    with CyclesClient.from_env() as client:
+    subject = Subject(**levels) if levels else None
+    with ExitStack() as stack:
+        signals = stack.enter_context(Signals(for_good=arguments.is_program))
         try:
-            guard = client.reserve(arguments.estimate, arguments.action, subject=Subject(**levels) if levels else None)
-        except BudgetDenied as e:
-            print(f"cycles-lite: {e}", file=sys.stderr)
-            return DENIED
-        with guard:
-            status = _execute(arguments.words)
-            if status == 0:
-                _commit(guard, arguments)
-            else:
-                guard.release(f"exit status {status}")
+            client = stack.enter_context(CyclesClient.from_env())
+            guard = stack.enter_context(client.reserve(arguments.estimate, arguments.action, subject=subject))
+        except (CyclesError, OSError) as e:
+            tell(e)
+            return _status_of(e)
+        status = _execute(arguments.words, signals)
+        if status == 0:
+            _commit(guard, cost, client.config.journal_enabled)
+        else:
+            guard.release(f"exit status {status}")
     return status
 
 
-def _commit(guard: ReservationGuard, arguments: Any) -> None:
-    """The command has succeeded, and its exit status stays 0, whatever becomes of the commit."""
+def _status_of(error: CyclesError | OSError) -> int:
+    """What a reservation that was not had ends with."""
+    if isinstance(error, BudgetDenied):
+        return statuses.DENIED
+    if isinstance(error, (ConfigError, AuthenticationError, ForbiddenError, OSError)):
+        return statuses.MISCONFIGURED
+    return statuses.UNAVAILABLE if error.is_retryable else statuses.FAILED
+
+
+def _execute(words: list[str], signals: Signals) -> int:
+    """The command's exit status as a shell tells it."""
+    early = signals.pending()
+    if early:
+        tell(f"{Number(early[0]).name} came before the command ran, and it does not run")
+        return statuses.KILLED + early[0]
     try:
-        actual, metadata = _actual(arguments), None
-    except (OSError, ValueError) as e:
-        print(f"cycles-lite: what it cost cannot be read, the estimate is committed: {e}", file=sys.stderr)
-        actual, metadata = arguments.estimate, {"actual_source": "estimate"}
-    try:
-        guard.commit(actual, metadata=metadata)
-    except CyclesError as e:
-        print(f"cycles-lite: the cost was refused: {e}", file=sys.stderr)
-
-
-def _actual(arguments: Any) -> Amount:
-    if arguments.actual_from is None:
-        return arguments.estimate  # type: ignore[no-any-return]
-    with open(arguments.actual_from, encoding="utf-8") as file:
-        text = file.read().strip()
-    unit = arguments.estimate.unit
-    try:
-        actual = given.amount(text if ":" in text else f"{unit}:{text}")
-    except Exception as e:
-        raise ValidationError(f"{arguments.actual_from}: {e}") from e
-    if actual.unit != unit:
-        raise ValidationError(f"{arguments.actual_from}: {actual.unit} is not the estimate's unit, {unit}")
-    return actual
-
-
-def _execute(words: list[str]) -> int:
-    """The command's exit status as a shell tells it; signals that come meanwhile are the command's."""
-    handlers = {}
-    child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
-
-    def forward(signum: int, frame: Any) -> None:
-        if child is None:
-            early.append(signum)
-        elif not (signum == signal.SIGINT and _terminal_tells_it()):
-            child.send_signal(signum)
-
-    for name in _SIGNALS:
-        if hasattr(signal, name):
-            handlers[getattr(signal, name)] = signal.signal(getattr(signal, name), forward)
-    try:
-        child = subprocess.Popen(words)
-        for signum in early:
-            child.send_signal(signum)
-        status = child.wait()
-    except FileNotFoundError as e:
-        print(f"cycles-lite: {os.strerror(e.errno or 0)}: {words[0]}", file=sys.stderr)
-        return NOT_FOUND
+        # Its files are all that this process was given: those of its own are not inheritable.
+        command = subprocess.Popen(words, close_fds=False)
     except OSError as e:
-        print(f"cycles-lite: {os.strerror(e.errno or 0)}: {words[0]}", file=sys.stderr)
-        return NOT_EXECUTABLE
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-    return KILLED - status if status < 0 else status
+        tell(f"{os.strerror(e.errno or 0)}: {words[0]}")
+        return statuses.NOT_FOUND if isinstance(e, FileNotFoundError) else statuses.NOT_EXECUTABLE
+    status = signals.wait(command)
+    if status is None:
+        tell("how the command ended is unknown")
+        return statuses.UNKNOWN
+    return statuses.KILLED - status if status < 0 else status
 
 
-def _terminal_tells_it() -> bool:
-    """Whether Ctrl-C goes to the whole foreground group, of which the command is one."""
+def _commit(guard: ReservationGuard, cost: CostFile | None, has_journal: bool) -> None:
+    """The command has succeeded, and its exit status stays 0, whatever becomes of the commit."""
+    actual, metadata = guard.estimate, None
     try:
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except (OSError, ValueError, AttributeError):
-        return False
+        if cost is not None:
+            actual = cost.read(actual.unit)
+    except (OSError, ValueError) as e:
+        tell(f"what it cost cannot be read, the estimate is committed: {e}")
+        metadata = {"actual_source": "estimate"}
+    try:
+        if guard.commit(actual, metadata=metadata).status is SettlementStatus.PENDING:
+            kept = "it is kept on disk" if has_journal else "without a journal it is lost when this process ends"
+            tell(f"the cost is not settled yet, and tried again: {kept}")
+    except CyclesError as e:
+        tell(f"the cost was refused: {e}")

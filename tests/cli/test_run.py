@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
-import sys
 
 import pytest
+from guarded import PYTHON, command, run
 from ledgers import spent
 
-from cycles_lite import Amount, CyclesClient
-from cycles_lite.local import Authority
-
-PYTHON = sys.executable
-
-
-@pytest.fixture
-def authority(tmp_path, monkeypatch):
-    url = f"sqlite:///{tmp_path}/budgets.db"
-    monkeypatch.setenv("CYCLES_BASE_URL", url)
-    monkeypatch.setenv("CYCLES_TENANT", "acme")
-    monkeypatch.chdir(tmp_path)
-    with Authority(url) as authority:
-        authority.set_budget("tenant:acme", Amount.tokens(1000))
-        yield authority
-        assert authority.check() == []
-
-
-def command(*words, options=()):
-    named = ["--estimate", "TOKENS:100", "--action", "tool.email:send", *options]
-    return [PYTHON, "-m", "cycles_lite", "run", *named, "--", *words]
-
-
-def run(*words, options=(), **more):
-    return subprocess.run(command(*words, options=options), capture_output=True, timeout=120, text=True, **more)
+from cycles_lite import Amount
+from cycles_lite.cli import statuses
 
 
 def test_success_commits_the_estimate_and_all_else_passes_through(authority):
@@ -43,24 +22,6 @@ def test_success_commits_the_estimate_and_all_else_passes_through(authority):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "HELLO\n", "err\n")
     assert spent(authority) == (100, 0)
-
-
-@pytest.mark.parametrize(("written", "charged"), [("42", 42), ("TOKENS:7\n", 7), ("0", 0)])
-def test_the_cost_may_come_from_a_file(authority, written, charged):
-    script = f"open('cost', 'w').write({written!r})"
-    assert run(PYTHON, "-c", script, options=["--actual-from", "cost"]).returncode == 0
-    assert spent(authority) == (charged, 0)
-
-
-@pytest.mark.parametrize("script", ["", "open('cost', 'w').write('many')", "open('cost', 'w').write('CREDITS:1')"])
-def test_a_cost_that_cannot_be_read_is_the_estimate_and_says_so(authority, script):
-    done = run(PYTHON, "-c", script, options=["--actual-from", "cost"])
-    assert done.returncode == 0
-    assert "the estimate is committed" in done.stderr
-    assert spent(authority) == (100, 0)
-    with CyclesClient.from_env() as client:
-        (row,) = client.list_reservations(include=("committed_metadata",)).reservations
-    assert row.committed_metadata == {"actual_source": "estimate"}
 
 
 @pytest.mark.parametrize("status", [1, 2, 75, 255])
@@ -96,24 +57,6 @@ def test_a_command_killed_by_a_signal_is_as_in_a_shell(authority):
     assert spent(authority) == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
-def test_signals_are_the_commands(authority, name):
-    """The command decides what a signal does to it, and its exit status is what counts."""
-    script = (
-        "import signal, sys, threading\n"
-        f"signal.signal(signal.{name}, lambda *_: sys.exit(7))\n"
-        "print('ready', flush=True)\n"
-        "while True: signal.pause()\n"
-    )
-    with subprocess.Popen(
-        command(PYTHON, "-c", script), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
-    ) as process:
-        assert process.stdout.readline() == b"ready\n"
-        os.kill(process.pid, getattr(signal, name))
-        assert process.wait(120) == 7
-    assert spent(authority) == (0, 0)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -137,3 +80,131 @@ def test_the_subject_may_be_named(authority):
         "tenant:acme": 100,
         "tenant:acme/agent:cron": 100,
     }
+
+
+# ---- Statuses of its own ----
+
+
+@pytest.fixture
+def server(authority, monkeypatch):
+    """The authority behind HTTP, with faults on demand."""
+    server_module = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
+    testing = pytest.importorskip("cycles_lite.testing")
+    with testing.TestAuthority(authority.url) as faulty, server_module.Server(faulty) as server, server.in_background():
+        monkeypatch.setenv("CYCLES_BASE_URL", server.url)
+        monkeypatch.setenv("CYCLES_API_KEY", authority.create_key("acme").key_secret)
+        monkeypatch.setenv("CYCLES_FLUSH_TIMEOUT", "0.1")
+        yield faulty
+
+
+def refused(status, said):
+    """Nothing runs, and one line says why."""
+    done = run(PYTHON, "-c", "open('ran', 'w')")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1), done
+    assert said in done.stderr
+    assert not os.path.exists("ran")
+
+
+def test_an_authority_that_cannot_be_reached_is_69(authority, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("CYCLES_BASE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        monkeypatch.setenv("CYCLES_API_KEY", "key")
+        refused(69, "no answer")
+        monkeypatch.setenv("CYCLES_ON_UNAVAILABLE", "allow")
+        monkeypatch.setenv("CYCLES_FLUSH_TIMEOUT", "0.1")
+        assert run(PYTHON, "-c", "open('ran', 'w')").returncode == 0
+    assert os.path.exists("ran")
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, "INTERNAL_ERROR"), (429, "LIMIT_EXCEEDED")])
+def test_an_authority_that_gives_no_usable_answer_is_69(server, authority, status, code):
+    server.fail_next("create_reservation", times=9, status=status, code=code)
+    refused(69, code)
+    assert spent(authority) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CYCLES_API_KEY", "wrong", "UNAUTHORIZED"),
+        ("CYCLES_TENANT", "other-co", "FORBIDDEN"),
+        ("CYCLES_BASE_URL", "sqlite:none.db", "cycles-lite budget set"),
+        ("CYCLES_READ_TIMEOUT", "soon", "CYCLES_READ_TIMEOUT"),
+    ],
+)
+def test_a_wrong_configuration_is_78(server, monkeypatch, name, value, said):
+    monkeypatch.setenv(name, value)
+    refused(78, said)
+
+
+def test_a_commit_that_is_pending_says_so_and_the_status_stays(server, authority):
+    server.fail_next("commit_reservation", times=99, status=503)
+    done = run(PYTHON, "-c", "")
+    assert done.returncode == 0
+    assert "the cost is not settled yet" in done.stderr
+    assert "kept on disk" in done.stderr
+    server._faults.clear()
+    listing = subprocess.run(
+        [PYTHON, "-m", "cycles_lite", "journal", "replay"], capture_output=True, timeout=120, text=True
+    )
+    assert listing.stdout == "everything is settled\n"
+    assert spent(authority) == (100, 0)
+
+
+def test_a_commit_that_is_refused_says_so_and_the_status_stays(server):
+    server.fail_next("commit_reservation", status=409, code="BUDGET_EXCEEDED")
+    done = run(PYTHON, "-c", "")
+    assert done.returncode == 0
+    assert "cycles-lite: the cost was refused: BUDGET_EXCEEDED" in done.stderr
+
+
+def test_help_and_documentation_have_the_table_of_statuses():
+    done = subprocess.run([PYTHON, "-m", "cycles_lite", "run", "--help"], capture_output=True, timeout=120, text=True)
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    with open(os.path.join(root, "docs", "integrations.rst"), encoding="utf-8") as file:
+        documented = re.findall(r"^(\S+) {2,}(\S.*)$", file.read(), re.MULTILINE)
+    assert [row for row in documented if row in statuses.OF_RUN] == list(statuses.OF_RUN)
+    for status, meaning in statuses.OF_RUN:
+        assert re.search(rf"^  {re.escape(status)} +{re.escape(meaning)}$", done.stdout, re.MULTILINE)
+
+
+# ---- What the command is given ----
+
+
+def test_open_files_are_the_commands(authority, tmp_path):
+    """As with a shell's `3>file`."""
+    with open(tmp_path / "third", "w") as file:
+        os.set_inheritable(file.fileno(), True)
+        script = f"import os; os.write({file.fileno()}, b'hello')"
+        assert run(PYTHON, "-c", script, close_fds=False).returncode == 0
+    assert (tmp_path / "third").read_text() == "hello"
+
+
+CLOSED = (
+    "import os, sys; print([n for n in range(3) if not os.path.exists(f'/proc/self/fd/{n}')], file=open('out', 'w'))"
+)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux shows open files so")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_closed_for_the_command_and_its_success_counts(authority, tmp_path, closed):
+    """And none of them becomes a file or a connection of `run` itself."""
+    script = CLOSED + "; sys.exit(0)"
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(PYTHON, "-S", "-c", script)]
+    assert subprocess.run(shell, timeout=120, input=b"").returncode == 0
+    numbers = [{"<": 0, ">": 1, "2": 2}[word[0]] for word in closed.split()]
+    assert (tmp_path / "out").read_text() == f"{numbers}\n"
+    assert spent(authority) == (100, 0)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+@pytest.mark.parametrize(("words", "status", "amounts"), [(["true"], 0, (100, 0)), (["sh", "-c", "exit 3"], 3, (0, 0))])
+def test_full_streams_change_nothing(authority, words, status, amounts):
+    with open("/dev/full", "w") as full:
+        options = ["--actual-from", "none"]
+        done = subprocess.run(command(*words, options=options), stdout=full, stderr=full, timeout=120)
+        assert done.returncode == status
+        denied = subprocess.run(command("true", options=["--estimate", "TOKENS:5000"]), stderr=full, timeout=120)
+        assert denied.returncode == 75
+    assert spent(authority) == amounts

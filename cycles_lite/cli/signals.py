@@ -1,0 +1,161 @@
+"""What comes while `cycles-lite run` guards a command: signals for it, and its end, one after the other.
+
+Handlers do nothing. Each signal is a byte in a pipe (`signal.set_wakeup_fd`), which is read where nothing can be lost:
+no exception is ever raised for one. What was ignored from the start, as `nohup` and `&` arrange it, stays ignored.
+
+A signal is sent to this process alone, and then the command must be given it; or to the whole group (Ctrl-C, a hangup,
+`timeout`, a supervisor that stops all there is), and then the command has it already. The system does not tell which.
+So a witness, another process of the group, reports the signals that it gets: what it got, the command got too.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from typing import Any
+
+from ..clock import monotonic
+from .streams import tell
+
+_FORWARDED = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
+
+#: Seconds in which the witness has reported what it got too.
+_GRACE = 0.25
+
+
+def _nothing(signum: int, frame: Any) -> None:
+    """The byte in the pipe says it all."""
+
+
+class Signals:
+    """What is forwarded does not end this process, from entering to leaving; or to its end, with `for_good`, so that
+    nothing can change the exit status that is known by then.
+
+    On Windows all this is not needed, nor to be had: there Ctrl-C reaches the command by itself, and nothing else can
+    be sent.
+    """
+
+    def __init__(self, for_good: bool) -> None:
+        self._for_good = for_good
+        self._handlers: dict[int, Any] = {}
+        self._pipes: list[int] = []
+        self._witness = 0
+        #: When the witness last reported a signal.
+        self._reported: dict[int, float] = {}
+
+    def __enter__(self) -> Signals:
+        if not hasattr(os, "fork"):
+            return self
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        # SIGCHLD must come, or the command's end is never heard of. And it must not be ignored, as it may be from the
+        # start: the system would forget how the command ended, and the command what becomes of its own children.
+        mask = set(before) - {signal.SIGCHLD}
+        try:
+            for signum in (*_FORWARDED, signal.SIGCHLD):
+                if signum == signal.SIGCHLD or signal.getsignal(signum) not in (signal.SIG_IGN, None):
+                    self._handlers[signum] = signal.signal(signum, _nothing)
+            self._start_witness(mask)
+            self._came, self._comes = os.pipe()
+            _report_to(self._comes)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._pipes = [self._came, self._told]
+        return self
+
+    def _start_witness(self, mask: set[Any]) -> None:
+        self._told, told = os.pipe()
+        alive, self._held = os.pipe()
+        self._witness = os.fork()
+        if not self._witness:
+            try:
+                os.close(self._held)
+                _report_to(told)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                os.read(alive, 1)  # nothing ever comes, and the end does when the parent ends, however it does
+            finally:
+                os._exit(0)
+        os.close(told)
+        os.close(alive)
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._witness:
+            return
+        os.kill(self._witness, signal.SIGKILL)
+        os.waitpid(self._witness, 0)
+        signal.set_wakeup_fd(-1)
+        for pipe in (self._came, self._comes, self._told, self._held):
+            os.close(pipe)
+        for signum, handler in self._handlers.items():
+            # The interpreter undoes handlers well before its end; what is ignored it leaves so.
+            signal.signal(signum, signal.SIG_IGN if self._for_good else handler)
+
+    def pending(self) -> list[int]:
+        """The signals that have come and were not asked for yet."""
+        return self._listen(0.0) if self._pipes else []
+
+    def wait(self, command: subprocess.Popen[bytes]) -> int | None:
+        """Pass signals on until the command ends. Its status as `Popen` tells it; None where the system does not."""
+        if not self._witness:
+            signal.signal(signal.SIGINT, _nothing)
+            return command.wait()
+        for signum in self.pending():  # as it was started: the command may have been too young to get them
+            _send(command.pid, signum)
+        #: By signal, until when the witness may report it.
+        due: dict[int, float] = {}
+        while not _has_ended(command):
+            left = min(due.values()) - monotonic() if due else None
+            for signum in self._listen(None if left is None else max(0.0, left)):
+                due.setdefault(signum, monotonic() + _GRACE)
+            self._pass_on(command.pid, due)
+        return command.returncode
+
+    def _listen(self, timeout: float | None) -> list[int]:
+        """The signals that came here. What the witness reports is noted."""
+        ready = select.select(self._pipes, [], [], timeout)[0]
+        if self._told in ready:
+            reports = os.read(self._told, 4096)
+            self._reported.update(dict.fromkeys(reports, monotonic()))
+            if not reports:  # somebody ended it
+                self._pipes.remove(self._told)
+        came = os.read(self._came, 4096) if self._came in ready else b""
+        return [signum for signum in came if signum != signal.SIGCHLD]
+
+    def _pass_on(self, pid: int, due: dict[int, float]) -> None:
+        """Send what the witness has not got in time."""
+        for signum, end in list(due.items()):
+            is_shared = self._reported.get(signum, 0.0) >= end - 2 * _GRACE
+            if is_shared or monotonic() >= end:
+                del due[signum]
+                if not is_shared:
+                    _send(pid, signum)
+
+
+def _report_to(pipe: int) -> None:
+    os.set_blocking(pipe, False)
+    signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
+
+
+def _send(pid: int, signum: int) -> None:
+    """Send a signal to the command, which has not been waited for, so that its id is still its own."""
+    try:
+        os.kill(pid, signum)
+    except OSError as e:  # such as a command that has become another user's
+        tell(f"signal {signum} cannot be passed on to the command: {e.strerror}")
+
+
+def _has_ended(command: subprocess.Popen[bytes]) -> bool:
+    """Whether the command has ended; then its `returncode` is set, to None where it is unknown. `Popen.wait` would
+    make a success of that."""
+    try:
+        pid, status = os.waitpid(command.pid, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    if pid:
+        command.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    return bool(pid)
