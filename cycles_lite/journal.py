@@ -31,10 +31,9 @@ except ImportError:  # Windows
 VERSION = 1
 COMMIT, EVENT = "commit", "event"
 
-_SUFFIX = ".json"
-
-#: What a record's name ends in once it is set aside: unreadable, or refused by the authority for good.
-CORRUPT, REFUSED = ".corrupt", ".refused"
+#: What a record's name ends in: while it waits to be settled; once the authority has refused it for good; and where it
+#: cannot be read.
+PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
 _STANDARD_NAME = re.compile(r"v2-[0-9a-f]{64}\.json\Z")
 
 #: The locks' files of the claims that this process has at the moment.
@@ -120,9 +119,9 @@ _LEGAL: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def file_name(reservation_id: str) -> str:
+def file_name(reservation_id: str, suffix: str = PENDING) -> str:
     """The name that belongs to exactly this id."""
-    return "v2-" + hashlib.sha256(reservation_id.encode("utf-8", "surrogatepass")).hexdigest() + _SUFFIX
+    return "v2-" + hashlib.sha256(reservation_id.encode("utf-8", "surrogatepass")).hexdigest() + suffix
 
 
 def normalised(base_url: str) -> str:
@@ -158,7 +157,7 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """Put the record on disk, over one of the same reservation."""
-        target = self._path(record.reservation_id)
+        target = self.path_of(record.reservation_id)
         self._written += 1
         temporary = f"{target}.{os.getpid()}-{self._written}-{os.urandom(4).hex()}.tmp"
         try:
@@ -188,22 +187,22 @@ class Journal:
 
     def remove(self, reservation_id: str) -> bool:
         """Forget a settled reservation. Whether it was here: of several that have settled it, one is told so."""
-        return _remove(self._path(reservation_id))
+        return _remove(self.path_of(reservation_id))
 
     def has(self, reservation_id: str) -> bool:
         """Whether nobody has settled it meanwhile."""
-        return os.path.exists(self._path(reservation_id))
+        return os.path.exists(self.path_of(reservation_id))
 
     def refuse(self, reservation_id: str) -> None:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
-        path = self._path(reservation_id)
         try:
-            os.replace(path, path[: -len(_SUFFIX)] + REFUSED)
+            os.replace(self.path_of(reservation_id), self.path_of(reservation_id, REFUSED))
         except FileNotFoundError:  # another process was told the same
             return
 
-    def _path(self, reservation_id: str) -> str:
-        return self.folder + os.sep + file_name(reservation_id)
+    def path_of(self, reservation_id: str, suffix: str = PENDING) -> str:
+        """The file of a reservation, also once it was set aside."""
+        return self.folder + os.sep + file_name(reservation_id, suffix)
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
@@ -228,18 +227,18 @@ class Journal:
             else:
                 os.close(file)
 
-    def names(self) -> set[str]:
+    def names(self, suffix: str = PENDING) -> set[str]:
         """The names of the records' files; costs one look at the folder."""
         try:
             with os.scandir(self.folder) as entries:
-                return {entry.name for entry in entries if entry.name.endswith(_SUFFIX)}
+                return {entry.name for entry in entries if entry.name.endswith(suffix)}
         except FileNotFoundError:
             return set()
 
-    def peek(self) -> list[Record]:
+    def peek(self, suffix: str = PENDING) -> list[Record]:
         """The readable records, the oldest first; nothing is changed."""
         found = []
-        for name in sorted(self.names()):
+        for name in sorted(self.names(suffix)):
             try:
                 found.append(Record.from_json(_read(os.path.join(self.folder, name))))
             except (OSError, ValueError):  # settled meanwhile, or none of ours
@@ -279,7 +278,7 @@ class Journal:
         for name in names:
             if name.endswith(".tmp"):
                 _remove_stale(os.path.join(self.folder, name))
-        records = (name for name in names if name.endswith(_SUFFIX))
+        records = (name for name in names if name.endswith(PENDING))
         return sorted(records, key=lambda name: (not _STANDARD_NAME.match(name), name))
 
     def _migrate(self, path: str, record: Record) -> None:
@@ -337,7 +336,7 @@ def _remove_stale(path: str) -> None:
 
 
 def _quarantine(path: str, why: str) -> str:
-    aside = path[: -len(_SUFFIX)] + CORRUPT
+    aside = path[: -len(PENDING)] + CORRUPT
     try:
         os.replace(path, aside)
     except OSError as e:
@@ -414,5 +413,5 @@ def _temporary_folder() -> str:
 def identity_folders(folder: str) -> Iterator[str]:
     """The folder itself where it holds records, or what was set aside, and those of its folders that do."""
     for candidate in [folder, *sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())]:
-        if any(name.endswith((_SUFFIX, CORRUPT, REFUSED)) for name in os.listdir(candidate)):
+        if any(name.endswith((PENDING, REFUSED, CORRUPT)) for name in os.listdir(candidate)):
             yield candidate

@@ -5,13 +5,13 @@ from __future__ import annotations
 import glob
 import json
 import os
-from typing import Any, Iterator
+from typing import Any, Iterator, NamedTuple
 
 from ..client import CyclesClient
 from ..clock import now_ms
 from ..errors import ConfigError, ValidationError
 from ..flush import flush
-from ..journal import Journal, Record, identity_folders, usable_folder
+from ..journal import CORRUPT, PENDING, REFUSED, Journal, Record, identity_folders, normalised, usable_folder
 from ..settler import Settler
 from . import bars
 from .statuses import DONE, WRONG
@@ -22,13 +22,16 @@ def add_command(commands: Any) -> None:
     text = "look at unsettled spend on disk, and settle it"
     group = commands.add_parser("journal", help=text, description=text)
     actions = group.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_folder(_action(actions, "list", "show every record: reservation, mode, amount, age, server", _list))
-    parser = _action(actions, "show", "show one record as it is on disk", _show)
-    parser.add_argument("reservation_id", metavar="ID", help="the reservation's id")
-    _add_folder(parser)
+    text = "show every record: reservation, mode, amount, age, server; and what was refused, or cannot be read"
+    _add_folder(_action(actions, "list", text, _list))
+    _add_id(_action(actions, "show", "show one record as it is on disk", _show))
+    text = "send a refused or repaired record again, to the configured server"
+    _add_timeout(_add_id(_action(actions, "retry", text, _retry)))
+    text = "delete one record, which is shown once more: its spend is never settled then"
+    _add_id(_action(actions, "discard", text, _discard))
     parser = _action(actions, "replay", "settle every record that is owed to the configured server", _replay)
-    _add_folder(parser)
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--to", metavar="URL", help="the server that has taken the place of the one they are owed to")
+    _add_timeout(_add_folder(parser))
 
 
 def _action(actions: Any, name: str, text: str, run: Any) -> Any:
@@ -37,7 +40,7 @@ def _action(actions: Any, name: str, text: str, run: Any) -> Any:
     return parser
 
 
-def _add_folder(parser: Any) -> None:
+def _add_folder(parser: Any) -> Any:
     parser.add_argument(
         "folder",
         nargs="?",
@@ -45,6 +48,16 @@ def _add_folder(parser: Any) -> None:
         help="a journal's folder or its parent, also one that the SDK runcycles wrote; default: CYCLES_JOURNAL_DIR or "
         "~/.cycles-lite/journal",
     )
+    return parser
+
+
+def _add_id(parser: Any) -> Any:
+    parser.add_argument("id", metavar="ID", help="the reservation's id, or the name of a file that cannot be read")
+    return _add_folder(parser)
+
+
+def _add_timeout(parser: Any) -> None:
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="default: %(default)s")
 
 
 def _folders(given: str | None) -> list[str]:
@@ -58,18 +71,50 @@ def _folders(given: str | None) -> list[str]:
         raise ConfigError(f"journal: the folder cannot be read: {reason(e)}") from e
 
 
-def _records(given: str | None) -> Iterator[Record]:
+class _Entry(NamedTuple):
+    """A file of a journal."""
+
+    path: str
+    #: What it holds; None for one that cannot be read.
+    record: Record | None
+
+    @property
+    def is_refused(self) -> bool:
+        return self.path.endswith(REFUSED)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called on the command line."""
+        name = os.path.basename(self.path)
+        return (self.record.reservation_id, name) if self.record else (name, self.path)
+
+
+def _entries(given: str | None) -> Iterator[_Entry]:
+    """Every file: what is pending first, then what was refused, then what cannot be read."""
     for folder in _folders(given):
-        yield from Journal(folder).peek()
+        journal = Journal(folder)
+        for suffix in (PENDING, REFUSED):
+            for record in journal.peek(suffix):
+                yield _Entry(journal.path_of(record.reservation_id, suffix), record)
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*" + CORRUPT))):
+            yield _Entry(path, None)
+
+
+def _find(arguments: Any) -> _Entry:
+    for entry in _entries(arguments.folder):
+        if arguments.id in entry.names:
+            return entry
+    raise ValidationError(f"journal: there is no record of reservation {arguments.id}")
 
 
 def _list(arguments: Any) -> int:
-    for record in _records(arguments.folder):
-        age = (now_ms() - record.recorded_at_ms) / 1000
-        print("\t".join((record.reservation_id, record.mode, _amount(record), f"{age:.0f} s", record.base_url)))
-    for folder in _folders(arguments.folder):
-        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.corrupt"))):
+    for path, record in _entries(arguments.folder):
+        if record is None:
             print(f"{path}\tset aside, unreadable")
+            continue
+        age = (now_ms() - record.recorded_at_ms) / 1000
+        row = [record.reservation_id, record.mode, _amount(record), f"{age:.0f} s", record.base_url]
+        print("\t".join([*row, "refused"] if path.endswith(REFUSED) else row))
     return DONE
 
 
@@ -81,21 +126,51 @@ def _amount(record: Record) -> str:
 
 
 def _show(arguments: Any) -> int:
-    for record in _records(arguments.folder):
-        if record.reservation_id == arguments.reservation_id:
-            print(json.dumps(json.loads(record.to_json().decode("ascii")), indent=2))
-            return DONE
-    raise ValidationError(f"journal: there is no record of reservation {arguments.reservation_id}")
+    print(_text(_find(arguments)))
+    return DONE
+
+
+def _text(entry: _Entry) -> str:
+    if entry.record is None:
+        with open(entry.path, encoding="utf-8", errors="backslashreplace") as file:
+            return file.read()
+    return json.dumps(json.loads(entry.record.to_json().decode("ascii")), indent=2)
+
+
+def _discard(arguments: Any) -> int:
+    entry = _find(arguments)
+    print(_text(entry), flush=True)
+    os.unlink(entry.path)
+    return DONE
+
+
+def _retry(arguments: Any) -> int:
+    entry = _find(arguments)
+    if not entry.path.endswith(PENDING):
+        os.replace(entry.path, os.path.splitext(entry.path)[0] + PENDING)
+    return _settle([os.path.dirname(entry.path)], arguments)
 
 
 def _replay(arguments: Any) -> int:
     folders = _folders(arguments.folder)
-    with CyclesClient.from_env(journal_enabled=False) as client:
+    if arguments.to is not None:
+        for journal in map(Journal, folders):
+            for record in journal.peek():
+                journal.write(record._replace(base_url=normalised(arguments.to)))
+    return _settle(folders, arguments)
+
+
+def _settle(folders: list[str], arguments: Any) -> int:
+    """Settle what is in some folders; what is left is said, and is the status."""
+    to: Any = {"base_url": arguments.to} if getattr(arguments, "to", None) else {}
+    with CyclesClient.from_env(journal_enabled=False, **to) as client:
         left = 0
         for folder in folders:
             settler = Settler(client, Journal(folder))
             left += flush(settler, arguments.timeout)
             settler.close()
-    kept = sum(1 for _ in _records(arguments.folder))
-    print(f"{left} still pending, {kept} on disk" if left or kept else "everything is settled")
+    kept = sum(len(Journal(folder).names()) for folder in folders)
+    refused = sum(entry.is_refused for entry in _entries(arguments.folder))
+    told = [f"{left} still pending", f"{kept} on disk"] if left or kept else ["everything is settled"]
+    print(", ".join([*told, f"{refused} refused before or now (see journal list)"] if refused else told))
     return WRONG if left or kept else DONE

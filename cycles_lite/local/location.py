@@ -48,7 +48,10 @@ def parse(url: object) -> Location:
     path = _decoded(url, "/" + rest.lstrip("/") if rest.startswith("///") else rest)
     if os.name == "nt" and re.match(r"/[A-Za-z]:", path):
         path = path[1:]
-    return Location(os.path.abspath(path), synchronous)
+    try:
+        return Location(os.path.abspath(path), synchronous)
+    except OSError as e:
+        raise ConfigError(f"{shown(url)}: the current folder, which it is taken from, is gone: {e.strerror}") from e
 
 
 def _decoded(url: str, quoted: str) -> str:

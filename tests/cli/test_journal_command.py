@@ -89,6 +89,65 @@ def test_list_and_show(url, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["commit_body"]["idempotency_key"] == "key-rsv_1"
 
 
+def test_what_was_refused_is_listed_and_sent_again_when_that_makes_sense(url, tmp_path, capsys):
+    """Such as spend whose budget had been closed; it is charged to the new one."""
+    folder = str(tmp_path / "journal" / "one")
+    gone = left_behind(url, "rsv_gone")
+    Journal(folder).write(gone)
+    Journal(folder).refuse("rsv_gone")
+    Journal(folder).write(left_behind(url, "degraded:x", 5, mode=EVENT, commit_body=None))
+    Journal(folder).refuse("degraded:x")
+    parent = str(tmp_path / "journal")
+    assert main(["journal", "list", parent]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert sorted((row[0], row[2], row[-1]) for row in rows) == [
+        ("degraded:x", "5 tokens", "refused"),
+        ("rsv_gone", "7 tokens", "refused"),
+    ]
+    assert main(["journal", "replay", parent]) == 0  # sends no refused one by itself
+    assert ledger(url) == (0, 0)
+    assert "2 refused" in capsys.readouterr().out
+    assert main(["journal", "retry", "degraded:x", parent]) == 0
+    assert ledger(url) == (5, 0)
+    assert main(["journal", "retry", "rsv_gone", parent]) == 0  # there is no such reservation: refused again
+    assert "1 refused" in capsys.readouterr().out
+    assert ledger(url) == (5, 0)
+
+
+@pytest.mark.parametrize("state", ["pending", "refused", "corrupt"])
+def test_discard_shows_a_record_once_more_and_deletes_it(url, tmp_path, capsys, state):
+    journal = Journal(str(tmp_path / "journal"))
+    id = "rsv_1"
+    journal.write(left_behind(url, id))
+    if state == "refused":
+        journal.refuse(id)
+    elif state == "corrupt":
+        id = "v2-x.corrupt"
+        (tmp_path / "journal" / id).write_bytes(b'{"key-rsv_1": "\xff')
+    assert main(["journal", "discard", id, journal.folder]) == 0
+    assert "key-rsv_1" in capsys.readouterr().out
+    assert len(os.listdir(journal.folder)) == (1 if state == "corrupt" else 0)
+    assert main(["journal", "discard", id, journal.folder]) == 2
+
+
+def test_a_repaired_record_is_sent_by_retry(url, tmp_path):
+    journal = Journal(str(tmp_path / "journal"))
+    journal.write(left_behind(url, held(url)))
+    (name,) = journal.names()
+    aside = name.replace(".json", ".corrupt")
+    os.rename(os.path.join(journal.folder, name), os.path.join(journal.folder, aside))
+    assert main(["journal", "retry", aside, journal.folder]) == 0
+    assert ledger(url) == (7, 0)
+
+
+def test_replay_to_a_server_that_has_taken_the_others_place(url, tmp_path):
+    folder = str(tmp_path / "journal")
+    Journal(folder).write(left_behind("https://old.example.com", held(url)))
+    assert main(["journal", "replay", folder, "--to", url]) == 0
+    assert ledger(url) == (7, 0)
+    assert Journal(folder).names() == set()
+
+
 def test_the_default_folder_is_the_clients(url, capsys):
     with CyclesClient(CyclesConfig(base_url=url, tenant="acme")) as client:
         client.settler.open()
