@@ -21,7 +21,15 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import NamedTuple
 
-from cycles_lite import Action, Amount, CommitRequest, CyclesClient, CyclesConfig, ReservationCreateRequest
+from cycles_lite import (
+    Action,
+    Amount,
+    CommitRequest,
+    CyclesClient,
+    CyclesConfig,
+    CyclesError,
+    ReservationCreateRequest,
+)
 from cycles_lite.wire import Answer
 
 #: A key such as servers make them. It has what JSON and URLs write in several ways.
@@ -403,7 +411,8 @@ def ends_within(seconds):
 
 
 class FakeTransport:
-    """Answers without a network, in turn, the last one again and again. An exception among them is raised."""
+    """Answers without a network, in turn, the last one again and again. Errors of ours are answers like any other;
+    another exception among them is raised."""
 
     def __init__(self, *answers):
         self._answers = list(answers)
@@ -413,10 +422,13 @@ class FakeTransport:
     def send(self, call):
         self.calls.append(call)
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        if callable(answer):
-            answer = answer(call)
-        if isinstance(answer, BaseException):
-            raise answer
+        try:
+            if callable(answer):
+                answer = answer(call)
+            if isinstance(answer, BaseException):
+                raise answer
+        except CyclesError as e:
+            return e
         return answer
 
     def close(self):

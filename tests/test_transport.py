@@ -66,7 +66,7 @@ ONCE = {"retry_enabled": False, "max_connections": 1}
 GOOD = answer(summary())
 BODY = GOOD.split(b"\r\n\r\n", 1)[1]
 
-#: A connection's first exchange is urllib3's, the later ones are http.client's: what must hold for both.
+#: What must hold on a new connection and on one that has served before.
 either_exchange = pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -1089,33 +1089,6 @@ def test_a_child_that_exits_in_order_does_not_disturb_the_parent():
         ("child", 2),
         ("parent-after", 1),
     ]
-
-
-FORK_UNDER_LOCK = """
-    import os, sys, time
-    from cycles_lite import CyclesClient, CyclesConfig
-
-    client = CyclesClient(CyclesConfig(base_url=sys.argv[1], api_key="key"))
-    client.get_reservation("parent")
-    (pool,) = client._sender.transport._pools.values()
-    pool.pool.mutex.acquire()
-    pid = os.fork()
-    if pid == 0:
-        client.get_reservation("child")
-        client.close()
-        sys.exit(0)
-    pool.pool.mutex.release()
-    assert os.waitpid(pid, 0)[1] == 0
-    client.close()
-"""
-
-
-@needs_fork
-def test_a_fork_while_another_thread_holds_the_pools_lock():
-    """The child can neither take that lock nor wait for it: not at a call, not when it closes, not at its exit."""
-    with Peer(GOOD) as peer:
-        assert in_another_process(FORK_UNDER_LOCK, peer.url) == (0, "")
-    assert [request.connection for request in peer.requests] == [1, 2]
 
 
 # ---- Itself ----
