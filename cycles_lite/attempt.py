@@ -7,7 +7,7 @@ import io
 import socket
 import ssl
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Iterable
 
 from .clock import monotonic
 from .errors import ResponseError
@@ -19,10 +19,35 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _PIECE = 64 * 1024
 
 
+#: The headers of an answer that the protocol defines, and what tells where it ends.
+_KNOWN = frozenset(
+    (
+        "x-request-id",
+        "x-cycles-trace-id",
+        "x-cycles-tenant",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+        "retry-after",
+        "date",  # for `cycles-lite check` alone: lease arithmetic must not use it
+        "content-length",
+    )
+)
+
+
+def known_headers(items: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Those that the protocol defines, names in lower case; values that differ are joined by commas."""
+    headers: dict[str, str] = {}
+    for name, value in items:
+        name = name.lower()
+        if name in _KNOWN:
+            headers[name] = f"{headers[name]}, {value}" if headers.get(name, value) != value else value
+    return headers
+
+
 class Attempt:
     """What the connections must know of the attempt that they serve, and what they tell of it."""
 
-    __slots__ = ("_sooner", "_whole", "connection", "deadline", "fresh", "has_body", "home", "idle", "reused", "stale")
+    __slots__ = ("_sooner", "_whole", "connection", "deadline", "fresh", "has_body", "headers", "home", "idle", "reused", "stale")
 
     def __init__(
         self, bound: float, fresh: bool = False, has_body: bool = False, reused_bound: float | None = None
@@ -38,6 +63,8 @@ class Attempt:
         self.reused = False
         #: A reused connection turned out to be closed by the peer.
         self.stale = False
+        #: Those of its answer, where a connection with this deadline brought it.
+        self.headers: dict[str, str] | None = None
         #: Where its connection comes from, and the very stack; and the connection, once urllib3 has done with it.
         self.idle: Any = None
         self.home: Any = None
@@ -120,9 +147,11 @@ class BoundedResponse(http.client.HTTPResponse):
         if self.msg.defects or self.msg.get_payload():
             # What follows such a line is lost, such as the body's length; and urllib3 would log it, whatever it holds.
             raise http.client.HTTPException("there is a line among the headers that is none")
-        if len({value for name, value in self.msg.raw_items() if name.lower() == "content-length"}) > 1:
+        headers = known_headers(self.msg.raw_items())
+        if len(set(headers.pop("content-length", "").replace(" ", "").split(","))) > 1:
             # http.client believes the first; what follows that would be the next answer
             raise http.client.HTTPException("there are two lengths among the headers")
+        self._attempt.headers = headers
         if self.length is not None and self.length > MAX_ANSWER_BYTES:
             raise self._too_large()
 

@@ -19,7 +19,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
-from .attempt import MAX_ANSWER_BYTES, Attempt, BoundedResponse, current
+from .attempt import MAX_ANSWER_BYTES, Attempt, BoundedResponse, current, known_headers
 from .clock import monotonic
 from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout
 from .idle import Idle
@@ -54,18 +54,6 @@ else:
 _ONCE = urllib3.Retry(False, redirect=False)
 
 _timeout = lru_cache(maxsize=16)(urllib3.Timeout)
-
-#: The headers of an answer that the protocol defines.
-_HEADERS = (
-    "x-request-id",
-    "x-cycles-trace-id",
-    "x-cycles-tenant",
-    "x-ratelimit-remaining",
-    "x-ratelimit-reset",
-    "retry-after",
-    "date",  # for `cycles-lite check` alone: lease arithmetic must not use it
-)
-
 
 class _Bounded(_Mixed):
     """Mixed into urllib3's connections: the attempt's deadline, and noticing that a reused connection was dead."""
@@ -217,11 +205,11 @@ class HttpTransport:
                 why = "all connections are busy (max_connections)"
                 raise TransportTimeout(f"{call.operation.name}: no answer from {self._base}: {why}")
             attempt.idle = opened.idle
-            answer = self._exchange(opened, call, bound)
+            status, body, headers = self._exchange(opened, call, bound)
             if isinstance(attempt.connection, _Bounded):
                 kept, attempt.connection = attempt.connection, None
                 opened.idle.keep(kept, attempt.home)
-            return answer
+            return Answer(status, known_headers(headers.items()) if attempt.headers is None else attempt.headers, body)
         finally:
             if attempt.connection is not None:
                 attempt.connection.close()
@@ -229,7 +217,7 @@ class HttpTransport:
             if turn is not None:
                 turn.give_back()
 
-    def _exchange(self, opened: _Opened, call: Call, bound: float) -> Answer:
+    def _exchange(self, opened: _Opened, call: Call, bound: float) -> tuple[int, bytes, Any]:
         path = call.operation.path
         if call.id is not None:
             path = path.replace("{id}", quote(call.id, safe=""))
@@ -249,8 +237,7 @@ class HttpTransport:
         body = response.data
         if len(body) > MAX_ANSWER_BYTES:
             raise ResponseError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", status=response.status)
-        found = response.headers
-        return Answer(response.status, {name: found[name] for name in _HEADERS if name in found}, body)
+        return response.status, body, response.headers
 
     def _translated(self, call: Call, attempt: Attempt, e: Exception) -> TransportError:
         reason = _innermost(e)
