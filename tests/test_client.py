@@ -958,7 +958,7 @@ def test_a_good_answer_stays_as_it_is_where_it_has_text_in_common_with_the_key()
         with client_of(peer, api_key=tenant) as client:
             response = operation("create")(client)
     assert response.reservation_id == tenant + "-1"
-    assert response.affected_scopes == ["tenant:" + tenant]
+    assert list(response.affected_scopes) == ["tenant:" + tenant]
 
 
 @pytest.mark.parametrize("key", ["k", "tok", "acme", "rsv_1", "ALLOW", "tenant", "a\\b", '"'])
