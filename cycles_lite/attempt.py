@@ -47,7 +47,19 @@ def known_headers(items: Iterable[tuple[str, str]]) -> dict[str, str]:
 class Attempt:
     """What the connections must know of the attempt that they serve, and what they tell of it."""
 
-    __slots__ = ("_sooner", "_whole", "connection", "deadline", "fresh", "has_body", "headers", "home", "idle", "reused", "stale")
+    __slots__ = (
+        "_sooner",
+        "_whole",
+        "connection",
+        "deadline",
+        "fresh",
+        "has_body",
+        "headers",
+        "home",
+        "idle",
+        "reused",
+        "stale",
+    )
 
     def __init__(
         self, bound: float, fresh: bool = False, has_body: bool = False, reused_bound: float | None = None

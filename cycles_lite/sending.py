@@ -114,7 +114,7 @@ class Sender:
         if not delay:
             return True
         # A signal handler may close the client while its own thread waits here: nothing is locked.
-        bell = queue.SimpleQueue()
+        bell: Any = queue.SimpleQueue()
         try:
             self._bells[bell] = None
             if not self._is_closed:
@@ -146,7 +146,7 @@ class Sender:
             except Exception:
                 log().warning("the traceparent callable failed; the request goes without", exc_info=True)
                 return None
-        if value is None or isinstance(value, str) and re.match(_TRACEPARENT, value):
+        if value is None or (isinstance(value, str) and re.match(_TRACEPARENT, value)):
             return value
         log().warning("%.80r is not a W3C traceparent; the request goes without", value)
         return None

@@ -55,6 +55,7 @@ _ONCE = urllib3.Retry(False, redirect=False)
 
 _timeout = lru_cache(maxsize=16)(urllib3.Timeout)
 
+
 class _Bounded(_Mixed):
     """Mixed into urllib3's connections: the attempt's deadline, and noticing that a reused connection was dead."""
 

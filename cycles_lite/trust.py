@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import ssl
+from typing import Any
 
 from .errors import ConfigError, CyclesError, TransportError
 
@@ -37,7 +38,7 @@ def trusting(ca_certs: str | None, unnamed_host: str = "") -> ssl.SSLContext:
     return context
 
 
-def _place(trusted: str) -> dict[str, str]:
+def _place(trusted: str) -> dict[str, Any]:
     return {"capath" if os.path.isdir(trusted) else "cafile": trusted}
 
 

@@ -22,7 +22,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from those before it, whether at import time, for types, or within a function.
 #: A folder counts as one module. A new module gets its place here.
 ORDER = (
-    "clock turns errors log proxies trust deadline attempt idle checks fields values models config retry lease wire local redaction transport "
+    "clock turns errors log proxies trust deadline attempt idle checks fields values models config retry lease wire "
+    "local redaction transport "
     "sending journal settlement events worker client settler heartbeat guard lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
