@@ -227,8 +227,8 @@ class HttpTransport:
         response = opened.pool.urlopen(
             call.operation.method,
             opened.prefix + path,
-            call.body or None,
-            call.headers,
+            body=call.body or None,
+            headers=call.headers,
             retries=_ONCE,
             redirect=False,
             assert_same_host=False,
