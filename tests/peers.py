@@ -12,6 +12,7 @@ connection to itself takes `talk` instead.
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import struct
@@ -408,6 +409,27 @@ def ends_within(seconds):
     yield
     took = time.monotonic() - start
     assert took < seconds, f"took {took:.1f} s"
+
+
+@contextmanager
+def no_descriptors():
+    """This process can open nothing."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = [os.dup(2)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 1, before[1]))
+        try:
+            while True:
+                used.append(os.dup(2))
+        except OSError:
+            pass
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in used:
+            os.close(descriptor)
 
 
 class FakeTransport:
