@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import re
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from . import __version__, wire
@@ -66,7 +66,10 @@ class Sender:
         """Let the connections go; reads that wait to be retried give up."""
         self._is_closed = True
         for bell in list(self._bells):
-            bell.put(None)
+            try:
+                bell.release()
+            except RuntimeError:  # rung before
+                pass
         self.transport.close()
 
     def _send(
@@ -113,15 +116,13 @@ class Sender:
             return False
         if not delay:
             return True
-        # A signal handler may close the client while its own thread waits here: nothing is locked.
-        bell: Any = queue.SimpleQueue()
+        # A lock that `close` releases, and not an event: a signal handler may close the client while its own thread is
+        # within the wait, and would wait for what that thread holds.
+        bell = threading.Lock()
+        bell.acquire()
         try:
             self._bells[bell] = None
-            if not self._is_closed:
-                bell.get(True, delay)
-            return False
-        except queue.Empty:
-            return True
+            return not (self._is_closed or bell.acquire(timeout=delay))
         finally:
             self._bells.pop(bell, None)
 
