@@ -42,8 +42,8 @@ def create_commit(quick: bool) -> list[Row]:
 def guard(quick: bool) -> list[Row]:
     """`with client.reserve(...)` and a commit inside."""
     cases: list[tuple[str, Target | None, dict[str, Any]]] = [
-        ("guard, journal off", Target(1.35), {"journal_enabled": False}),
-        ("guard, journal on", Target(1.60), {}),
+        ("guard, journal off", Target(1.30), {"journal_enabled": False}),
+        ("guard, journal on", Target(1.55), {}),
         ("guard, journal on with fsync", None, {"journal_fsync": True}),
     ]
     rows = []
@@ -56,7 +56,7 @@ def guard(quick: bool) -> list[Row]:
 
 def decorator(quick: bool) -> list[Row]:
     """A function under `@cycles`, journal on, beside the official SDK's."""
-    what, target = "@cycles, journal on", Target(0.35)
+    what, target = "@cycles, journal on", Target(0.40)
     if importlib.util.find_spec("runcycles") is None:
         return [_without_official(what, target)]
     with canned() as url, CyclesClient(work.config(url)) as client:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import ssl
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Iterable
 
 from .clock import monotonic
 from .errors import ResponseError
@@ -17,8 +18,9 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 #: How much of a body without a length is asked for at once: http.client of Python 3.7 to 3.9 fills a buffer that large.
 _PIECE = 64 * 1024
 
-#: The headers of an answer that the protocol defines.
-_HEADERS = frozenset(
+
+#: The headers of an answer that the protocol defines, and what tells where it ends.
+_KNOWN = frozenset(
     (
         "x-request-id",
         "x-cycles-trace-id",
@@ -27,25 +29,58 @@ _HEADERS = frozenset(
         "x-ratelimit-reset",
         "retry-after",
         "date",  # for `cycles-lite check` alone: lease arithmetic must not use it
+        "content-length",
     )
 )
 
 
+def known_headers(items: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Those that the protocol defines, names in lower case; values that differ are joined by commas."""
+    headers: dict[str, str] = {}
+    for name, value in items:
+        name = name.lower()
+        if name in _KNOWN:
+            headers[name] = f"{headers[name]}, {value}" if headers.get(name, value) != value else value
+    return headers
+
+
 class Attempt:
-    """What the connections must know of the attempt that they serve, and what they tell of its answer."""
+    """What the connections must know of the attempt that they serve, and what they tell of it."""
 
-    __slots__ = ("body", "deadline", "fresh", "headers", "stale")
+    __slots__ = (
+        "_sooner",
+        "_whole",
+        "connection",
+        "deadline",
+        "fresh",
+        "has_body",
+        "headers",
+        "home",
+        "idle",
+        "reused",
+        "stale",
+    )
 
-    def __init__(self, deadline: float, fresh: bool, body: bytes = b"") -> None:
-        self.deadline = deadline
-        #: What follows the request's head.
-        self.body = body
+    def __init__(
+        self, bound: float, fresh: bool = False, has_body: bool = False, reused_bound: float | None = None
+    ) -> None:
+        now = monotonic()
+        self._whole = self.deadline = now + bound
+        self._sooner = self._whole if reused_bound is None else now + reused_bound
         #: Do not reuse a connection.
         self.fresh = fresh
+        #: Something follows the request's head.
+        self.has_body = has_body
+        #: It is sent on a connection that has served before.
+        self.reused = False
         #: A reused connection turned out to be closed by the peer.
         self.stale = False
-        #: Those of the answer that the protocol defines, names in lower case.
-        self.headers: dict[str, str] = {}
+        #: Those of its answer, where a connection with this deadline brought it.
+        self.headers: dict[str, str] | None = None
+        #: Where its connection comes from, and the very stack; and the connection, once urllib3 has done with it.
+        self.idle: Any = None
+        self.home: Any = None
+        self.connection: Any = None
 
     def left(self) -> float:
         """Seconds until the deadline; raises when it has passed."""
@@ -53,6 +88,25 @@ class Attempt:
         if seconds <= 0:
             raise socket.timeout("timed out")
         return seconds
+
+    def reuse(self) -> None:
+        """An old connection is tried, which may lead nowhere by now."""
+        self.reused, self.deadline = True, self._sooner
+
+    def renew(self) -> None:
+        """A new connection is made."""
+        self.reused, self.deadline = False, self._whole
+
+    def failed(self, e: OSError) -> None:
+        """Note what an error says about the connection."""
+        self.stale = self.reused and _hung_up(e)
+
+
+def _hung_up(e: OSError) -> bool:
+    """Whether the peer closed the connection; http.client's RemoteDisconnected is a ConnectionError."""
+    if isinstance(e, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return True
+    return "unexpected eof" in str(e)  # of OpenSSL 3, which Python before 3.10 has no class for
 
 
 #: The attempt that is under way. A context variable and not a thread's: greenlets share threads.
@@ -82,36 +136,36 @@ class BoundedReader(io.RawIOBase):
 
 
 class BoundedResponse(http.client.HTTPResponse):
-    """An answer that is read within its attempt, and whose head is whole."""
+    """An answer that is read within its attempt, whose head is whole, and whose body is neither cut nor too large."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        self._sock = sock
+        self._sock, self._attempt = sock, current.get()
         super().__init__(self, *args, **kwargs)  # type: ignore[arg-type]  # which asks it for no more than this:
 
     def makefile(self, mode: str) -> Any:
         """The file that http.client reads from."""
-        raw = self._sock.makefile("rb", buffering=0)
-        self._reader = BoundedReader(raw, self._sock, current.get())
+        raw = self._sock.makefile("rb", 0)
+        self._reader = BoundedReader(raw, self._sock, self._attempt)
         return io.BufferedReader(self._reader)
 
     def begin(self) -> None:
-        super().begin()
+        try:
+            super().begin()
+        except OSError as e:
+            self._attempt.failed(e)
+            raise
         if self._reader.ended:  # which http.client takes for the headers' end
             raise http.client.HTTPException("the connection was closed within the headers")
         if self.msg.defects or self.msg.get_payload():
             # What follows such a line is lost, such as the body's length; and urllib3 would log it, whatever it holds.
             raise http.client.HTTPException("there is a line among the headers that is none")
-        headers: dict[str, str] = {}
-        lengths = set()
-        for name, value in self.msg.raw_items():
-            name = name.lower()
-            if name in _HEADERS:
-                headers[name] = f"{headers[name]}, {value}" if name in headers else value
-            elif name == "content-length":
-                lengths.add(value)
-        if len(lengths) > 1:  # http.client believes the first; what follows that would be the next answer
+        headers = known_headers(self.msg.raw_items())
+        if len(set(headers.pop("content-length", "").replace(" ", "").split(","))) > 1:
+            # http.client believes the first; what follows that would be the next answer
             raise http.client.HTTPException("there are two lengths among the headers")
-        current.get().headers = headers
+        self._attempt.headers = headers
+        if self.length is not None and self.length > MAX_ANSWER_BYTES:
+            raise self._too_large()
 
     def _read_status(self) -> Any:
         """http.client skips no interim answer but 100 (RFC 9110, 15.2). Another must not be taken for the answer: the
@@ -119,31 +173,23 @@ class BoundedResponse(http.client.HTTPResponse):
         version, status, reason = super()._read_status()  # type: ignore[misc]
         return version, 100 if 100 <= status < 200 else status, reason
 
+    def read(self, amt: int | None = None) -> bytes:
+        if amt is not None or self.length is not None:
+            return super().read(amt)  # all that the head announced, or an error
+        pieces: list[bytes] = []
+        size, piece = 0, b""
+        while not pieces or len(piece) == _PIECE:  # a shorter one is the last
+            piece = super().read(_PIECE)
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_ANSWER_BYTES:
+                raise self._too_large()
+        return b"".join(pieces)
 
-def read_body(response: Any, expected: int | None) -> bytes:
-    """The whole body, or an error: never part of it. `expected` is its length, where the head tells it."""
-    if expected is not None:
-        if expected > MAX_ANSWER_BYTES:
-            raise _too_large(response)
-        body: bytes = response.read()
-        if len(body) != expected:
-            raise http.client.IncompleteRead(body, expected - len(body))
-        return body
-    pieces: list[bytes] = []
-    size, piece = 0, b""
-    while not pieces or len(piece) == _PIECE:  # a shorter one is the last
-        piece = response.read(_PIECE)
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_ANSWER_BYTES:
-            raise _too_large(response)
-    return b"".join(pieces)
-
-
-def _too_large(response: Any) -> ResponseError:
-    return ResponseError(
-        f"the answer is larger than {MAX_ANSWER_BYTES} bytes",
-        status=response.status,
-        request_id=response.headers.get("x-request-id"),
-        trace_id=response.headers.get("x-cycles-trace-id"),
-    )
+    def _too_large(self) -> ResponseError:
+        return ResponseError(
+            f"the answer is larger than {MAX_ANSWER_BYTES} bytes",
+            status=self.status,
+            request_id=self.headers.get("x-request-id"),
+            trace_id=self.headers.get("x-cycles-trace-id"),
+        )

@@ -117,14 +117,10 @@ class CyclesClient:
 
     def warm_up(self) -> bool:
         """Connect ahead of the first call, for a cold start. Says whether the authority answered; raises nothing."""
-        try:
-            self._sender.get(wire.GET_EVIDENCE_KEYS, None, {}, retries=False)
-        except ApiError:
-            return True
-        except CyclesError as e:
-            # An idle connection that was closed meanwhile; the next one is fresh.
-            return getattr(e, "stale", False) and self.warm_up()
-        return True
+        told = self._sender.get(wire.GET_EVIDENCE_KEYS, None, {}, retries=False)
+        if getattr(told, "stale", False):  # an idle connection that was closed meanwhile
+            return self.warm_up()
+        return isinstance(told, ApiError) or not isinstance(told, CyclesError)
 
     def flush(self, timeout: float | None = None) -> int:
         """Settle what is pending, for at most `timeout` seconds (default `flush_timeout`); says how much is left:
@@ -292,7 +288,7 @@ class CyclesClient:
         wanted = operation.request
         if wanted is None or not isinstance(request, wanted):
             raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
-        return self._sender.post(operation, self.body_of(request), reservation_id, retries)
+        return _told(self._sender.post(operation, self.body_of(request), reservation_id, retries))
 
     def body_of(self, request: Any) -> dict[str, Any]:
         """The JSON object that a request sends, its subject's missing levels filled from the configuration."""
@@ -313,7 +309,7 @@ class CyclesClient:
 
     def send_once(self, operation: wire.Operation, body: dict[str, Any], reservation_id: str | None = None) -> Any:
         """One attempt with a body that was made before, by this or another process."""
-        return self._sender.post(operation, body, reservation_id, retries=False)
+        return _told(self._sender.post(operation, body, reservation_id, retries=False))
 
     def extend_once(self, reservation_id: str, request: ReservationExtendRequest) -> ReservationExtendResponse:
         """One attempt to extend; the heartbeat decides on another, and tells of this one's failure."""
@@ -358,7 +354,14 @@ class CyclesClient:
             query.setdefault("tenant", self._config.tenant)
         if cursor is not None:
             query["cursor"] = cursor
-        return self._sender.get(operation, id, query)
+        return _told(self._sender.get(operation, id, query))
+
+
+def _told(told: Any) -> Any:
+    """The response; the error is raised here, above every frame that holds the API key."""
+    if isinstance(told, CyclesError):
+        raise told
+    return told
 
 
 def _misplaced(config: object) -> str:

@@ -21,8 +21,10 @@ class Proxy(NamedTuple):
     headers: Mapping[str, str] | None
 
 
-def from_environment(scheme: str, host: str, port: int | None) -> str | None:
-    """What HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say about a server."""
+def find_proxy(configured: str | None, scheme: str, host: str, port: int | None) -> Proxy | None:
+    """The proxy for a server, by the configuration or else by HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."""
+    if configured:
+        return _read("proxy", configured)
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return None
     import urllib.request as request  # costly, and rarely needed
@@ -31,13 +33,15 @@ def from_environment(scheme: str, host: str, port: int | None) -> str | None:
     if exempt(host) or (port is not None and exempt(f"{host}:{port}")):
         return None
     proxies = request.getproxies_environment()
-    return proxies.get(scheme) or proxies.get("all")
-
-
-def read_proxy(value: str | None) -> Proxy | None:
-    """The proxy in a URL, which may lack its scheme. The `ConfigError` for another does not show it or its password."""
+    value = proxies.get(scheme) or proxies.get("all")
     if not value:
         return None
+    known = {name: set_to for name, set_to in os.environ.items() if name.lower() in (scheme + "_proxy", "all_proxy")}
+    return _read(next((name for name in known if known[name] == value), "the environment's proxy"), value)
+
+
+def _read(name: str, value: str) -> Proxy:
+    """The proxy in a URL, which may lack its scheme. The `ConfigError` for another does not show it or its password."""
     try:
         url = urlsplit(value if "://" in value else "http://" + value)
         host = url.hostname
@@ -48,5 +52,7 @@ def read_proxy(value: str | None) -> Proxy | None:
             secret = unquote(url.username) + ":" + unquote(url.password or "")
             headers = {"proxy-authorization": "Basic " + b64encode(secret.encode("utf-8")).decode("ascii")}
     except ValueError:
-        raise ConfigError("proxy: its value is not an http or https URL") from None
+        scheme = value.partition("://")[0] if "://" in value else ""
+        kind = f"a {scheme} proxy" if scheme.isalnum() and scheme not in ("http", "https") else "no usable URL"
+        raise ConfigError(f"{name}: its value is {kind}; http:// and https:// proxies are supported") from None
     return Proxy(url.scheme, host, "{}://{}".format(url.scheme, url.netloc.rpartition("@")[2]), headers)

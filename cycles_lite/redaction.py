@@ -1,27 +1,31 @@
-"""The API key kept out of answers and errors, should a server or a proxy echo it."""
+"""The API key kept out of errors: should a server or a proxy echo it, and in the frames that tracebacks hold on to."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Iterator
+from typing import TYPE_CHECKING, Iterator
 
 from .wire import API_KEY_HEADER, Answer, Call
+
+if TYPE_CHECKING:
+    from .errors import CyclesError
 
 #: Shorter keys are no secrets, and occur in words that an answer needs.
 _SHORTEST_SECRET = 8
 
 
 def redacted(call: Call, answer: Answer) -> Answer:
-    """The answer with the call's key blotted out."""
+    """An answer that is an error, with the call's key blotted out: the same one where the key is not in it."""
     echo = _spellings(call.headers.get(API_KEY_HEADER))
     if echo is None:
         return answer
     in_text, in_bytes = echo
     status, headers, body = answer
-    if any(map(in_text.search, headers.values())):
-        headers = {name: in_text.sub("***", value) for name, value in headers.items()}
-    return Answer(status, headers, in_bytes.sub(b"***", body))
+    if not in_bytes.search(body) and not any(map(in_text.search, headers.values())):
+        return answer
+    blotted = {name: in_text.sub("***", value) for name, value in headers.items()}
+    return Answer(status, blotted, in_bytes.sub(b"***", body))
 
 
 def redacted_text(call: Call, text: str) -> str:
@@ -33,6 +37,20 @@ def redacted_text(call: Call, text: str) -> str:
 def tells_key(call: Call, error: BaseException) -> bool:
     """Whether the call's key is in an error or in one that it came of."""
     return any(text != redacted_text(call, text) for text in _texts(error))
+
+
+def without_frames(error: CyclesError) -> CyclesError:
+    """The error, and what it came of, without their tracebacks: these lead through frames that hold the key, and error
+    trackers send the variables of frames."""
+    chain: list[BaseException | None] = [error]
+    seen: list[BaseException] = []
+    while chain:
+        each = chain.pop()
+        if each is not None and each not in seen:
+            seen.append(each)
+            each.__traceback__ = None
+            chain += (each.__cause__, each.__context__)
+    return error
 
 
 def _texts(error: BaseException | None) -> Iterator[str]:

@@ -11,9 +11,10 @@ from . import __version__, wire
 from .checks import refuse
 from .clock import monotonic
 from .deadline import seconds_left
-from .errors import ConfigError, CyclesError, TransportTimeout
+from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout
 from .fields import Text
 from .log import log
+from .redaction import redacted, without_frames
 from .retry import retry_delay
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class Sender:
         self._config = config
         self.transport = transport
         self.traceparent = traceparent
-        self._closed = threading.Event()
+        self._is_closed = False
+        #: What wakes those who wait to send again.
+        self._bells: dict[Any, None] = {}
         self._public_headers = {
             "Accept": "application/json",
             "User-Agent": "cycles-lite/{} Python/{}.{}.{}".format(__version__, *sys.version_info),
@@ -49,22 +52,24 @@ class Sender:
     def post(
         self, operation: wire.Operation, data: dict[str, Any], reservation_id: str | None = None, retries: bool = True
     ) -> Any:
-        """Send a body, and read the response in the answer."""
-        headers = dict(self._sending_headers)
+        """Send a body: the response in the answer, or the error, which is the caller's to raise."""
         key = data.get("idempotency_key")
-        if isinstance(key, str) and _arrives_unchanged(key):  # optional
-            headers[wire.IDEMPOTENCY_KEY_HEADER] = key
         amount = data.get("estimate") or data.get("actual") or {}
-        return self._send(operation, reservation_id, {}, wire.dumps(data), headers, amount.get("unit"), retries)
+        id = _path_id(operation, reservation_id)
+        return self._send(operation, id, {}, wire.dumps(data), key, amount.get("unit"), retries)
 
     def get(self, operation: wire.Operation, id: str | None, query: dict[str, str], retries: bool = True) -> Any:
-        """Ask, and read the response in the answer."""
-        headers = dict(self._public_headers if operation.public else self._headers)
-        return self._send(operation, id, query, b"", headers, None, retries)
+        """Ask: the response in the answer, or the error, which is the caller's to raise."""
+        return self._send(operation, _path_id(operation, id), query, b"", None, None, retries)
 
     def close(self) -> None:
         """Let the connections go; reads that wait to be retried give up."""
-        self._closed.set()
+        self._is_closed = True
+        for bell in list(self._bells):
+            try:
+                bell.release()
+            except RuntimeError:  # rung before
+                pass
         self.transport.close()
 
     def _send(
@@ -73,63 +78,106 @@ class Sender:
         id: str | None,
         query: dict[str, str],
         body: bytes,
-        headers: dict[str, str],
+        key: Any,
         unit: str | None,
         retries: bool,
     ) -> Any:
+        """Raises nothing: each frame from here on holds the API key, and a traceback would lead through them."""
         config = self._config
-        if "{id}" in operation.path:
-            id = _path_id(id)
-        if self.traceparent is not None:
-            self._trace(headers)
+        headers = self._headers_for(operation, body, key)
         call = wire.Call(
             operation, id, query, body, headers, config.tenant, config.connect_timeout, config.read_timeout
         )
         attempt = 1
         while True:
             sent = monotonic()
-            try:
-                response = wire.read_answer(operation, self.transport.send(_within_deadline(call)), unit)
-                response.__dict__["attempt_ms"] = (sent * 1000, monotonic() * 1000)
-                return response
-            except CyclesError as e:
-                delay = retry_delay(config, operation.method == "GET", attempt, e) if retries else None
-                if delay is None or not self._wait(delay):
-                    raise
-                call = call._replace(fresh=getattr(e, "stale", False))
+            told = self._attempt(call, unit, attempt == 1 and config.retry_enabled)
+            if not isinstance(told, CyclesError):
+                told.__dict__["attempt_ms"] = (sent * 1000, monotonic() * 1000)
+                return told
+            delay = retry_delay(config, operation.method == "GET", attempt, told) if retries else None
+            if delay is None or not self._wait(delay):
+                return without_frames(told)
+            # Where one connection led nowhere, the idle ones beside it are not tried.
+            call = call._replace(fresh=isinstance(told, TransportError))
             attempt += 1
+
+    def _attempt(self, call: wire.Call, unit: str | None, may_retry: bool) -> Any:
+        left = seconds_left()
+        if left is not None and left <= 0:
+            return TransportTimeout(f"{call.operation.name}: the deadline has passed; nothing was sent")
+        answer = self.transport.send(call if left is None else _within(left, call, may_retry))
+        return answer if isinstance(answer, CyclesError) else _read(call, answer, unit)
 
     def _wait(self, delay: float) -> bool:
         """Wait for a retry; False when there is no time for it, or the client is closed meanwhile."""
         left = seconds_left()
         if left is not None and left <= delay:
             return False
-        return not (delay and self._closed.wait(delay))
+        if not delay:
+            return True
+        # A lock that `close` releases, and not an event: a signal handler may close the client while its own thread is
+        # within the wait, and would wait for what that thread holds.
+        bell = threading.Lock()
+        bell.acquire()
+        try:
+            self._bells[bell] = None
+            return not (self._is_closed or bell.acquire(timeout=delay))
+        finally:
+            self._bells.pop(bell, None)
 
-    def _trace(self, headers: dict[str, str]) -> None:
-        """Add the caller's trace. Tracing never stops a call: what its callable gets wrong is logged."""
+    def _headers_for(self, operation: wire.Operation, body: bytes, key: Any) -> dict[str, str]:
+        trace = self._trace() if self.traceparent is not None else None
+        if not body:
+            headers = dict(self._public_headers if operation.public else self._headers)
+        else:
+            headers = dict(self._sending_headers)
+            if isinstance(key, str) and _arrives_unchanged(key):  # optional
+                headers[wire.IDEMPOTENCY_KEY_HEADER] = key
+        if trace is not None:
+            headers["traceparent"] = trace
+        return headers
+
+    def _trace(self) -> str | None:
+        """The caller's trace. Tracing never stops a call: what its callable gets wrong is logged."""
         value: Any = self.traceparent
         if callable(value):
             try:
                 value = value()
             except Exception:
                 log().warning("the traceparent callable failed; the request goes without", exc_info=True)
-                return
-        if isinstance(value, str) and re.match(_TRACEPARENT, value):
-            headers["traceparent"] = value
-        elif value is not None:
-            log().warning("%.80r is not a W3C traceparent; the request goes without", value)
+                return None
+        if value is None or (isinstance(value, str) and re.match(_TRACEPARENT, value)):
+            return value
+        log().warning("%.80r is not a W3C traceparent; the request goes without", value)
+        return None
 
 
-def _within_deadline(call: wire.Call) -> wire.Call:
-    """The call with its timeouts shortened to what the ambient deadline leaves."""
-    left = seconds_left()
-    if left is None or left >= call.connect_timeout + call.read_timeout:
-        return call
-    if left <= 0:
-        raise TransportTimeout(f"{call.operation.name}: the deadline has passed; nothing was sent")
-    connect = min(call.connect_timeout, left)
-    return call._replace(connect_timeout=connect, read_timeout=left - connect)
+def _within(left: float, call: wire.Call, may_retry: bool) -> wire.Call:
+    """The call with its timeouts shortened to what the ambient deadline leaves. An old connection gets no more than
+    half of that where another attempt can follow: it may lead nowhere, such as after a frozen process has thawed."""
+    bound = call.connect_timeout + call.read_timeout
+    if left < bound:
+        connect = min(call.connect_timeout, left)
+        call = call._replace(connect_timeout=connect, read_timeout=left - connect)
+    return call._replace(reused_bound=left / 2) if may_retry and left / 2 < bound else call
+
+
+def _read(call: wire.Call, answer: wire.Answer, unit: str | None) -> Any:
+    """The response in an answer, or the error that it is, in which the key is blotted out. Good answers are data, and
+    stay as they are."""
+    try:
+        return wire.read_answer(call.operation, answer, unit)
+    except CyclesError as e:
+        shown = redacted(call, answer)
+        if shown is answer:
+            return e
+    try:
+        wire.read_answer(call.operation, shown, unit)
+    except CyclesError as e:
+        e.__context__ = None
+        return e
+    return ResponseError(f"unusable body of {call.operation.name}", status=answer.status)
 
 
 def _arrives_unchanged(text: str) -> bool:
@@ -137,7 +185,10 @@ def _arrives_unchanged(text: str) -> bool:
     return text.isascii() and text.isprintable() and text.strip() == text != ""
 
 
-def _path_id(value: Any) -> str:
+def _path_id(operation: wire.Operation, value: Any) -> str | None:
+    """The id that the operation's path needs."""
+    if "{id}" not in operation.path:
+        return None
     value = _RESERVATION_ID.check("reservation_id", value)
     if value in (".", ".."):  # quoting leaves them as they are, and in a path they mean a folder
         raise refuse("reservation_id", value, "an id")
@@ -160,8 +211,8 @@ def open_transport(config: CyclesConfig) -> Transport:
 class _NoTransport:
     """What a client without an authority (mode `off`) has."""
 
-    def send(self, call: wire.Call) -> wire.Answer:
-        raise ConfigError(f"{call.operation.name}: base_url is not set, so there is no authority to ask")
+    def send(self, call: wire.Call) -> wire.Answer | CyclesError:
+        return ConfigError(f"{call.operation.name}: base_url is not set, so there is no authority to ask")
 
     def close(self) -> None:
         """There is nothing to let go."""

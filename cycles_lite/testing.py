@@ -10,6 +10,7 @@ from .clock import now_ms
 from .errors import TransportTimeout, ValidationError
 from .local.answers import error_answer
 from .local.authority import Authority, Caller
+from .local.transport import LocalTransport
 from .values import Amount, Caps
 from .wire import GET_RESERVATION, OPERATIONS, Answer, Call
 
@@ -96,12 +97,9 @@ class TestAuthority(Authority):
         return _Transport(self)
 
 
-class _Transport:
+class _Transport(LocalTransport):
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
-
-    def send(self, call: Call) -> Answer:
-        return self._authority.answer(call, Caller(call.tenant))
 
     def close(self) -> None:
         """The authority is the test's to close."""

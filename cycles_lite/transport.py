@@ -1,39 +1,32 @@
 """What a transport is, and the one over HTTP. The only module that imports urllib3.
 
-urllib3 keeps the connections; its own retries and redirects are off. What it lacks is one bound for a whole attempt:
-its read timeout starts afresh with each byte that arrives. So the connections here know the attempt's deadline and
-lower the socket's timeout to what is left of it before each connect, send and read.
+urllib3 makes the connections and drives each request, through its public `urlopen`; its own retries and redirects are
+off. What it lacks is one bound for a whole attempt: its read timeout starts afresh with each byte that arrives. So the
+connections here know the attempt's deadline and lower the socket's timeout to what is left of it before each connect,
+send and read.
 """
 
 from __future__ import annotations
 
 import http.client
 import os
-import queue
 import socket
-import ssl
-import weakref
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    EmptyPoolError,
-    HTTPError,
-    NewConnectionError,
-    PoolError,
-    ReadTimeoutError,
-)
-from urllib3.util.ssl_ import is_ipaddress
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
-from .attempt import Attempt, BoundedResponse, current, read_body
+from .attempt import MAX_ANSWER_BYTES, Attempt, BoundedResponse, current, known_headers
 from .clock import monotonic
-from .errors import ConfigError, TransportError, TransportTimeout
-from .proxies import from_environment, read_proxy
-from .redaction import redacted, redacted_text, tells_key
+from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout
+from .idle import Idle
+from .proxies import find_proxy
+from .redaction import redacted_text, tells_key
+from .trust import trusting
+from .turns import Turns
 from .wire import Answer, Call
 
 if TYPE_CHECKING:
@@ -44,8 +37,9 @@ if TYPE_CHECKING:
     class Transport(Protocol):
         """Carries one call to an authority and brings its answer. Thread-safe."""
 
-        def send(self, call: Call) -> Answer:
-            """One attempt. Raises `TransportError` where no answer came; never judges the answer."""
+        def send(self, call: Call) -> Answer | CyclesError:
+            """One attempt: the answer, which is not judged, or the error where none came. An error is returned and not
+            raised, because its traceback would lead through frames that hold the API key."""
             ...
 
         def close(self) -> None:
@@ -53,9 +47,8 @@ if TYPE_CHECKING:
             ...
 
     _Mixed = HTTPConnection
-    _MixedPool = urllib3.HTTPConnectionPool
 else:
-    _Mixed = _MixedPool = object
+    _Mixed = object
 
 #: Neither retries nor redirects.
 _ONCE = urllib3.Retry(False, redirect=False)
@@ -69,18 +62,16 @@ class _Bounded(_Mixed):
     sock: Any
     #: The proxy's answer to CONNECT is one of these too.
     response_class: Any = BoundedResponse
-    #: The pool's era that this connection is of.
-    era = 0
-    _served = False
-    _body = b""
+    _at_head = False
+    _head = b""
 
     def _new_conn(self) -> socket.socket:
         """urllib3 gives each of a host's addresses the whole connect timeout; here they share it."""
-        host, port = self._dns_host, self.port
+        host, port = self.host, self.port
         timeout: Any = self.timeout
         connection: Any = self
         try:
-            addresses = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(self._dns_host, port, 0, socket.SOCK_STREAM)
         except (OSError, UnicodeError) as e:
             raise NewConnectionError(connection, f"cannot resolve {host}: {e}") from e
         end = monotonic() + min(timeout, current.get().left())
@@ -106,158 +97,70 @@ class _Bounded(_Mixed):
         raise NewConnectionError(connection, f"cannot connect to {host}:{port}: {failure}") from failure
 
     def connect(self) -> None:
-        self._served = False
+        current.get().renew()
         super().connect()
 
     def endheaders(self, *args: Any, **kwargs: Any) -> None:
-        self._body = current.get().body
+        self._at_head = current.get().has_body
         super().endheaders(*args, **kwargs)
 
     def send(self, data: Any) -> None:
-        body, self._body = self._body, b""  # the head comes first, and takes the body along in one packet
-        if body:
-            data += body
+        if self._at_head:  # it waits for the body, so that both leave in one packet
+            self._at_head, self._head = False, data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
         attempt = current.get()
         if self.sock is not None:
             self.sock.settimeout(attempt.left())
         try:
             super().send(data)
         except OSError as e:
-            attempt.stale = self._served and _hung_up(e)
+            attempt.failed(e)
             raise
 
-    def getresponse(self) -> Any:
-        return self._received(super().getresponse)
-
-    def _received(self, receive: Callable[[], Any]) -> Any:
-        try:
-            response = receive()
-        except OSError as e:
-            current.get().stale = self._served and _hung_up(e)
-            raise
-        self._served = True
-        return response
-
-    def exchange(self, method: str, target: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """A request and its answer, where the connection is open, by http.client alone: what urllib3 does beyond that
-        is for connections that have yet to be made, and would be a quarter of a call's cost."""
-        http.client.HTTPConnection.request(self, method, target, None, headers)
-        response = self._received(lambda: http.client.HTTPConnection.getresponse(self))
-        return response.status, read_body(response, response.length)
+    def __del__(self) -> None:
+        """An interrupted call drops its connection wherever it stands."""
+        sock = self.__dict__.get("sock")
+        if sock is not None:
+            sock.close()
 
 
-def _hung_up(e: OSError) -> bool:
-    """Whether the peer closed the connection; http.client's RemoteDisconnected is a ConnectionError."""
-    if isinstance(e, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-        return True
-    return "unexpected eof" in str(e)  # of OpenSSL 3, which Python before 3.10 has no class for
+@lru_cache(maxsize=4)
+def _bounded(kind: type[Any]) -> type[Any]:
+    """The class of a pool's connections: urllib3's with the deadline mixed in. Where something that records, replays
+    or instruments traffic has put a class of its own there, that class."""
+    if kind.__module__ != HTTPConnection.__module__:
+        return kind
+    if not issubclass(kind, http.client.HTTPConnection):
+        version = urllib3.__version__  # type: ignore[attr-defined]
+        raise ConfigError(f"urllib3 {version} is a fork that cannot be used (urllib3-future?); install urllib3 itself")
+    return type("Bounded" + kind.__name__, (_Bounded, kind), {})
 
 
-class _HTTPConnection(_Bounded, HTTPConnection):
-    pass
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    QueueCls: Any = Idle
 
 
-class _HTTPSConnection(_Bounded, HTTPSConnection):
-    pass
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    QueueCls: Any = Idle
 
 
-class _Places(queue.LifoQueue):  # type: ignore[type-arg]
-    """A pool's places: connections that are idle, and None where one may be opened."""
+class _Opened(NamedTuple):
+    """A pool of connections to the server."""
 
-    def __init__(self, maxsize: int) -> None:
-        super().__init__(maxsize)
-        self._pid = os.getpid()
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        if not block:
-            # urllib3's finalizers empty each pool like this, at exit too: before the last settlements have been sent.
-            raise queue.Empty
-        return super().get(block, timeout)
-
-    def let_go(self) -> None:
-        """Close the connections that are here now."""
-        if self._pid != os.getpid():
-            # A parent process's, which may be locked for ever here. What is closed is this process's share of it.
-            _close(list(self.queue))
-            return
-        places: list[Any] = []
-        try:
-            while True:
-                places.append(super().get(block=False))
-        except queue.Empty:
-            pass
-        _close(places)
-        try:
-            for _ in places:
-                self.put(None, block=False)
-        except queue.Full:  # calls have given theirs back meanwhile
-            pass
+    pool: Any
+    idle: Idle
+    #: How many calls may use it at the same time: it never waits for a connection itself.
+    turns: Turns
+    #: What stands before a path; a forwarding proxy is asked for the whole URL.
+    prefix: str
 
 
-def _close(places: list[Any]) -> None:
-    for conn in places:
-        if conn is not None:
-            conn.close()
-
-
-class _Pool(_MixedPool):
-    """Mixed into urllib3's pools: fresh connections, and letting idle ones go without ending the pool."""
-
-    QueueCls: Any = _Places
-    _era = 0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        places: Any = self.pool
-        weakref.finalize(self, places.let_go)
-
-    def exchange(self, timeout: float, method: str, target: str, headers: Mapping[str, str]) -> Any:
-        """The status and body of an answer to a request on an open connection; None where none is idle."""
-        conn: Any = self._get_conn(timeout)
-        try:
-            return None if conn.sock is None else conn.exchange(method, target, headers)
-        except BaseException:
-            conn.close()
-            raise
-        finally:
-            self._put_conn(conn)
-
-    def _get_conn(self, timeout: Any = None) -> Any:
-        conn: Any = super()._get_conn(timeout)
-        if current.get().fresh and conn.sock is not None:
-            conn.close()
-            conn = self._new_conn()
-        return conn
-
-    def _new_conn(self) -> Any:
-        conn: Any = super()._new_conn()
-        conn.era = self._era
-        return conn
-
-    def _put_conn(self, conn: Any) -> None:
-        if conn is not None and conn.era != self._era:
-            conn.close()
-        try:
-            super()._put_conn(conn)
-        except PoolError:
-            # urllib3 gives back a place that a call never had, if that call was interrupted while it waited for one;
-            # the pool is then full for the next, who is not to blame.
-            pass
-
-    def let_go(self) -> None:
-        """Close what is idle now, and what is in use when it comes back. Calls that wait for a place are not hurt, as
-        they would be by the pool's own `close`."""
-        self._era += 1
-        places: Any = self.pool
-        places.let_go()
-
-
-class _HTTPPool(_Pool, urllib3.HTTPConnectionPool):
-    ConnectionCls: type[Any] = _HTTPConnection
-
-
-class _HTTPSPool(_Pool, urllib3.HTTPSConnectionPool):
-    ConnectionCls: type[Any] = _HTTPSConnection
+def _surroundings() -> tuple[int, Any, Any]:
+    """What a pool is made for: a process, for a forked child neither uses nor closes its parent's connections; and the
+    classes of connections that urllib3 makes, which other libraries replace for a while."""
+    return os.getpid(), urllib3.HTTPConnectionPool.ConnectionCls, urllib3.HTTPSConnectionPool.ConnectionCls
 
 
 class HttpTransport:
@@ -271,9 +174,8 @@ class HttpTransport:
         url = urlsplit(self._base)
         self._scheme, self._host, self._port = url.scheme, url.hostname or "", url.port
         self._path = quote(url.path, safe="/%:@!$&'()*+,;=~-._")
-        self._prefix = self._path
-        #: By process id: a forked child neither uses nor closes its parent's connections.
-        self._pools: dict[int, Any] = {}
+        self._pools: dict[tuple[int, Any, Any], _Opened] = {}
+        _bounded(urllib3.HTTPConnectionPool.ConnectionCls)
 
     def __repr__(self) -> str:
         return f"HttpTransport({self._base!r})"
@@ -281,143 +183,146 @@ class HttpTransport:
     def __reduce__(self) -> Any:
         raise TypeError("an HttpTransport has connections and secrets, and does not pickle: make one in each process")
 
-    def send(self, call: Call) -> Answer:
+    def send(self, call: Call) -> Answer | CyclesError:
         """One attempt of at most `connect_timeout + read_timeout` seconds; redirects are not followed."""
-        pool = self._pools.get(os.getpid()) or self._open()
         bound = call.connect_timeout + call.read_timeout
-        attempt = Attempt(monotonic() + bound, call.fresh, call.body)
+        attempt = Attempt(bound, call.fresh, bool(call.body), call.reused_bound)
         token = current.set(attempt)
-        error: TransportError | None = None
         try:
-            status, body = self._exchange(pool, call, bound)
-            return redacted(call, Answer(status, attempt.headers, body))
-        except (HTTPError, OSError, http.client.HTTPException, ValueError) as e:
-            error = self._translated(call, attempt, e)
+            opened = self._pools.get(_surroundings()) or self._open()
+            return self._in_turn(opened, call, attempt, bound)
+        except CyclesError as e:
+            return e
+        except Exception as e:  # libraries that replace parts of urllib3 or sockets raise what they like
+            return self._translated(call, attempt, e)
         finally:
             current.reset(token)
-        try:
-            raise error  # here, so that what it is not to be chained to is not its context either
-        finally:
-            error = None  # else its traceback and this frame would hold each other
 
-    def _exchange(self, pool: Any, call: Call, bound: float) -> tuple[int, bytes]:
-        method, target, headers = call.operation.method, self._target(call), call.headers
-        if call.body:
-            headers = {**headers, "Content-Length": str(len(call.body))}
-        if pool.proxy is None:
-            heard: tuple[int, bytes] | None = pool.exchange(bound, method, target, headers)
-            if heard is not None:
-                return heard
-        response = pool.urlopen(
-            method,
-            target,
-            None,  # the connection sends the body together with the head
-            headers,
+    def _in_turn(self, opened: _Opened, call: Call, attempt: Attempt, bound: float) -> Answer:
+        turn = None
+        try:
+            turn = opened.turns.take(bound)
+            if turn is None:
+                why = "all connections are busy (max_connections)"
+                raise TransportTimeout(f"{call.operation.name}: no answer from {self._base}: {why}")
+            attempt.idle = opened.idle
+            status, body, headers = self._exchange(opened, call, bound)
+            if isinstance(attempt.connection, _Bounded):
+                kept, attempt.connection = attempt.connection, None
+                opened.idle.keep(kept, attempt.home)
+            return Answer(status, known_headers(headers.items()) if attempt.headers is None else attempt.headers, body)
+        finally:
+            if attempt.connection is not None:
+                attempt.connection.close()
+                attempt.connection = None
+            if turn is not None:
+                turn.give_back()
+
+    def _exchange(self, opened: _Opened, call: Call, bound: float) -> tuple[int, bytes, Any]:
+        path = call.operation.path
+        if call.id is not None:
+            path = path.replace("{id}", quote(call.id, safe=""))
+        if call.query:
+            path += "?" + urlencode(call.query)
+        response = opened.pool.urlopen(
+            call.operation.method,
+            opened.prefix + path,
+            body=call.body or None,
+            headers=call.headers,
             retries=_ONCE,
             redirect=False,
             assert_same_host=False,
             timeout=_timeout(connect=call.connect_timeout, read=bound),
-            pool_timeout=bound,
-            preload_content=False,
             decode_content=False,
         )
-        try:
-            return response.status, read_body(response, response.length_remaining)
-        except BaseException:
-            response.close()
-            raise
-        finally:
-            response.release_conn()
-
-    def _target(self, call: Call) -> str:
-        path = call.operation.path
-        if call.id is not None:
-            path = path.replace("{id}", quote(call.id, safe=""))
-        target = self._prefix + path
-        return target + "?" + urlencode(call.query) if call.query else target
+        body = response.data
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ResponseError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", status=response.status)
+        return response.status, body, response.headers
 
     def _translated(self, call: Call, attempt: Attempt, e: Exception) -> TransportError:
-        cause = _innermost(e)
-        timed_out = isinstance(cause, (ConnectTimeoutError, ReadTimeoutError, EmptyPoolError, socket.timeout))
-        if isinstance(cause, NewConnectionError):  # urllib3 1.26 counts it among the timeouts
+        reason = _innermost(e)
+        timed_out = isinstance(reason, (ConnectTimeoutError, ReadTimeoutError, socket.timeout))
+        if isinstance(reason, NewConnectionError):  # urllib3 1.26 counts it among the timeouts
             timed_out = False
         kind = TransportTimeout if timed_out else TransportError
-        error = kind(f"{call.operation.name}: no answer from {self._base}: {redacted_text(call, _reason(cause))}")
+        error = kind(f"{call.operation.name}: no answer from {self._base}: {redacted_text(call, _told(reason))}")
         error.stale = attempt.stale and not call.fresh
-        if not tells_key(call, e):
-            error.__cause__ = e
+        cause = _innermost(e, own=False)
+        if cause is not None and not tells_key(call, cause):
+            error.__cause__ = cause
         return error
 
-    def _open(self) -> Any:
+    def _open(self) -> _Opened:
         """This process's pool. Threads that come first together get the same one."""
-        pid = os.getpid()
-        pool = self._pools.setdefault(pid, self._new_pool())
-        for other in [other for other in list(self._pools) if other != pid]:
-            # A parent's connections stay referenced and unused, whatever process gets its id one day.
-            _inherited.append(self._pools.pop(other, None))
-        return pool
+        key = _surroundings()
+        opened = self._pools.setdefault(key, self._new_pool())
+        for other in [other for other in list(self._pools) if other != key]:
+            old = self._pools.pop(other, None)
+            if other[0] != key[0]:
+                # A parent's connections stay referenced and unused, whatever process gets its id one day.
+                _inherited.append(old)
+            elif old is not None:
+                old.idle.let_go()
+        return opened
 
-    def _new_pool(self) -> Any:
-        options: dict[str, Any] = {"maxsize": self._config.max_connections, "block": True}
+    def _new_pool(self) -> _Opened:
+        pool, prefix = self._make_pool()
+        pool.ConnectionCls = _bounded(pool.ConnectionCls)
+        return _Opened(pool, pool.pool, Turns(self._config.max_connections), prefix)
+
+    def _make_pool(self) -> tuple[Any, str]:
+        options: dict[str, Any] = {"maxsize": self._config.max_connections}
         ca_certs = self._config.ca_certs
-        proxy = read_proxy(self._config.proxy or from_environment(self._scheme, self._host, self._port))
+        proxy = find_proxy(self._config.proxy, self._scheme, self._host, self._port)
+        is_old = urllib3.__version__.startswith("1.")  # type: ignore[attr-defined]
         if self._scheme == "https":
-            options["ssl_context"] = _tls(ca_certs, self._host)
+            options["ssl_context"] = trusting(ca_certs, self._host if is_old else "")
         try:
             if proxy is None:
-                kind: Any = _HTTPSPool if self._scheme == "https" else _HTTPPool
-                return kind(self._host, self._port, **options)
-            if self._scheme == "http":  # a forwarding proxy is asked for the whole URL
-                self._prefix = f"{self._scheme}://{urlsplit(self._base).netloc}{self._path}"
+                pool: Any = _HTTPSPool if self._scheme == "https" else _HTTPPool
+                return pool(self._host, self._port, **options), self._path
             if proxy.scheme == "https":
-                options.setdefault("ssl_context", _tls(ca_certs, proxy.host))
-                options["proxy_ssl_context"] = _tls(ca_certs)
+                options.setdefault("ssl_context", trusting(ca_certs, proxy.host if is_old else ""))
+                options["proxy_ssl_context"] = trusting(ca_certs)
             manager = urllib3.ProxyManager(proxy.url, num_pools=1, proxy_headers=proxy.headers, **options)
             manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
-            return manager.connection_from_host(self._host, self._port, self._scheme)
+            origin = f"http://{urlsplit(self._base).netloc}" if self._scheme == "http" else ""
+            return manager.connection_from_host(self._host, self._port, self._scheme), origin + self._path
         except HTTPError as e:
             raise ConfigError(f"base_url: {self._base!r} cannot be used: {e}") from e
 
     def close(self) -> None:
         """Let the connections go; a later call opens new ones."""
-        pool = self._pools.get(os.getpid())
-        if pool is not None:
-            pool.let_go()
+        for key, opened in list(self._pools.items()):
+            if key[0] == os.getpid():
+                opened.idle.let_go()
 
 
 #: Pools of parent processes: never used, never collected.
 _inherited: list[Any] = []
 
 
-def _innermost(e: BaseException) -> BaseException:
-    """The error that urllib3 wrapped, and wrapped again."""
-    while len(e.args) > 1 and isinstance(e.args[-1], Exception):
-        e = e.args[-1]
+def _innermost(e: BaseException, own: bool = True) -> Any:
+    """The error that urllib3 wrapped, and wrapped again; without `own`, the one that is no more urllib3's and so refers
+    to no pool or connection, if there is one."""
+    while isinstance(e, HTTPError):
+        inner: Any = e.args[-1] if e.args else None
+        if not isinstance(inner, Exception):
+            if own:
+                return e
+            inner = e.__cause__ or e.__context__
+            if inner is None:
+                return None
+        e = inner
     return e
 
 
-def _reason(e: BaseException) -> str:
-    """An innermost cause in a short line: urllib3 puts addresses of objects into its texts, peers what they like."""
-    if isinstance(e, EmptyPoolError):
-        return "all connections are busy (max_connections)"
-    if isinstance(e, ReadTimeoutError):
+def _told(e: BaseException) -> str:
+    """A cause in a short line: urllib3 puts addresses of objects into its texts, peers what they like."""
+    if isinstance(e, (ReadTimeoutError, socket.timeout)):
         return "timed out"
     text = str(e.__cause__ or e) if isinstance(e, (NewConnectionError, ConnectTimeoutError)) else str(e)
-    text = text or type(e).__name__
+    if not isinstance(e, (OSError, HTTPError, http.client.HTTPException)) or not text:
+        text = f"{type(e).__name__}: {text}".rstrip(": ")
     return text[:200] if text.isprintable() else repr(text[:200])
-
-
-def _tls(ca_certs: str | None, host: str = "") -> ssl.SSLContext:
-    """A context that verifies, with the certificates that the user names (SSL_CERT_FILE is OpenSSL's own)."""
-    trusted = ca_certs or os.environ.get("REQUESTS_CA_BUNDLE") or None
-    try:
-        if trusted and os.path.isdir(trusted):
-            context = ssl.create_default_context(capath=trusted)
-        else:
-            context = ssl.create_default_context(cafile=trusted)
-    except OSError as e:
-        raise ConfigError(f"ca_certs: {trusted!r} cannot be used: {e}") from e
-    if is_ipaddress(host) and urllib3.__version__.startswith("1."):  # type: ignore[attr-defined]
-        # urllib3 1.26 does not tell OpenSSL which address to look for in the certificate, but looks for it itself.
-        context.check_hostname = False
-    return context

@@ -154,6 +154,8 @@ class Call(NamedTuple):
     read_timeout: float
     #: Use a new connection.
     fresh: bool = False
+    #: Seconds for the attempt on a connection that has served before, which may lead nowhere by now.
+    reused_bound: float | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self.operation.name} {self.id or ''}>"  # the API key is among the headers

@@ -12,6 +12,7 @@ connection to itself takes `talk` instead.
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import struct
@@ -21,7 +22,15 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import NamedTuple
 
-from cycles_lite import Action, Amount, CommitRequest, CyclesClient, CyclesConfig, ReservationCreateRequest
+from cycles_lite import (
+    Action,
+    Amount,
+    CommitRequest,
+    CyclesClient,
+    CyclesConfig,
+    CyclesError,
+    ReservationCreateRequest,
+)
 from cycles_lite.wire import Answer
 
 #: A key such as servers make them. It has what JSON and URLs write in several ways.
@@ -402,8 +411,30 @@ def ends_within(seconds):
     assert took < seconds, f"took {took:.1f} s"
 
 
+@contextmanager
+def no_descriptors():
+    """This process can open nothing."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = [os.dup(2)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 1, before[1]))
+        try:
+            while True:
+                used.append(os.dup(2))
+        except OSError:
+            pass
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in used:
+            os.close(descriptor)
+
+
 class FakeTransport:
-    """Answers without a network, in turn, the last one again and again. An exception among them is raised."""
+    """Answers without a network, in turn, the last one again and again. Errors of ours are answers like any other;
+    another exception among them is raised."""
 
     def __init__(self, *answers):
         self._answers = list(answers)
@@ -413,10 +444,13 @@ class FakeTransport:
     def send(self, call):
         self.calls.append(call)
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        if callable(answer):
-            answer = answer(call)
-        if isinstance(answer, BaseException):
-            raise answer
+        try:
+            if callable(answer):
+                answer = answer(call)
+            if isinstance(answer, BaseException):
+                raise answer
+        except CyclesError as e:
+            return e
         return answer
 
     def close(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 import threading
@@ -14,6 +15,7 @@ from peers import (
     answer,
     client_of,
     commit_request,
+    committed,
     create_request,
     ends_within,
     replied,
@@ -157,6 +159,62 @@ def test_a_retry_gets_what_is_then_left(clock):
     with deadline_in(5.0):
         client.get_reservation("rsv_1")
     assert [call.connect_timeout + call.read_timeout for call in transport.calls] == pytest.approx([5.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("left", "retries", "bounds"),
+    [
+        (100.0, True, [None, None]),
+        (10.0, True, [5.0, None]),
+        (6.0, True, [3.0, None]),
+        (6.0, False, [None]),
+    ],
+)
+def test_an_old_connection_gets_half_of_what_is_left_where_another_attempt_can_follow(clock, left, retries, bounds):
+    answers = [TransportTimeout("no answer"), replied(committed())]
+    client, transport = fake_client(*answers, connect_timeout=2.0, read_timeout=5.0, retry_enabled=retries)
+    with deadline_in(left), contextlib.suppress(TransportTimeout):
+        client.commit_reservation("rsv_1", commit_request())
+    assert [call.reused_bound for call in transport.calls] == bounds
+    assert [call.fresh for call in transport.calls] == [False, True][: len(bounds)]
+
+
+def black_hole(line):
+    """Forgets its first connection after one request, as a gateway does while a process is frozen: nothing comes back
+    on it, not even a reset. New connections work."""
+    while True:
+        line.read_request()
+        if line.number == 1 and len(line.peer.requests) > 1:
+            line.wait_for_close()
+        line.send(answer(committed() if "commit" in line.peer.requests[-1].target else {**allowed(), **summary()}))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.create_reservation(create_request()),
+        lambda client: client.commit_reservation("rsv_1", commit_request()),
+        lambda client: client.get_reservation("rsv_1"),
+    ],
+    ids=["create", "commit", "get"],
+)
+def test_a_connection_that_leads_nowhere_does_not_take_the_whole_deadline(call):
+    with Peer(talk=black_hole) as peer, client_of(peer, connect_timeout=60.0, read_timeout=600.0) as client:
+        call(client)
+        with ends_within(20), deadline_in(4.0):
+            call(client)
+    assert [request.connection for request in peer.requests] == [1, 1, 2]
+
+
+def test_a_new_connection_gets_all_that_is_left():
+    def late(line, request):
+        line.pause(1.0)
+        line.send(answer(committed()))
+
+    with Peer(late) as peer, client_of(peer, connect_timeout=60.0, read_timeout=600.0) as client:
+        with deadline_in(1.9):
+            client.commit_reservation("rsv_1", commit_request())
+    assert len(peer.requests) == 1
 
 
 def test_it_bounds_a_real_call():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import peers
 import pytest
 from hypothesis import given, strategies as st
 
@@ -155,3 +159,76 @@ def test_what_holds_for_every_configuration(
         assert delay >= (error.retry_after or 0.0)
     else:
         assert (attempt, delay) == (1, 0.0)
+
+
+# ---- Waiting ----
+
+
+def reading(peer):
+    """A read that will wait for an hour before it is sent again."""
+    return peers.client_of(peer, retry_initial_delay=3600, retry_max_delay=3600)
+
+
+def test_close_ends_the_wait_of_another_thread():
+    with peers.Peer(peers.refusal("INTERNAL_ERROR", 500)) as peer, reading(peer) as client:
+        with ThreadPoolExecutor(1) as pool, peers.ends_within(60):
+            waiting = pool.submit(client.get_reservation, "rsv_1")
+            assert peer.wait_for(1)
+            client.close()
+            with pytest.raises(ServerError):
+                waiting.result()
+
+
+class Closing:
+    """A client whose sender is closed, as by a signal handler, at the chosen line that its thread comes to."""
+
+    def __init__(self, wanted):
+        transport = peers.FakeTransport(peers.replied(status=503))
+        self.client = peers.client_of("http://127.0.0.1:1", transport=transport, retry_max_attempts=2)
+        self.wanted, self.reached = wanted, 0
+
+    def run(self, work):
+        """Whether the work came to that line."""
+        sys.settrace(self._trace)
+        try:
+            work(self.client)
+        except ServerError:
+            pass
+        finally:
+            sys.settrace(None)
+        return self.reached >= self.wanted
+
+    def _trace(self, frame, event, argument):
+        if frame.f_code.co_filename == __file__ or frame.f_code.co_name == "_attempt":
+            return None  # the wait is looked at, not the request
+        if event == "line":
+            self.reached += 1
+            if self.reached == self.wanted:
+                sys.settrace(None)
+                self.client._sender.close()
+        return self._trace
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="needs signals")
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a debugger or coverage traces already")
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "closes"])
+def test_a_handler_may_close_the_client_wherever_its_thread(waits):
+    """At each line of it and of what is below it, in the standard library too. A lock that is held there would never
+    be given back, because its holder is beneath the handler."""
+
+    def work(client):
+        client.get_reservation("rsv_1") if waits else client._sender.close()
+
+    def hangs(*_):
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    try:
+        signal.alarm(60)
+        wanted = 1
+        while Closing(wanted).run(work):
+            wanted += 1
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert wanted > 3

@@ -26,6 +26,7 @@ from peers import (
     create_request,
     ends_within,
     head,
+    no_descriptors,
     summary,
 )
 
@@ -72,10 +73,13 @@ def tls(authority):
     return authority.server("127.0.0.1", "localhost", "budgets.invalid")
 
 
+VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+
+
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        if name.lower().endswith("_proxy") or name in VARIABLES:
             monkeypatch.delenv(name)
 
 
@@ -178,9 +182,35 @@ def test_certificates_that_cannot_be_read_are_a_configuration_error(content, var
     with Peer(GOOD) as peer:
         url = f"https://127.0.0.1:{peer.port}"
         with client_of(url, ca_certs=None if variable else str(file)) as client:
-            with pytest.raises(ConfigError, match=r"ca\.pem"):
+            with pytest.raises(ConfigError, match=rf"^{variable or 'ca_certs'}: .*ca\.pem"):
                 get(client)
     assert peer.connections == 0
+
+
+@pytest.mark.skipif(not hasattr(ssl.SSLContext, "keylog_filename"), reason="since Python 3.8")
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_log_of_tls_secrets_that_cannot_be_written_is_named(configured, authority, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "no-folder" / "keys.log"))
+    ca_certs = authority.file if configured else None
+    with client_of("https://127.0.0.1:1", ca_certs=ca_certs) as client, pytest.raises(ConfigError) as refused:
+        get(client)
+    assert str(refused.value).startswith("SSLKEYLOGFILE: ")
+    assert "keys.log" in str(refused.value)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="needs /dev/fd")
+@pytest.mark.parametrize("variable", [None, "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_certificates_that_cannot_be_read_at_the_moment_are_read_later(variable, authority, tls, monkeypatch):
+    """Neither is the configuration blamed, nor is a context kept that trusts nobody."""
+    if variable:
+        monkeypatch.setenv(variable, authority.file)
+    with Peer(GOOD, tls=tls) as peer, Peer(GOOD) as plain:
+        changes = {} if variable else {"ca_certs": authority.file}
+        with client_of(peer, retry_enabled=False, **changes) as client, client_of(plain) as other:
+            get(other)  # for what it imports
+            with no_descriptors(), pytest.raises(TransportError, match=variable or "ca_certs"):
+                get(client)
+            assert get(client).reservation_id == "rsv_1"
 
 
 # ---- Bounds ----
@@ -529,6 +559,15 @@ def test_a_proxy_that_is_no_url_is_an_error_without_its_password(proxy, scheme, 
     with client_of(scheme + "://budgets.invalid", **ONCE) as client:
         with pytest.raises((ConfigError, TransportError)) as refused:
             get(client)
+    assert "s3cret" not in told(refused)
+
+
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"])
+def test_a_proxy_of_another_kind_is_refused_by_the_name_of_its_variable(variable, monkeypatch):
+    monkeypatch.setenv(variable, "socks5://user:s3cret@127.0.0.1:1080")
+    with client_of("https://budgets.invalid", **ONCE) as client, pytest.raises(ConfigError) as refused:
+        get(client)
+    assert str(refused.value) == f"{variable}: its value is a socks5 proxy; http:// and https:// proxies are supported"
     assert "s3cret" not in told(refused)
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import pytest
 import urllib3
 from peers import (
+    ACTION,
     KEY,
     Peer,
     allowed,
@@ -34,6 +35,7 @@ from peers import (
     dripped,
     ends_within,
     head,
+    no_descriptors,
     poured,
     refusal,
     released,
@@ -45,6 +47,7 @@ from peers import (
 
 import cycles_lite
 from cycles_lite import (
+    Amount,
     ApiError,
     ConfigError,
     ReleaseRequest,
@@ -52,6 +55,8 @@ from cycles_lite import (
     ServerError,
     TransportError,
     TransportTimeout,
+    clock,
+    idle,
     wire,
 )
 from cycles_lite.attempt import MAX_ANSWER_BYTES
@@ -66,7 +71,7 @@ ONCE = {"retry_enabled": False, "max_connections": 1}
 GOOD = answer(summary())
 BODY = GOOD.split(b"\r\n\r\n", 1)[1]
 
-#: A connection's first exchange is urllib3's, the later ones are http.client's: what must hold for both.
+#: What must hold on a new connection and on one that has served before.
 either_exchange = pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -434,6 +439,74 @@ def test_a_fresh_connection_that_is_closed_is_no_stale_one():
             get(client)
     assert not failed.value.stale
     assert len(peer.requests) == 1
+
+
+# ---- Idle connections ----
+
+
+class Clocks:
+    """The two clocks that say how long a connection has been idle, moved by hand."""
+
+    def __init__(self, monkeypatch):
+        self.ahead = self.ahead_ms = 0
+        monotonic, now_ms = clock.monotonic, clock.now_ms
+        monkeypatch.setattr(idle, "monotonic", lambda: monotonic() + self.ahead)
+        monkeypatch.setattr(idle, "now_ms", lambda: now_ms() + self.ahead_ms)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "by", "kept"),
+    [
+        (idle.MAX_IDLE - 10, ("ahead", "ahead_ms"), True),
+        (idle.MAX_IDLE + 1, ("ahead", "ahead_ms"), False),
+        (idle.MAX_IDLE + 1, ("ahead_ms",), False),
+        (idle.MAX_IDLE + 1, ("ahead",), False),
+    ],
+    ids=["a while", "too long", "over a freeze", "while the clock was set back"],
+)
+def test_a_connection_that_was_idle_for_too_long_is_not_tried(seconds, by, kept, monkeypatch):
+    """It may be forgotten by what is between here and the server: this peer never answers on it again."""
+
+    def talk(line):
+        while True:
+            line.read_request()
+            if line.number == 1 and len(line.peer.requests) > 1 and not kept:
+                line.wait_for_close()
+            line.send(GOOD)
+
+    clocks = Clocks(monkeypatch)
+    with Peer(talk=talk) as peer, client_of(peer, read_timeout=60.0) as client:
+        get(client)
+        for name in by:
+            setattr(clocks, name, seconds * (1000 if name == "ahead_ms" else 1))
+        with ends_within(30):
+            get(client)
+    assert [request.connection for request in peer.requests] == [1, 1 if kept else 2]
+
+
+def test_all_connections_that_were_idle_for_too_long_are_closed(monkeypatch):
+    together = threading.Barrier(4)
+    ended = []
+
+    def talk(line):
+        line.read_request()
+        if line.number <= 4:
+            together.wait(10)
+        line.send(GOOD)
+        try:
+            line.wait_for_close()
+        finally:
+            ended.append(line.number)
+
+    clocks = Clocks(monkeypatch)
+    with Peer(talk=talk) as peer, client_of(peer) as client:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(get, client) for _ in range(4)]:
+                done.result()
+        clocks.ahead = idle.MAX_IDLE + 1
+        get(client)
+        peer.stopped.wait(0.2)  # their ends are noticed by other threads
+        assert sorted(ended) == [1, 2, 3, 4]
 
 
 # ---- Sizes ----
@@ -831,6 +904,27 @@ def test_a_transport_does_not_pickle_and_so_gives_no_secret_away():
         assert KEY not in str(refused.value)
 
 
+# ---- File descriptors ----
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="needs /dev/fd")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_without_file_descriptors_the_work_can_go_on(host):
+    """What passes is no fault of the configuration, so that `on_unavailable="allow"` lets the work run."""
+    with Peer(answer(allowed())) as peer:
+        url = f"http://{host}:{peer.port}"
+        changes = {"on_unavailable": "allow", "journal_enabled": False, "retry_initial_delay": 0.001}
+        with client_of(url, **changes) as client, client_of(peer) as other:
+            other.reserve(Amount.tokens(1), ACTION).release("for what it imports")
+            with no_descriptors():
+                with pytest.raises(TransportError):
+                    get(client)
+                guard = client.reserve(Amount.tokens(1), ACTION)
+                assert guard.degraded
+            guard.release("done")
+            assert client.create_reservation(create_request()).is_allowed
+
+
 # ---- Exceptions from outside ----
 
 
@@ -1089,33 +1183,6 @@ def test_a_child_that_exits_in_order_does_not_disturb_the_parent():
         ("child", 2),
         ("parent-after", 1),
     ]
-
-
-FORK_UNDER_LOCK = """
-    import os, sys, time
-    from cycles_lite import CyclesClient, CyclesConfig
-
-    client = CyclesClient(CyclesConfig(base_url=sys.argv[1], api_key="key"))
-    client.get_reservation("parent")
-    (pool,) = client._sender.transport._pools.values()
-    pool.pool.mutex.acquire()
-    pid = os.fork()
-    if pid == 0:
-        client.get_reservation("child")
-        client.close()
-        sys.exit(0)
-    pool.pool.mutex.release()
-    assert os.waitpid(pid, 0)[1] == 0
-    client.close()
-"""
-
-
-@needs_fork
-def test_a_fork_while_another_thread_holds_the_pools_lock():
-    """The child can neither take that lock nor wait for it: not at a call, not when it closes, not at its exit."""
-    with Peer(GOOD) as peer:
-        assert in_another_process(FORK_UNDER_LOCK, peer.url) == (0, "")
-    assert [request.connection for request in peer.requests] == [1, 2]
 
 
 # ---- Itself ----

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, CyclesError
 from .authority import Authority, Caller
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ class LocalTransport:
     """Sends calls to the ledger in a file that exists; the file's permissions are the authentication.
 
     The tenant of a call's configuration is the caller's; without one, requests say themselves for whom they act.
-    Raises `ConfigError` for an unusable file, and `TransportError` where a request has no answer.
+    What is returned instead of an answer is a `ConfigError` for an unusable file, or a `TransportError` where a request
+    has none.
     """
 
     def __init__(self, config: CyclesConfig) -> None:
@@ -27,9 +28,12 @@ class LocalTransport:
     def __repr__(self) -> str:
         return f"<LocalTransport to {self._authority.url}>"
 
-    def send(self, call: Call) -> Answer:
+    def send(self, call: Call) -> Answer | CyclesError:
         """The authority's answer to one call, within the call's timeouts together."""
-        return self._authority.answer(call, Caller(call.tenant))
+        try:
+            return self._authority.answer(call, Caller(call.tenant))
+        except CyclesError as e:
+            return e
 
     def close(self) -> None:
         """Let idle connections to the file go. A later call opens new ones."""

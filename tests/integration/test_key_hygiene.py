@@ -27,6 +27,8 @@ from cycles_lite import (
     cycles,
     with_cycles,
 )
+from cycles_lite.deadline import deadline_in
+from cycles_lite.wire import COMMIT_RESERVATION
 
 #: One such as servers make, and one that JSON, URLs and Python write in several ways.
 KEYS = {"plain": "cyc_live_HyG1eNe0123456789abcdef", "awkward": "cyc_live_HyG1eNe/\"+=\\%41&<'>"}
@@ -335,6 +337,121 @@ def test_settings_that_are_refused_do_not_show_the_key(key, trail, tmp_path, mon
         CyclesClient.from_env()
     trail.error(refused.value)
     assert trail.tell(key) == []
+
+
+# ---- Frames ----
+
+
+def frames_that_hold(key, error):
+    """Where the key is among the variables of all frames that an exception and what it came of lead through, as deep as
+    error trackers look: the variables, what is in them, and the attributes of objects. The test's own frames are not
+    looked at."""
+    found, seen, left = [], [], [error]
+    while left:
+        each = left.pop()
+        if each is None or each in seen:
+            continue
+        seen.append(each)
+        left += [each.__cause__, each.__context__]
+        frames = [frame for frame, _ in traceback.walk_tb(each.__traceback__)]
+        for frame in frames:
+            if frame.f_code.co_filename != __file__:
+                found += [(frame.f_code.co_name, name) for name, value in frame.f_locals.items() if holds(key, value)]
+        if any(key in repr(value) for value in (each.args, vars(each))):
+            found.append((type(each).__name__, "itself"))
+    return found
+
+
+def holds(key, value):
+    inside = [value]
+    if isinstance(value, dict):
+        inside += value.values()
+    elif isinstance(value, (list, tuple)):
+        inside += value
+    inside += getattr(value, "__dict__", {}).values()
+    return any(key in repr(each) for each in inside)
+
+
+def large(line, request):
+    line.send(head(200, ("Content-Length", str(10**10))))
+
+
+def too_much(line, request):
+    line.send(head(200))
+    line.pour(b" " * 65536)
+
+
+ENDS = {
+    "a timeout": silent,
+    "a hang-up": lambda line, request: line.reset(),
+    "a broken head": lambda line, request: line.send(b"HTTP/1.1 nonsense\r\n\r\n"),
+    "a broken body": answer(body=b"<html>"),
+    "an unproven success": answer({"status": "PERHAPS"}),
+    "a cut body": lambda line, request: [line.send(head(200, ("Content-Length", "100"))), line.reset()],
+    "a large body": large,
+    "an endless body": too_much,
+    "400": refusal("INVALID_REQUEST", 400),
+    "401": refusal("UNAUTHORIZED", 401),
+    "409": refusal("BUDGET_EXCEEDED", 409),
+    "500": refusal("INTERNAL_ERROR", 500),
+    "a page": answer(body=b"<html>", status=502),
+    "nobody there": None,
+    "TLS that is none": refusal("INTERNAL_ERROR", 500),
+    "a certificate file that is none": answer({}),
+    "a proxy that is none": answer({}),
+    "a deadline that has passed": answer({}),
+}
+
+
+@pytest.mark.parametrize("what", ENDS)
+def test_no_frame_of_an_error_holds_the_key(what, tmp_path, monkeypatch):
+    key = KEYS["plain"]
+    changes = {"journal_enabled": False}
+    if what == "a certificate file that is none":
+        changes["ca_certs"] = str(tmp_path / "none.pem")
+    if what == "a proxy that is none":
+        monkeypatch.setenv("HTTP_PROXY", "socks5://user:password@127.0.0.1:1")
+    with Peer(ENDS[what] or silent) as peer:
+        url = peer.url if what != "nobody there" else "http://127.0.0.1:1"
+        if what in ("TLS that is none", "a certificate file that is none"):
+            url = url.replace("http:", "https:")
+        with CyclesClient(CyclesConfig(**settings(url, key, tmp_path, **changes))) as client:
+            deadline = deadline_in(-1.0 if what == "a deadline that has passed" else 600.0)
+            with deadline:
+                failed = list(failures(client))
+    assert len(failed) == 7
+    assert {place for error in failed for place in frames_that_hold(key, error)} == set()
+
+
+def failures(client):
+    request = ReservationCreateRequest(action=ACTION, estimate=ESTIMATE)
+    for call in (
+        lambda: client.create_reservation(request),
+        lambda: client.commit_reservation("rsv_1", CommitRequest(ESTIMATE)),
+        lambda: client.create_event(EventCreateRequest(ACTION, ESTIMATE)),
+        lambda: client.get_reservation("rsv_1"),
+        lambda: client.extend_once("rsv_1", ReservationExtendRequest(1000)),
+        lambda: client.send_once(COMMIT_RESERVATION, {"actual": {"unit": "TOKENS", "amount": 1}}, "rsv_1"),
+        lambda: client.reserve(ESTIMATE, ACTION),
+    ):
+        with pytest.raises(CyclesError) as failed:
+            call()
+        yield failed.value
+
+
+def test_the_search_of_frames_is_not_blind():
+    def outer(headers):
+        try:
+            raise ValueError("within")
+        except ValueError as e:
+            raise CyclesError("no") from e
+
+    code = "def f(outer, headers):\n    call = (1, headers['key'])\n    outer(headers)\n"
+    namespace = {}
+    exec(compile(code, "elsewhere.py", "exec"), namespace)
+    with pytest.raises(CyclesError) as failed:
+        namespace["f"](outer, {"key": "the-key"})
+    assert frames_that_hold("the-key", failed.value) == [("f", "headers"), ("f", "call")]
 
 
 def test_the_trail_is_not_blind(trail):
