@@ -21,11 +21,10 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 import warnings
 import weakref
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, TypeVar
 
 from . import events, wire
 from .checks import INT64_MAX, integer, refuse
@@ -43,7 +42,7 @@ from .models import (
     ReservationExtendResponse,
 )
 from .settlement import Settlement, SettlementStatus
-from .spend import Spend, record_of
+from .spend import Spend, interrupted_commit, record_of
 from .values import Amount, Caps, CyclesMetrics, Decision
 from .worker import left_over, worker
 
@@ -52,10 +51,8 @@ if TYPE_CHECKING:
 
     from .client import CyclesClient
     from .current import GuardToken
+    from .spend import Told
     from .streaming import GuardedStream
-
-    #: An amount, and what is told beside it.
-    _Told = Tuple[Amount, Optional[CyclesMetrics], Optional[Mapping[str, Any]]]
 
 T = TypeVar("T")
 
@@ -119,7 +116,7 @@ class ReservationGuard:
         self._is_streamed = False
         self._token: GuardToken | None = None
         #: What a `commit` was told that an interruption ended before it was kept.
-        self._owed: _Told | None = None
+        self._owed: Told | None = None
         self._heartbeat: Heartbeat | None = None
         if response is not None and response.reservation_id and client.config.heartbeat:
             self._heartbeat = Heartbeat(client, response.reservation_id, request.ttl_ms or 60_000, response)
@@ -260,20 +257,23 @@ class ReservationGuard:
         `NotFoundError`, …) where that is final.
         """
         try:
-            if not isinstance(actual, Amount) or actual.unit != self._request.estimate.unit:
+            if not self.can_cost(actual):
                 raise refuse("actual", actual, f"an Amount in {self._request.estimate.unit}, the reservation's unit")
             return self._settle((actual, metrics, metadata))
         except CyclesError:
             raise
         except BaseException:  # an interruption: where the guard is still active, it ends with this amount
-            if isinstance(actual, Amount):
-                self._owed = (actual, metrics, metadata)
+            self._owed = (actual, metrics, metadata) if self.can_cost(actual) else None
             raise
 
-    def _settle(self, told: _Told | None, waits: bool = True) -> Settlement:
+    def can_cost(self, actual: object) -> bool:
+        """Whether it is an amount that can be committed on this reservation."""
+        return isinstance(actual, Amount) and actual.unit == self._request.estimate.unit
+
+    def _settle(self, told: Told | None, waits: bool = True) -> Settlement:
         """ACTIVE to FINISHED with what `commit` was told, or with what the meter shows; `waits` for the answer, or
         sends later."""
-        spend, settler = Spend(), self._client.settler
+        spend = Spend()
         try:
             self._take("committed", spend)
             if self._backing is Backing.NOTHING:
@@ -282,18 +282,18 @@ class ReservationGuard:
             if told is None:
                 told = (Amount(self._request.estimate.unit, min(self._meter.total, INT64_MAX)), None, None)
             spend.record = record_of(self._client, self._request, self.reservation_id, *told)
-            settler.accept(spend)
+            self._client.settler.accept(spend)
             self._stop_beating()
             if waits:
-                return settler.settle(spend)
-            settler.resume(spend)
+                return self._client.settler.settle(spend)
+            self._client.settler.resume(spend)
             return Settlement(SettlementStatus.PENDING)
         except BaseException:
             if not spend.is_kept:
                 self._give_back(spend)
             elif not spend.is_done:
                 self._stop_beating()
-                settler.resume(spend)
+                self._client.settler.resume(spend)
             raise
 
     def release(self, reason: str) -> None:
@@ -368,7 +368,7 @@ class ReservationGuard:
         if not self.is_active or sys.is_finalizing():  # then nothing can be sent; the meter was handed over before
             return
         try:
-            owed = self._owed or _interrupted_commit(self, exception)
+            owed = self._owed or interrupted_commit(self, exception)
             if owed or self._meter.total:
                 self._settle(owed)
                 return
@@ -425,18 +425,6 @@ class ReservationGuard:
             self.commit_later()
         elif self.is_active:
             self._client.settler.release(self, lambda: self.end(Abandoned("a guard was collected unfinished")))
-
-
-def _interrupted_commit(guard: ReservationGuard, exception: BaseException | None) -> _Told | None:
-    """What `commit` was told, where a signal handler raised this exception at the very first of its instructions: then
-    its own frame alone knows."""
-    if exception is None or isinstance(exception, CyclesError):
-        return None
-    for frame, _ in traceback.walk_tb(exception.__traceback__):
-        if frame.f_code is ReservationGuard.commit.__code__ and frame.f_locals.get("self") is guard:
-            told = frame.f_locals
-            return (told["actual"], told["metrics"], told["metadata"]) if isinstance(told["actual"], Amount) else None
-    return None
 
 
 class Abandoned(Exception):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Mapping
+import traceback
+from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple
 
 from .clock import now_ms
+from .errors import CyclesError
 from .journal import COMMIT, EVENT, Journal, Record, normalised
 from .log import log
 from .models import CommitRequest
@@ -13,8 +15,12 @@ from .values import Amount, CommitOveragePolicy, CyclesMetrics
 
 if TYPE_CHECKING:
     from .client import CyclesClient
+    from .guard import ReservationGuard
     from .models import ReservationCreateRequest
     from .worker import Job
+
+#: What `commit` is told: an amount, and what stands beside it.
+Told = Tuple[Amount, Optional[CyclesMetrics], Optional[Mapping[str, Any]]]
 
 #: The policy of events that stand in for a commit: a tenant's default may be to reject, and the spend is real.
 _EVENT_POLICY = CommitOveragePolicy.ALLOW_IF_AVAILABLE.value
@@ -92,6 +98,18 @@ def record_of(
         event_fallback_body=event,
         recorded_at_ms=now_ms(),
     )
+
+
+def interrupted_commit(guard: ReservationGuard, exception: BaseException | None) -> Told | None:
+    """What `commit` was told, where a signal handler raised this exception at the very first of its instructions: then
+    its own frame alone knows."""
+    if exception is None or isinstance(exception, CyclesError):
+        return None
+    for frame, _ in traceback.walk_tb(exception.__traceback__):
+        told = frame.f_locals if frame.f_code is type(guard).commit.__code__ else {}
+        if told.get("self") is guard and guard.can_cost(told["actual"]):
+            return told["actual"], told["metrics"], told["metadata"]
+    return None
 
 
 def until(record: Record) -> float:

@@ -36,6 +36,7 @@ AGAINST_THE_ORDER = {
     ("client", "asking"): "reserve() hands out a guard, which calls the client",
     ("client", "guard"): "types alone",
     ("current", "guard"): "types alone",
+    ("spend", "guard"): "types alone",
     ("settler", "guard"): "types alone: what is released",
     ("guard", "streaming"): "a guard hands itself to a stream, which few programs have",
 }

@@ -171,7 +171,6 @@ def in_a_folder_that_is_gone(tmp_path, *arguments, **more):
     )
 
 
-GONE = "cycles-lite: the current folder is gone, and with it what relative paths name; change to another one\n"
 RUN = ("run", "--estimate", "TOKENS:5", "--action", "a:b", "--", "echo", "ran")
 
 
@@ -191,7 +190,8 @@ def test_relative_names_in_a_folder_that_is_gone_are_one_line(tmp_path, monkeypa
     monkeypatch.setenv("CYCLES_BASE_URL", "sqlite:b.db")
     monkeypatch.setenv("CYCLES_TENANT", "acme")
     done = in_a_folder_that_is_gone(tmp_path, *arguments)
-    assert (done.returncode, done.stderr) == (status, GONE)
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert "the current folder is" in done.stderr
 
 
 def test_a_relative_journal_in_a_folder_that_is_gone_is_one_line(tmp_path, monkeypatch):
