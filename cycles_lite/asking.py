@@ -36,9 +36,12 @@ def reserve(client: CyclesClient, request: ReservationCreateRequest) -> Reservat
         log().warning("the authority cannot be asked (%s): the work runs, and its spend is recorded afterwards", e)
         client.observe(events.Degraded(request.estimate, request.action, e))
         return ReservationGuard(client, request, Backing.EVENT, None)
-    guard = ReservationGuard(client, request, Backing.RESERVATION, response)  # first: the observer may end the program
-    client.observe(events.Reserved(response.reservation_id, request.estimate, request.action, response))
-    return guard
+    try:
+        client.observe(events.Reserved(response.reservation_id, request.estimate, request.action, response))
+    except BaseException:  # it ends the program, or a signal handler does: nobody will have the guard
+        ReservationGuard(client, request, Backing.RESERVATION, response).settle_abandoned()
+        raise
+    return ReservationGuard(client, request, Backing.RESERVATION, response)
 
 
 def _ask(client: CyclesClient, request: ReservationCreateRequest) -> ReservationCreateResponse | None:

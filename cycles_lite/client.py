@@ -358,10 +358,13 @@ class CyclesClient:
 
 
 def _told(told: Any) -> Any:
-    """The response; the error is raised here, above every frame that holds the API key."""
-    if isinstance(told, CyclesError):
+    """The response, or else the error that came instead, raised here: no frame from here on up holds the API key."""
+    if not isinstance(told, CyclesError):
+        return told
+    try:
         raise told
-    return told
+    finally:
+        del told  # else this frame and the error's traceback would keep each other, and guards on their way, alive
 
 
 def _misplaced(config: object) -> str:

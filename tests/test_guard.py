@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 import warnings
+import weakref
 
 import pytest
 from ledgers import ledger_of, spent, tokens
@@ -714,16 +715,18 @@ def test_a_guard_that_the_library_ended_reports_what_is_spent_too_late(client, l
 def test_a_beat_that_is_due_at_once_is_followed_by_others(faking, ttl_ms):
     """It may run before the reserve that began it has returned."""
     beats = threading.Semaphore(0)
-    extended = {"status": "ACTIVE", "expires_at_ms": 10**12}
+    extended = {"status": "ACTIVE", "expires_at_ms": 10**12, "remaining_ttl_ms": 60_000}
 
     def answer(call):
         if call.operation.name == "extend_reservation":
             beats.release()
             return replied(extended)
-        return replied(allowed() if call.operation.name == "create_reservation" else committed())
+        if call.operation.name == "create_reservation":
+            return replied(allowed(remaining_ttl_ms=ttl_ms))
+        return replied(committed())
 
     client, _ = faking(answer, heartbeat=True)
-    for _ in range(20):
+    for _ in range(50):
         with client.reserve(tokens(5), ACTION, ttl_ms=ttl_ms) as guard:
             assert beats.acquire(timeout=60)
             guard.commit(tokens(1))
@@ -771,3 +774,48 @@ def test_a_beat_that_fails_by_a_fault_of_ours_is_told_and_followed(faking, seen)
         guard.commit(tokens(1))
     (failed,) = [event for event in seen if isinstance(event, events.HeartbeatFailed)]
     assert "ZeroDivisionError" in str(failed.error)
+
+
+# ---- What is kept alive ----
+
+
+def test_an_error_keeps_nothing_alive_once_it_was_handled(faking):
+    """Neither the guard nor the program's own frames wait for the garbage collector."""
+
+    class Work:
+        pass
+
+    def refused(client):
+        work = Work()
+        gone.append(weakref.ref(work))
+        with client.reserve(tokens(5), ACTION) as guard:
+            gone.append(weakref.ref(guard))
+            try:
+                guard.extend(1000)
+            except NotFoundError as e:  # pytest.raises would keep it
+                told.append(str(e))
+            guard.release("no need")
+
+    gone, told = [], []
+    released = {"status": "RELEASED", "released": {"unit": "TOKENS", "amount": 5}}
+    client, _ = faking(replied(allowed()), replied(refusal_body("NOT_FOUND"), 404), replied(released))
+    gc.disable()
+    try:
+        refused(client)
+        assert [held() for held in gone] == [None, None]
+        assert told
+    finally:
+        gc.enable()
+
+
+def test_an_observer_that_ends_the_program_leaves_no_reservation(ledger, tmp_path):
+    def observe(event):
+        if isinstance(event, events.Reserved):
+            raise SystemExit
+
+    config = CyclesConfig(base_url=f"sqlite:///{tmp_path}/budgets.db", tenant="acme")
+    with CyclesClient(config, observer=observe) as client:
+        with pytest.raises(SystemExit):
+            client.reserve(tokens(100), ACTION)
+        assert client.flush(60) == 0
+    assert spent(ledger) == (0, 0)

@@ -198,7 +198,7 @@ def settle(given, folder, source):
 def warm_up(url):
     """Load what workers load, so that their time is spent on work."""
     transport = "cycles_lite.local.transport" if url.startswith("sqlite") else "cycles_lite.transport"
-    for name in ("cycles_lite.guard", "cycles_lite.settler", transport):
+    for name in ("cycles_lite.asking", "cycles_lite.flush", transport):
         importlib.import_module(name)
 
 

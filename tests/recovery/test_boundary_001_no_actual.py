@@ -62,7 +62,7 @@ def fails_decorated(client):
 MISSING = {
     "nothing returned": (returns(None), True),
     "a bare value": (returns("value"), True),
-    "an amount that is none": (returns(("value", 42)), True),
+    "an amount that is none": (returns(("value", "42")), True),
     "an amount alone": (returns(Amount.tokens(42)), True),
     "three values": (returns(("value", Amount.tokens(42), "more")), True),
     "another unit": (returns(("value", Amount.credits(42))), True),
