@@ -6,7 +6,7 @@ A failing heartbeat is told to the log and the observer, and never stops the wor
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from . import events, lease as leases
 from .checks import new_idempotency_key
@@ -76,7 +76,9 @@ class Heartbeat:
             disposition = f"no further extension: {step.reason.value if step.reason else 'stopped'}"
         else:
             delay = step.delay_ms / 1000
-            job = Job(delay, _beat_of(self), delay / 2 if step.next is Next.BEAT else None)
+            beat = _Beat()
+            job = Job(delay, beat, delay / 2 if step.next is Next.BEAT else None)
+            beat.of = weakref.ref(self, job.go_with)
             self._job = job  # before it is posted: a beat that is due at once looks here whether it still is the next
             worker.post(job)
             if self._is_stopped:  # by the program's thread, while this one took in an answer
@@ -117,13 +119,14 @@ class Heartbeat:
             self._succeeded(response)
 
 
-def _beat_of(heartbeat: Heartbeat) -> Callable[[], None]:
-    """A job that does not keep the heartbeat, and so its guard, alive."""
-    held = weakref.ref(heartbeat)
+class _Beat:
+    """What a job does for a heartbeat that it does not keep alive, and so not its guard."""
 
-    def beat() -> None:
-        alive = held()
+    __slots__ = ("of",)
+
+    of: weakref.ref[Heartbeat]
+
+    def __call__(self) -> None:
+        alive = self.of()
         if alive is not None:
             alive.beat()
-
-    return beat

@@ -412,7 +412,7 @@ def _look_of(settler: Settler, delay: float) -> Job:
                 alive.look_around(False)
 
     job = Job(delay, look)
-    held = weakref.ref(settler, lambda _: job.cancel())
+    held = weakref.ref(settler, job.go_with)
     return job
 
 

@@ -70,6 +70,10 @@ class Job:
             return False
         return True
 
+    def go_with(self, _: object) -> None:
+        """Cancel it, as a weak reference's callback: what it was for is gone."""
+        self.cancel()
+
     def run(self) -> None:
         """Do it, unless that was taken or cancelled before."""
         try:

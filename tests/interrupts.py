@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 import cycles_lite
 
@@ -22,7 +23,9 @@ class AtLine:
     """Raises `Interrupt` at the `nth` line of the package that this thread comes to within the block."""
 
     def __init__(self, nth):
-        self._left = nth
+        self._nth = nth
+        #: Lines that were come to.
+        self.seen = 0
         self.where = None
 
     def __enter__(self):
@@ -37,8 +40,8 @@ class AtLine:
         if not frame.f_code.co_filename.startswith(_PACKAGE) or frame.f_code.co_name == "__del__":
             return None  # what a finalizer raises reaches nobody
         if event == "line" and self.where is None:
-            self._left -= 1
-            if self._left == 0:
+            self.seen += 1
+            if self.seen == self._nth:
                 self.where = (frame.f_code.co_filename[len(_PACKAGE) :], frame.f_lineno, frame.f_code.co_name)
                 sys.settrace(None)
                 raise Interrupt(self.where)
@@ -51,17 +54,21 @@ class AfterTime:
     def __init__(self, seconds):
         self._seconds = seconds
         self.where = None
+        #: How long the block took.
+        self.took = 0.0
 
     def __enter__(self):
         self._outer = signal.signal(signal.SIGALRM, self._handle)
+        self._start = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
         return self
 
     def __exit__(self, *_):
         signal.setitimer(signal.ITIMER_REAL, 0)
+        self.took = time.perf_counter() - self._start
         signal.signal(signal.SIGALRM, self._outer)
 
     def _handle(self, signum, frame):
-        if frame.f_code is not AfterTime.__exit__.__code__:
+        if frame.f_code not in (AfterTime.__enter__.__code__, AfterTime.__exit__.__code__):
             self.where = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
             raise Interrupt(self.where)
