@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import gc
 import random
-import signal
 import threading
 import time
 import warnings
 
 import pytest
-from interrupts import ROUNDS, AfterTime, AtLine, Interrupt
+from interrupts import IS_LONG, AfterTime, AtLine, Interrupt, needs_timers, rounds
 from serving import serving
 
 from cycles_lite import (
@@ -30,7 +29,7 @@ ACTION = Action("llm.completion", "gpt-4o")
 ESTIMATE, ACTUAL = Amount.tokens(10), Amount.tokens(7)
 PATIENCE = 60.0
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+pytestmark = needs_timers
 
 
 class Desk:
@@ -173,8 +172,8 @@ def interrupted(desk, work, interruption):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
 def test_at_each_line(desk, work):
-    """One run for each line that is executed; in a short run each seventh, beginning somewhere."""
-    step = 1 if ROUNDS >= 1000 else 7
+    """One run for each line that is executed; in the short form each seventh, beginning somewhere."""
+    step = 1 if IS_LONG else 7
     nth = random.Random(work.__name__).randrange(1, step + 1)
     while interrupted(desk, work, AtLine(nth)):
         nth += step
@@ -193,7 +192,7 @@ def test_at_random_instants(desk, work):
     takes = time.perf_counter() - start
     desk.check("uninterrupted")
     came = 0
-    for _ in range(max(1, ROUNDS // 6)):
+    for _ in range(rounds(10)):
         came += interrupted(desk, work, AfterTime(choice.uniform(1e-6, 1.2 * takes)))
     assert came
     assert desk.authority.check() == []
