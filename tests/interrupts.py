@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import weakref
 
 import pytest
@@ -107,15 +108,19 @@ class AfterTime(_Interruption):
 
     def __init__(self, seconds, *, error=Interrupt, act=None):
         super().__init__(error, act)
+        #: The seconds that the block took.
+        self.took = 0.0
         self._seconds = seconds
 
     def __enter__(self):
         self._outer = signal.signal(signal.SIGALRM, self._handle)
+        self._since = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
         return self
 
     def __exit__(self, *_):
         signal.setitimer(signal.ITIMER_REAL, 0)
+        self.took = time.perf_counter() - self._since
         signal.signal(signal.SIGALRM, self._outer)
 
     def _handle(self, signum, frame):
