@@ -7,7 +7,7 @@ import gc
 
 import pytest
 from interrupts import AtLine, Interrupt
-from ledgers import ledger_of, spent, tokens
+from ledgers import Ended, ending, ledger_of, spent, tokens
 
 from cycles_lite import (
     Action,
@@ -124,14 +124,6 @@ def test_an_interruption_at_each_line_leaves_nothing_reserved_and_loses_no_meter
 
 
 # ---- What user code raises ----
-
-
-class Ended(BaseException):
-    """As `SystemExit`, which pytest would take for its own."""
-
-
-def ending(*arguments):
-    raise Ended
 
 
 @pytest.mark.parametrize(("metered", "charged"), [(0, 50), (3, 3)])
