@@ -78,6 +78,3 @@ class Idle:
 
     def qsize(self) -> int:
         return len(self._stack)
-
-    def empty(self) -> bool:
-        return not self._stack
