@@ -35,7 +35,7 @@ _KNOWN = frozenset(
 
 
 def known_headers(items: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Those that the protocol defines, names in lower case; values that differ are joined by commas."""
+    """The headers that the protocol defines, names in lower case; values that differ are joined by commas."""
     headers: dict[str, str] = {}
     for name, value in items:
         name = name.lower()
@@ -67,17 +67,18 @@ class Attempt:
         now = monotonic()
         self._whole = self.deadline = now + bound
         self._sooner = self._whole if reused_bound is None else now + reused_bound
-        #: Do not reuse a connection.
+        #: Whether it must not reuse a connection.
         self.fresh = fresh
-        #: Something follows the request's head.
+        #: Whether something follows the request's head.
         self.has_body = has_body
-        #: It is sent on a connection that has served before.
+        #: Whether it is sent on a connection that has served before.
         self.reused = False
-        #: A reused connection turned out to be closed by the peer.
+        #: Whether a reused connection turned out to be closed by the peer.
         self.stale = False
-        #: Those of its answer, where a connection with this deadline brought it.
+        #: The answer's headers, where a connection of our own class brought it.
         self.headers: dict[str, str] | None = None
-        #: Where its connection comes from, and the very stack; and the connection, once urllib3 has done with it.
+        #: The idle connections that it may use, the stack of them that its connection came from, and that connection
+        #: once urllib3 has done with it.
         self.idle: Any = None
         self.home: Any = None
         self.connection: Any = None
@@ -161,7 +162,7 @@ class BoundedResponse(http.client.HTTPResponse):
             raise http.client.HTTPException("there is a line among the headers that is none")
         headers = known_headers(self.msg.raw_items())
         if len(set(headers.pop("content-length", "").replace(" ", "").split(","))) > 1:
-            # http.client believes the first; what follows that would be the next answer
+            # http.client believes the first length, and would take what follows for the next answer
             raise http.client.HTTPException("there are two lengths among the headers")
         self._attempt.headers = headers
         if self.length is not None and self.length > MAX_ANSWER_BYTES:

@@ -91,7 +91,7 @@ def settle_by_estimate(guard: ReservationGuard) -> None:
 
 
 def settle_by_estimate_later(guard: ReservationGuard) -> None:
-    """The same for what was collected: on record when this returns, and sent in the background."""
+    """Settle by the estimate what was collected: it is on record when this returns, and sent in the background."""
     if guard.spent:
         guard.commit_later()
     else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     GuardToken = Token[Optional[Tuple[Any, Any]]]
 
-#: A guard, and what was here before it.
+#: The current guard, and what this variable held before it.
 _current: ContextVar[tuple[weakref.ref[ReservationGuard], Any] | None] = ContextVar("cycles_lite_guard", default=None)
 
 

@@ -310,7 +310,7 @@ class Checked:
         self._hold(_named(self, positional, given) if positional else given, self._plan.checkers)
 
     def _hold(self, given: Mapping[str, Any], checkers: Mapping[str, tuple[Callable[[str, Any], Any], bool]]) -> None:
-        """Become what was given, checked, and the defaults of what was not."""
+        """Hold the values that were given, checked, and the defaults of those that were not."""
         values = self.__dict__
         for name, value in given.items():
             if name not in checkers:

@@ -57,8 +57,8 @@ class Flush:
         return self
 
     def wait(self) -> int:
-        """Wait for that; says how much is not settled."""
-        with deadline_in(max(0.0, self._end - monotonic())):  # for what runs inline, where there are no threads
+        """Wait for what was begun; says how much is not settled."""
+        with deadline_in(max(0.0, self._end - monotonic())):  # it binds what runs inline, where there are no threads
             pause = 0.001
             while not self._is_through():
                 left = self._end - monotonic()

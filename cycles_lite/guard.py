@@ -320,7 +320,7 @@ class ReservationGuard:
             self._client.observe(events.Released(self.reservation_id, request.reason or ""))
 
     def _take(self, how: str, end: object) -> None:
-        """Let this be what ends the guard; for one caller."""
+        """Let `end` be what ends the guard. One caller succeeds, and for all others it is finished."""
         if self._pid != os.getpid() or self._end_of.setdefault("end", end) is not end:
             raise self._finalized(how)
 
@@ -395,7 +395,7 @@ class ReservationGuard:
         return self._cut_off(waits=True)
 
     def hand_over(self) -> None:
-        """The same at the interpreter's end: the record is written now, and sent afterwards."""
+        """Cut it off at the interpreter's end: the record is written now, and sent afterwards."""
         self._cut_off(waits=False)
 
     def _cut_off(self, waits: bool) -> Settlement | None:

@@ -43,12 +43,12 @@ class Idle:
                 attempt.reuse()
                 return connection
             connection.close()
-            if attempt.fresh:  # one for one
+            if attempt.fresh:  # it opens one new connection, and closes one idle one for that
                 break
         raise queue.Empty
 
     def put(self, connection: Any, block: bool = True, timeout: float | None = None) -> None:
-        """What urllib3 has done with. It waits here again only when the whole attempt went well: see `keep`."""
+        """Take what urllib3 has done with. It waits here again only when the whole attempt went well: see `keep`."""
         attempt = self._user()
         if attempt is not None:
             attempt.connection = connection
@@ -78,6 +78,3 @@ class Idle:
 
     def qsize(self) -> int:
         return len(self._stack)
-
-    def empty(self) -> bool:
-        return not self._stack

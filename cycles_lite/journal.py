@@ -4,7 +4,7 @@
 
 The identity keeps servers and tenants apart. A record is the JSON that the official SDKs write too, so that each can
 settle what the other left behind; no API key is in it. Files come into being by a rename, so that a reader sees the
-whole record or none.
+whole record or none. What the authority refused for good, and what cannot be read, is set aside under another suffix.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _claims: list[int] = []
 
 
 def _forget_claims() -> None:
-    """A forked child has none of its parent's, which would last as long as the child does."""
+    """Close the claims' files in a forked child: its parent's claims would last as long as the child does."""
     while _claims:
         os.close(_claims.pop())
 
@@ -142,7 +142,7 @@ def identity(base_url: str, tenant: str | None, api_key: str | None) -> str:
 
 @lru_cache(maxsize=256)
 def _identity_of_key(base_url: str, api_key: str) -> str:
-    """Remembered, because programs may make a client for each request."""
+    """The identity that stands for a key. It is remembered, because programs may make a client for each request."""
     salt = ("cycles-lite journal\n" + base_url).encode("utf-8", "surrogatepass")
     return hashlib.pbkdf2_hmac("sha256", api_key.encode("utf-8"), salt, 20_000).hex()[:32]
 
@@ -190,7 +190,7 @@ class Journal:
         return _remove(self.path_of(reservation_id))
 
     def has(self, reservation_id: str) -> bool:
-        """Whether nobody has settled it meanwhile."""
+        """Whether a reservation's record is still there: nobody has settled it meanwhile."""
         return os.path.exists(self.path_of(reservation_id))
 
     def refuse(self, reservation_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Settling spend: what an answer to a commit or an event means, as a table; and the settler that acts on it.
+"""Settling spend: what an answer to a commit or an event means, as a table. The settler (`settler`) acts on it.
 
 ===============================================================  ========  ===========================================
 the answer                                                       meaning   what happens
@@ -144,7 +144,7 @@ _DAY_MS = 24 * 3600 * 1000
 _REMEMBERED_MS = {COMMIT: 30 * _DAY_MS, EVENT: 7 * _DAY_MS}
 
 
-#: Before this project (September 2020): a clock that shows it has not been set yet.
+#: An instant in September 2020, before this project began: a clock that shows an earlier one has not been set yet.
 _CLOCK_IS_SET_MS = 1_600_000_000_000
 
 

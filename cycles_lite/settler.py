@@ -200,7 +200,7 @@ class Settler:
             )
             return
         if spend.is_found and spend.journal is not None and not spend.journal.has(record.reservation_id):
-            self._end(spend)  # by whoever found it too, and tells of it
+            self._end(spend)  # another process that found it too has settled it, and tells of it
             return
         try:
             settlement = self._send(spend)
@@ -253,7 +253,7 @@ class Settler:
             self._begin()
         if self.is_open:
             return
-        # Of threads that come together each finds the journal, because none may settle without it.
+        # Threads that come at the same time each find the journal, because none of them may settle without it.
         journal, notice = self._find_journal()
         self._journal = journal
         self.is_open = True

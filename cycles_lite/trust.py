@@ -56,7 +56,7 @@ def _load_system(context: ssl.SSLContext, named: str | None) -> None:
 
 
 def _passes(e: OSError) -> bool:
-    return e.errno in _PASSING and not isinstance(e, ssl.SSLError)  # whose numbers are others
+    return e.errno in _PASSING and not isinstance(e, ssl.SSLError)  # SSLError's numbers are no errnos
 
 
 def _blamed(name: str, trusted: str | None, e: OSError) -> CyclesError:

@@ -117,7 +117,7 @@ Q = TypeVar("Q", bound="_Quantity")
 
 
 class _Quantity(Model):
-    """A number of a unit. Those of one unit are in order and add up, with or without a sign; `str` is for people."""
+    """A number of a unit. Quantities of one unit compare and add up, with or without a sign; `str` is for people."""
 
     _least: ClassVar[int]
 

@@ -358,7 +358,7 @@ def _do(note: Callable[[], None]) -> None:
         note()
     except Exception:
         log().exception("what a finalizer of cycles_lite left failed")
-    left_over.popleft()  # only now: until here an interruption leaves it where it is
+    left_over.popleft()  # at the end, so that an interruption before leaves it to be done again
 
 
 def _threads_never_run() -> bool:

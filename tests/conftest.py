@@ -1,4 +1,4 @@
-"""What holds for every test: nothing comes in from outside, and nothing is left behind."""
+"""What holds for every test: nothing comes in from outside, and nothing is left behind. And what many ask for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import time
 
 import pytest
 from hypothesis import HealthCheck, settings
+from ledgers import ledger_of
+
+from cycles_lite import CyclesClient, CyclesConfig
 
 # The same examples each time where a run is judged, new ones on a desk; no deadline, because the cores are shared;
 # no example database, because a run must not depend on the one before.
@@ -74,6 +77,19 @@ def nothing_left_behind():
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     pytest.fail(f"left behind: threads {threads}, child processes {children}")
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """A budget file of the tenant acme, with 1000 tokens."""
+    with ledger_of(tmp_path, 1000) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def client(ledger):
+    with CyclesClient(CyclesConfig(base_url=ledger.url, tenant="acme")) as client:
+        yield client
 
 
 def _children():

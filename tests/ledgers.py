@@ -1,4 +1,4 @@
-"""A budget file of the tenant acme, for tests of what stands on a client."""
+"""A budget file of the tenant acme, and what work raises, for tests of what stands on a client."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from contextlib import contextmanager
 
 from cycles_lite import Amount
 from cycles_lite.local import Authority
+
+
+class Broken(Exception):
+    pass
+
+
+class Ended(BaseException):
+    """As `SystemExit`, which pytest would take for its own."""
+
+
+def ending(*arguments):
+    raise Ended
 
 
 def tokens(amount):
@@ -25,3 +37,9 @@ def spent(ledger, scope="tenant:acme"):
     """What was spent at a scope, and what is still reserved."""
     (budget,) = [budget for budget in ledger.budgets() if budget.scope == scope]
     return budget.spent, budget.reserved
+
+
+def last(client):
+    """The newest reservation."""
+    (row,) = client.list_reservations(limit=1, include=("committed_metadata",)).reservations
+    return row

@@ -1,4 +1,5 @@
-"""What the tests of the models share: every model, legal objects of each, and the JSON that their layouts call for."""
+"""What the tests of the models share: every model, legal objects of each, the JSON that their layouts call for, and a
+value that cannot be looked at."""
 
 from __future__ import annotations
 
@@ -28,6 +29,17 @@ RESPONSES = [model for model in MODELS if issubclass(model, models.Response)]
 def named(model):
     """The id of a test that is parametrized with classes."""
     return model.__name__
+
+
+class Proxy:
+    """As flask's `request` outside of one: every look at it raises, `isinstance` included."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("working outside of request context")
+
+    def __getattr__(self, name):
+        raise RuntimeError("working outside of request context")
 
 
 # ---- Objects, as a program makes them ----

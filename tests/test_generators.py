@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from hypothesis import given, strategies as st
-from ledgers import ledger_of, spent
+from ledgers import Broken, last, ledger_of, spent
 
 from cycles_lite import (
     Amount,
@@ -22,28 +22,6 @@ from cycles_lite import (
 )
 
 PATIENCE = 60
-
-
-class Broken(Exception):
-    pass
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    with ledger_of(tmp_path, 1000) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def client(ledger):
-    with CyclesClient(CyclesConfig(base_url=ledger.url, tenant="acme")) as client:
-        yield client
-
-
-def last(client):
-    """The newest reservation."""
-    (row,) = client.list_reservations(limit=1, include=("committed_metadata",)).reservations
-    return row
 
 
 def decorate(client, estimate=100, **parameters):

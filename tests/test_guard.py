@@ -15,7 +15,7 @@ import warnings
 import weakref
 
 import pytest
-from ledgers import ledger_of, spent, tokens
+from ledgers import Broken, ledger_of, spent, tokens
 from peers import FakeTransport, allowed, applied, committed, replied
 
 from cycles_lite import (
@@ -215,10 +215,6 @@ def test_leaving_without_a_word_releases_with_a_warning(client, ledger, caplog, 
     assert spent(ledger) == (0, 0)
     assert "without a commit" in caplog.text
     assert names(seen) == ["Reserved", "Released"]
-
-
-class Broken(Exception):
-    pass
 
 
 @pytest.mark.parametrize("kind", [Broken, KeyboardInterrupt, SystemExit, GeneratorExit])

@@ -7,24 +7,10 @@ import gc
 import inspect
 
 import pytest
-from ledgers import ledger_of, spent, tokens
+from ledgers import Ended, ending, spent, tokens
 
 from cycles_lite import Action, CyclesClient, CyclesConfig, current_guard
 from cycles_lite.aws_lambda import guarded
-
-
-class Ended(BaseException):
-    """As `SystemExit`, which pytest would take for its own."""
-
-
-def ending(*arguments):
-    raise Ended
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    with ledger_of(tmp_path, 1000) as ledger:
-        yield ledger
 
 
 @pytest.fixture

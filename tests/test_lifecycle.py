@@ -11,7 +11,7 @@ import threading
 from decimal import Decimal
 
 import pytest
-from ledgers import ledger_of, spent, tokens
+from ledgers import Broken, last, spent, tokens
 from peers import FakeTransport, allowed, committed, replied
 
 from cycles_lite import (
@@ -33,28 +33,6 @@ from cycles_lite import (
 )
 
 ACTION = Action("llm.completion", "gpt-4o")
-
-
-class Broken(Exception):
-    pass
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    with ledger_of(tmp_path, 1000) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def client(ledger, tmp_path):
-    with CyclesClient(CyclesConfig(base_url=f"sqlite:///{tmp_path}/budgets.db", tenant="acme")) as client:
-        yield client
-
-
-def last(client):
-    """The newest reservation."""
-    (row,) = client.list_reservations(limit=1, include=("committed_metadata",)).reservations
-    return row
 
 
 def sent_by(transport, number):

@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from samples import ANY_TEXT, BODIES, MODELS, QUERIES, RESPONSES, legal, named, told, wrong
+from samples import ANY_TEXT, BODIES, MODELS, QUERIES, RESPONSES, Proxy, legal, named, told, wrong
 
 from cycles_lite import fields, wire
 from cycles_lite.errors import ValidationError
@@ -108,17 +108,6 @@ def test_a_constructor_refuses_every_strange_value_in_every_field_and_names_it(m
             with pytest.raises(ValidationError, match=rf"^{entry.name}(\.a)?: .+ is not ") as caught:
                 dataclasses.replace(whole, **{entry.name: value})
             assert len(str(caught.value)) < 250
-
-
-class Proxy:
-    """As flask's `request` outside of one: every look at it raises, `isinstance` included."""
-
-    @property
-    def __class__(self):
-        raise RuntimeError("working outside of request context")
-
-    def __getattr__(self, name):
-        raise RuntimeError("working outside of request context")
 
 
 class Word(str):

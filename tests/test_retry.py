@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import signal
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import peers
 import pytest
 from hypothesis import given, strategies as st
+from interrupts import AtLine, needs_tracing
 
 from cycles_lite import (
     ApiError,
@@ -179,45 +179,28 @@ def test_close_ends_the_wait_of_another_thread():
                 waiting.result()
 
 
-class Closing:
-    """A client whose sender is closed, as by a signal handler, at the chosen line that its thread comes to."""
-
-    def __init__(self, wanted):
-        transport = peers.FakeTransport(peers.replied(status=503))
-        self.client = peers.client_of("http://127.0.0.1:1", transport=transport, retry_max_attempts=2)
-        self.wanted, self.reached = wanted, 0
-
-    def run(self, work):
-        """Whether the work came to that line."""
-        sys.settrace(self._trace)
-        try:
-            work(self.client)
-        except ServerError:
-            pass
-        finally:
-            sys.settrace(None)
-        return self.reached >= self.wanted
-
-    def _trace(self, frame, event, argument):
-        if frame.f_code.co_filename == __file__ or frame.f_code.co_name == "_attempt":
-            return None  # the wait is looked at, not the request
-        if event == "line":
-            self.reached += 1
-            if self.reached == self.wanted:
-                sys.settrace(None)
-                self.client._sender.close()
-        return self._trace
+def is_not_looked_at(frame):
+    """The wait is looked at, not the request, and not what is here."""
+    return frame.f_code.co_filename == __file__ or frame.f_code.co_name == "_attempt"
 
 
+@needs_tracing
 @pytest.mark.skipif(not hasattr(signal, "alarm"), reason="needs signals")
-@pytest.mark.skipif(sys.gettrace() is not None, reason="a debugger or coverage traces already")
 @pytest.mark.parametrize("waits", [True, False], ids=["waits", "closes"])
 def test_a_handler_may_close_the_client_wherever_its_thread(waits):
     """At each line of it and of what is below it, in the standard library too. A lock that is held there would never
     be given back, because its holder is beneath the handler."""
 
-    def work(client):
-        client.get_reservation("rsv_1") if waits else client._sender.close()
+    def closes_at(nth):
+        """Whether the work comes to that line, where its client is closed, as by a signal handler."""
+        transport = peers.FakeTransport(peers.replied(status=503))
+        client = peers.client_of("http://127.0.0.1:1", transport=transport, retry_max_attempts=2)
+        try:
+            with AtLine(nth, files="", skips=is_not_looked_at, act=client._sender.close) as at:
+                client.get_reservation("rsv_1") if waits else client._sender.close()
+        except ServerError:
+            pass
+        return at.where is not None
 
     def hangs(*_):
         raise AssertionError("it hangs")
@@ -225,10 +208,10 @@ def test_a_handler_may_close_the_client_wherever_its_thread(waits):
     before = signal.signal(signal.SIGALRM, hangs)
     try:
         signal.alarm(60)
-        wanted = 1
-        while Closing(wanted).run(work):
-            wanted += 1
+        nth = 1
+        while closes_at(nth):
+            nth += 1
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    assert wanted > 3
+    assert nth > 3

@@ -7,24 +7,12 @@ import threading
 import warnings
 
 import pytest
-from ledgers import ledger_of, spent, tokens
+from ledgers import spent, tokens
 
-from cycles_lite import Action, CyclesClient, CyclesConfig, GuardFinalizedError, current_guard
+from cycles_lite import Action, GuardFinalizedError, current_guard
 
 ACTION = Action("llm.completion", "gpt-4o")
 PATIENCE = 60.0
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    with ledger_of(tmp_path, 1000) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def client(ledger, tmp_path):
-    with CyclesClient(CyclesConfig(base_url=f"sqlite:///{tmp_path}/budgets.db", tenant="acme")) as client:
-        yield client
 
 
 def words(guard, *, fails=False):

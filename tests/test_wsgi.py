@@ -11,7 +11,7 @@ from wsgiref.validate import validator
 
 import peers
 import pytest
-from ledgers import ledger_of, spent, tokens
+from ledgers import Broken, Ended, ending, ledger_of, spent, tokens
 
 from cycles_lite import (
     Action,
@@ -37,20 +37,10 @@ from cycles_lite.wsgi import CyclesMiddleware, http_error
 ACTION = Action("http.get", "page")
 
 
-class Broken(Exception):
-    pass
-
-
 @pytest.fixture
 def ledger(tmp_path):
     with ledger_of(tmp_path, 100_000) as ledger:
         yield ledger
-
-
-@pytest.fixture
-def client(ledger):
-    with CyclesClient(CyclesConfig(base_url=ledger.url, tenant="acme")) as client:
-        yield client
 
 
 def guarded(app, client, **parameters):
@@ -231,14 +221,6 @@ def test_the_application_may_settle_by_itself(client, ledger):
 
     Called(guarded(app, client)).read()
     assert spent(ledger) == (1, 0)
-
-
-class Ended(BaseException):
-    """As `SystemExit`, which pytest would take for its own."""
-
-
-def ending(*arguments):
-    raise Ended
 
 
 @pytest.mark.parametrize(("metered", "charged"), [(0, 100), (8, 8)])

@@ -10,7 +10,7 @@ from ..errors import ValidationError
 from ..values import Amount
 from . import arguments as given
 
-#: Bytes of such a file at the most.
+#: Bytes that a file with a cost may have at the most.
 _LONGEST = 1024
 
 

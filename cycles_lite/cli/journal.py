@@ -84,7 +84,7 @@ class _Entry(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it is called on the command line."""
+        """The names by which the command line knows this record: its id, or its file's name or path."""
         name = os.path.basename(self.path)
         return (self.record.reservation_id, name) if self.record else (name, self.path)
 

@@ -80,7 +80,7 @@ def _execute(words: list[str], signals: Signals) -> int:
         tell(f"{Number(early[0]).name} came before the command ran, and it does not run")
         return statuses.KILLED + early[0]
     try:
-        # Its files are all that this process was given: those of its own are not inheritable.
+        # The command gets every open file that this process was given; those that it opened itself are not inheritable.
         command = subprocess.Popen(words, close_fds=False)
     except OSError as e:
         tell(f"{os.strerror(e.errno or 0)}: {words[0]}")

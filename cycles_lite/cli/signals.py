@@ -30,7 +30,7 @@ _GRACE = 0.25
 
 
 def _nothing(signum: int, frame: Any) -> None:
-    """The byte in the pipe says it all."""
+    """A handler that does nothing: the wakeup pipe gets the signal's number, and that is what is read."""
 
 
 class Signals:
@@ -104,7 +104,8 @@ class Signals:
         if not self._witness:
             signal.signal(signal.SIGINT, _nothing)
             return command.wait()
-        for signum in self.pending():  # as it was started: the command may have been too young to get them
+        # They came while the command was being started, and it may have been too young to get them.
+        for signum in self.pending():
             _send(command.pid, signum)
         #: By signal, until when the witness may report it.
         due: dict[int, float] = {}
@@ -121,7 +122,7 @@ class Signals:
         if self._told in ready:
             reports = os.read(self._told, 4096)
             self._reported.update(dict.fromkeys(reports, monotonic()))
-            if not reports:  # somebody ended it
+            if not reports:  # the pipe is at its end: somebody has ended the witness
                 self._pipes.remove(self._told)
         came = os.read(self._came, 4096) if self._came in ready else b""
         return [signum for signum in came if signum != signal.SIGCHLD]

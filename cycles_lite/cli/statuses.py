@@ -10,7 +10,7 @@ NOT_EXECUTABLE, NOT_FOUND, KILLED, INTERRUPTED = 126, 127, 128, 130  # of shells
 
 _Row = Tuple[str, str]
 
-#: Of every command but `run`.
+#: The statuses of every command but `run`.
 COMMON: tuple[_Row, ...] = (
     (f"{DONE}", "done; also where the reader of the output has had enough, such as head"),
     (f"{WRONG}", "check, demo and journal replay: something is wrong, or left to settle"),
@@ -19,7 +19,7 @@ COMMON: tuple[_Row, ...] = (
     (f"{INTERRUPTED}", "Ctrl-C"),
 )
 
-#: Of `run`, beside the statuses of the command that it runs.
+#: The statuses of `run`, beside those of the command that it runs.
 OF_RUN: tuple[_Row, ...] = (
     ("any", "the command's own: 0 is committed, all else is released"),
     (f"{FAILED}", "the arguments cannot be used, or there is no such budget; nothing ran"),

@@ -227,7 +227,8 @@ def _close_unused() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork)
-    # Before that one, which was registered first. In C alone, so that no interruption keeps `forking` as it is.
+    # This runs before `_before_fork`, because what registers last runs first. It is C alone, so that no interruption
+    # keeps `forking` from being set or cleared.
     os.register_at_fork(
         before=functools.partial(forking.append, None), after_in_parent=forking.pop, after_in_child=forking.clear
     )

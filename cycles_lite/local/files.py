@@ -73,7 +73,8 @@ def _open(path: str, journal: str, synchronous: str, deadline: float) -> Connect
             places.set_aside(other.place, deadline)
     made = connect(path)
     try:
-        # With the time of the last change a name that was away in between shows; SQLite itself has written nothing yet.
+        # The time of the last change tells whether the name led elsewhere in between; SQLite itself has written nothing
+        # yet.
         is_same = before == places.stamp(path)
         if is_same:
             _set_up(made.db, path, journal, synchronous, deadline)

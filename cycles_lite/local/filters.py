@@ -63,7 +63,7 @@ class ListFilters(NamedTuple):
     idempotency_key: str | None
     status: str | None
     bounds: list[Bound]
-    #: None where the cursor says it, or else the usual.
+    #: How to sort; None where the cursor says so, or else the usual way is meant.
     sort_by: str | None
     sort_dir: str | None
     include: frozenset[str]

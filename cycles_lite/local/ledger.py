@@ -25,7 +25,7 @@ class Ledger:
     def __init__(self, store: Store, clock: Callable[[], int]) -> None:
         self.store = store
         self._clock = clock
-        # From anywhere, because a process may end before it has made so many writes as lie between two steps.
+        # The count starts anywhere: a process may end before it has made as many writes as lie between two prunings.
         self._writes = random.randrange(upkeep.PRUNE_EVERY)
         self._pruned_to: int | None = None
 

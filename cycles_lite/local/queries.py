@@ -58,7 +58,7 @@ def list_reservations(db: sqlite3.Connection, now: int, asked: ListFilters, owne
 def _place(asked: ListFilters, binding: Mapping[str, Any]) -> tuple[tuple[str, str], Sequence[Any]]:
     """The sort that a cursor carries, which the parameters must not contradict, and the position in it."""
     cursor = asked.cursor or ""
-    for kind in (int, str):  # of the column, which the cursor itself tells
+    for kind in (int, str):  # the column has one of these types, and only the cursor tells which column it is
         try:
             *position, sort_by, sort_dir = cursors.read(cursor, binding, (kind, str, str, str))
         except Refused:

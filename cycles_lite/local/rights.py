@@ -3,6 +3,9 @@
 A signal handler may raise between any two instructions, also within the clean-up that was to follow. So whoever has
 the right keeps it in a list, a box: one that is taken from the queue and did not get into a box, or out of a box and
 not into the queue, is an object that nobody refers to, which the next one who asks notices and replaces.
+
+These are not the turns of `turns`, whose interruption may hand out one too many: two writers on one connection in
+memory would mix their transactions, and so whoever waits here wakes up now and then to look for a right that was lost.
 """
 
 from __future__ import annotations

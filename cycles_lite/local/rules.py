@@ -217,7 +217,7 @@ def _cover(budgets: Budgets, held: int, actual: int, policy: str, checks: Sequen
         if refusal is not None:
             return refusal
         owed = max(0, capped - max(0, budget.remaining))  # 0 in all that capped
-        # Also where nothing is added to a debt that a lowered limit no longer allows.
+        # It is refused too where nothing is added to a debt that a lowered limit no longer allows.
         is_short = policy == ALLOW_WITH_OVERDRAFT and budget.remaining < capped
         if is_short and budget.debt + owed > budget.overdraft_limit:
             message = "{requested} {unit} would take the debt of {scope} past its overdraft limit of {overdraft_limit}."

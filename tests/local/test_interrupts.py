@@ -1,7 +1,6 @@
 """Exceptions from signal handlers at any instruction: no lock stays held, and operations happen whole or not at all.
 
-INTERRUPT_ROUNDS sets how many random instants are tried of each operation (some dozens where it is not set); where it
-is set, the trace function also raises between any two instructions, and not only between lines.
+In the long form they come between any two instructions, and not only between lines.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ import os
 import random
 import signal
 import sqlite3
-import sys
 import threading
 import time
-import weakref
 
 import pytest
+from interrupts import IS_LONG, AfterTime, AtLine, Interrupt, in_finalizer, needs_timers, rounds
 
-import cycles_lite
 from cycles_lite.errors import TransportTimeout
 from cycles_lite.local import Authority, connections, location, upkeep
 from cycles_lite.values import Amount
@@ -29,15 +26,8 @@ from .processes import PATIENCE, start
 #: An exception that comes within a finalizer is told to nobody, and files that it keeps Python from closing are named.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-ROUNDS = int(os.environ.get("INTERRUPT_ROUNDS", "0"))
-PACKAGE = os.path.dirname(cycles_lite.__file__)
-
 #: Seconds in which what nobody holds up must be done; the store's own patience is far longer.
 SOON = 20.0
-
-
-class Interrupted(BaseException):
-    """What a signal handler raises."""
 
 
 class Operation:
@@ -103,48 +93,21 @@ def bench(request, url):
     made.authority.shutdown()
 
 
-class Tracer:
-    """Raises at one of the events, in the order in which they come; counts them where it never does."""
+def lines_of(work, opcodes=False):
+    """The numbers of the lines, or instructions, of some work."""
+    with AtLine(opcodes=opcodes, skips=in_finalizer) as counting:
+        work()
+    return range(1, counting.count + 1)
 
-    def __init__(self, at=None, opcodes=False):
-        self.at, self.opcodes, self.count = at, opcodes, 0
 
-    def __call__(self, frame, event, argument):
-        if not frame.f_code.co_filename.startswith(PACKAGE) or in_finalizer(frame):
-            return None
-        frame.f_trace_opcodes = self.opcodes
-        return self._trace
-
-    def _trace(self, frame, event, argument):
-        frame.f_trace_opcodes = self.opcodes
-        if event == ("opcode" if self.opcodes else "line"):
-            if self.count == self.at:
-                raise Interrupted
-            self.count += 1
-        return self._trace
-
-    def run(self, work):
-        """What `work` raised, or None."""
-        outer = sys.gettrace()
-        sys.settrace(self)
-        try:
+def interrupted_at(nth, work, opcodes=False):
+    """What came out of some work that was interrupted there, or None."""
+    try:
+        with AtLine(nth, opcodes=opcodes, skips=in_finalizer):
             work()
-        except Interrupted as e:
-            return e
-        finally:
-            sys.settrace(outer)
-        return None
-
-
-def in_finalizer(frame):
-    """What a finalizer raises Python tells to nobody."""
-    while (
-        frame is not None
-        and frame.f_code.co_name != "__del__"
-        and frame.f_code is not weakref.finalize.__call__.__code__
-    ):
-        frame = frame.f_back
-    return frame is not None
+    except Interrupt as e:
+        return e
+    return None
 
 
 def in_another_thread(work):
@@ -202,15 +165,13 @@ def demand_exact(bench, operation_class, before, done):
 @pytest.mark.parametrize("keeps", [False, True], ids=["dropped", "kept"])
 def test_an_exception_at_each_line(bench, operation_class, keeps):
     """Also where the traceback is kept, as a debugger or an error tracker does."""
-    opcodes = bool(ROUNDS)
-    counting = Tracer(opcodes=opcodes)
-    assert counting.run(operation_class(bench).prepare()) is None
-    assert counting.count > 50
+    numbers = lines_of(operation_class(bench).prepare(), IS_LONG)
+    assert len(numbers) > 50
     kept = []
-    for number in range(counting.count):
+    for number in numbers:
         operation = operation_class(bench).prepare()
         before = bench.amounts()
-        raised = Tracer(number, opcodes).run(operation)
+        raised = interrupted_at(number, operation, IS_LONG)
         if keeps:
             kept.append(raised)
         del raised
@@ -229,11 +190,9 @@ def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
         bench.clock.now += 2000
         return operation
 
-    counting = Tracer()
-    counting.run(due())
-    for number in range(0, counting.count):
+    for number in lines_of(due()):
         operation = due()
-        Tracer(number).run(operation)
+        interrupted_at(number, operation)
         demand_free(bench, operation, bench.amounts())
         assert bench.amounts()[1] == 0
     assert bench.authority.check() == []
@@ -247,12 +206,10 @@ def test_an_exception_at_each_line_of_opening_and_closing(url, path, tmp_path):
         authority.set_budget("tenant:acme", Amount.tokens(5))
         authority.shutdown()
 
-    counting = Tracer()
-    counting.run(work)
-    for number in range(counting.count):
+    for number in lines_of(work):
         for name in os.listdir(str(tmp_path)):
             os.remove(str(tmp_path / name))
-        Tracer(number).run(work)
+        interrupted_at(number, work)
         assert set(os.listdir(str(tmp_path))) <= {"budgets.db"}
         assert connections.live_transactions() == connections.open_connections() == []
         with Authority(url) as authority:
@@ -262,48 +219,34 @@ def test_an_exception_at_each_line_of_opening_and_closing(url, path, tmp_path):
 
 # ---- Real signals ----
 
-needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
-
 
 @pytest.fixture
-def alarms():
-    """Lets SIGALRM raise; a list of what handlers should do instead."""
-    todo = []
-
-    def handle(number, frame):
-        if todo:
-            todo.pop()()
-        else:
-            raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, handle)
-    yield todo
-    signal.setitimer(signal.ITIMER_REAL, 0)
+def on_alarm():
+    """Sets what handles SIGALRM during a test."""
+    before = signal.getsignal(signal.SIGALRM)
+    yield lambda handler: signal.signal(signal.SIGALRM, handler)
     signal.signal(signal.SIGALRM, before)
 
 
-def interrupted_after(seconds, work):
-    """Run some work until a signal comes; whether it came in time."""
+def interrupted_after(seconds, work, act=None):
+    """Run some work until a signal comes; whether it came in time and raised."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
+        with AfterTime(seconds, act=act):
             work()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except Interrupted:
+    except Interrupt:
         return True
     return False
 
 
 @needs_timers
 @pytest.mark.parametrize("operation_class", OPERATIONS)
-def test_a_signal_at_any_instant(bench, operation_class, alarms):
-    rounds, hits = ROUNDS or 40, 0
+def test_a_signal_at_any_instant(bench, operation_class):
+    hits = 0
     first = operation_class(bench).prepare()
     started = time.perf_counter()
     first()
     took = time.perf_counter() - started
-    for _ in range(rounds):
+    for _ in range(rounds(40)):
         operation = operation_class(bench).prepare()
         before = bench.amounts()
         hits += interrupted_after(random.uniform(1e-5, 1.5 * took + 1e-4), operation)
@@ -332,9 +275,9 @@ HANDLERS = [Limit(), Limit().raise_it, functools.partial(raise_it, 1)]
 
 @needs_timers
 @pytest.mark.parametrize("handler", HANDLERS, ids=["object", "method", "partial"])
-def test_a_time_limit_is_no_fault_of_the_authority(bench, alarms, handler, caplog):
+def test_a_time_limit_is_no_fault_of_the_authority(bench, on_alarm, handler, caplog):
     """It comes out of the call that it ends, and is not answered with a 500."""
-    signal.signal(signal.SIGALRM, handler)
+    on_alarm(handler)
     clock = bench.clock
 
     def raise_in_the_midst():
@@ -351,9 +294,9 @@ def test_a_time_limit_is_no_fault_of_the_authority(bench, alarms, handler, caplo
 
 
 @needs_timers
-def test_interrupts_while_threads_write(bench, alarms):
+def test_interrupts_while_threads_write(bench):
     """One thread is interrupted again and again, the others are not held up, and nothing is lost or doubled."""
-    rounds, done = (ROUNDS or 60), []
+    times, done = rounds(60), []
     ending = threading.Event()
 
     def others():
@@ -365,7 +308,7 @@ def test_interrupts_while_threads_write(bench, alarms):
     for thread in threads:
         thread.start()
     try:
-        for _ in range(rounds):
+        for _ in range(times):
             operation = Event(bench)
             interrupted_after(random.uniform(1e-5, 5e-3), operation)
             assert operation().status == 201
@@ -373,23 +316,23 @@ def test_interrupts_while_threads_write(bench, alarms):
         ending.set()
         for thread in threads:
             thread.join(PATIENCE)
-    assert bench.amounts()[2] == 3 * rounds + len(done)
+    assert bench.amounts()[2] == 3 * times + len(done)
     assert bench.authority.check() == []
 
 
 @needs_timers
-def test_a_handler_that_writes_is_refused_at_once(bench, alarms, url):
+def test_a_handler_that_writes_is_refused_at_once(bench, on_alarm, url):
     """It would wait for the very transaction that it interrupts. Through another authority on the file too."""
     told = []
     other = Bench(url, validates=False, timeout=PATIENCE) if bench.is_file else bench
 
-    def handler():
+    def handler(number, frame):
         for one in (bench, other):
             with pytest.raises(TransportTimeout):
                 one.event(1)
             told.append(one)
 
-    alarms.append(handler)
+    on_alarm(handler)
     with bench.authority._ledger.store.write():
         before = time.monotonic()
         os.kill(os.getpid(), signal.SIGALRM)
@@ -402,19 +345,19 @@ def test_a_handler_that_writes_is_refused_at_once(bench, alarms, url):
 
 
 @needs_timers
-def test_a_handler_that_writes_while_a_network_file_is_read(alarms, url, monkeypatch):
+def test_a_handler_that_writes_while_a_network_file_is_read(on_alarm, url, monkeypatch):
     """Without a WAL readers hold writers up."""
     monkeypatch.setattr(location, "is_on_network", lambda path: True)
     told = []
 
-    def handler():
+    def handler(number, frame):
         with pytest.raises(TransportTimeout):
             bench.event(1)
         told.append(1)
 
     with Bench(url, validates=False, timeout=PATIENCE) as bench:
         bench.budget()
-        alarms.append(handler)
+        on_alarm(handler)
         before = time.monotonic()
         with bench.authority._ledger.store.read():
             os.kill(os.getpid(), signal.SIGALRM)
@@ -426,9 +369,9 @@ def test_a_handler_that_writes_while_a_network_file_is_read(alarms, url, monkeyp
 
 
 @needs_timers
-def test_a_handler_that_writes_at_any_instant(bench, alarms):
+def test_a_handler_that_writes_at_any_instant(bench):
     """It is served or refused, at once in either case, and what was told is what the ledger says."""
-    told, rounds = [], ROUNDS or 60
+    told, times = [], rounds(60)
 
     def handler():
         before = time.monotonic()
@@ -439,11 +382,9 @@ def test_a_handler_that_writes_at_any_instant(bench, alarms):
             pass
         assert time.monotonic() - before < SOON
 
-    for _ in range(rounds):
-        alarms[:] = [handler]
-        assert not interrupted_after(random.uniform(1e-5, 2e-3), Event(bench))
-    alarms.clear()
-    assert bench.amounts()[2] == 3 * rounds + len(told)
+    for _ in range(times):
+        assert not interrupted_after(random.uniform(1e-5, 2e-3), Event(bench), handler)
+    assert bench.amounts()[2] == 3 * times + len(told)
     assert bench.authority.check() == []
 
 
