@@ -85,30 +85,29 @@ class Settler:
         tries = 0
         while True:
             tries += 1
-            mode = spend.record.mode
-            try:
-                settlement = self._send(spend)
-            except CyclesError as e:
-                meaning = meaning_of(mode, e)
-                if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
-                    tries = 0
-                elif meaning is Meaning.REJECTED:
-                    self._rejected(spend, e)
-                    raise
-                elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
-                    self._hold(spend, meaning, e)
-                    return Settlement(SettlementStatus.PENDING)
-            else:
-                self._settled(spend, settlement)
-                return settlement
+            told = self._send(spend)
+            if isinstance(told, Settlement):
+                self._settled(spend, told)
+                return told
+            meaning = meaning_of(spend.record.mode, told)
+            if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
+                tries = 0
+            elif meaning is Meaning.REJECTED:
+                self._rejected(spend, told)
+                raise told
+            elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
+                self._hold(spend, meaning, told)
+                return Settlement(SettlementStatus.PENDING)
 
     def resume(self, spend: Spend) -> None:
         """After an interruption of `accept` or `settle`: how far they came is unknown, so it is tried again."""
         if spend.is_done:
             return
-        if not spend.is_written:
-            self._write(spend)
-        self.retry_later(spend, 0.0)
+        try:
+            if not spend.is_written:
+                self._write(spend)
+        finally:
+            self.retry_later(spend, 0.0)
 
     def release(self, guard: ReservationGuard, run: Callable[[], None]) -> None:
         """Release a collected guard in the background; a flush waits for it."""
@@ -124,14 +123,18 @@ class Settler:
 
     # ---- Sending, and what follows ----
 
-    def _send(self, spend: Spend) -> Settlement:
-        """One request in the record's mode."""
+    def _send(self, spend: Spend) -> Settlement | CyclesError:
+        """One request in the record's mode, and what the authority says to it, or that it says nothing."""
         spend.attempt += 1
         record = spend.record
         if record.mode == COMMIT:
             done = self._client.send_once(wire.COMMIT_RESERVATION, record.body, record.reservation_id)
+            if isinstance(done, CyclesError):
+                return done
             return Settlement(SettlementStatus.COMMITTED, done.charged, done.released, done.balances, done)
         applied = self._client.send_once(wire.CREATE_EVENT, record.body)
+        if isinstance(applied, CyclesError):
+            return applied
         charged = applied.charged or _amount(record.body)
         return Settlement(SettlementStatus.RECORDED, charged, None, applied.balances, applied)
 
@@ -175,8 +178,10 @@ class Settler:
             self.pending.pop(record.reservation_id, None)
             spend.runner = None
         spend.teller = get_ident()
-        self._client.observe(events.Pending(record.reservation_id, error, delay))
-        spend.teller = None
+        try:
+            self._client.observe(events.Pending(record.reservation_id, error, delay))
+        finally:
+            spend.teller = None
 
     def retry_later(self, spend: Spend, delay: float) -> None:
         if spend.job is not None:
@@ -203,14 +208,15 @@ class Settler:
             self._end(spend)  # by whoever found it too, and tells of it
             return
         try:
-            settlement = self._send(spend)
-        except CyclesError as e:
-            self._retry_failed(spend, e)
-        except BaseException:
-            self.retry_later(spend, SLOW_RETRY)
+            told = self._send(spend)
+            if isinstance(told, Settlement):
+                self._settled(spend, told)
+            else:
+                self._retry_failed(spend, told)
+        except BaseException:  # an observer that ends the program, say
+            if spend.runner is not None:  # neither settled nor to be tried again
+                self.retry_later(spend, SLOW_RETRY)
             raise
-        else:
-            self._settled(spend, settlement)
 
     def _retry_failed(self, spend: Spend, error: CyclesError) -> None:
         meaning = meaning_of(spend.record.mode, error)

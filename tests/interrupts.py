@@ -19,10 +19,11 @@ class Interrupt(BaseException):
 
 
 class AtLine:
-    """Raises `Interrupt` at the `nth` line of the package that this thread comes to within the block."""
+    """Raises `Interrupt`, or another error, at the `nth` line of the package that this thread comes to within the
+    block."""
 
-    def __init__(self, nth):
-        self._left = nth
+    def __init__(self, nth, error=Interrupt):
+        self._left, self._error = nth, error
         self.where = None
 
     def __enter__(self):
@@ -41,7 +42,7 @@ class AtLine:
             if self._left == 0:
                 self.where = (frame.f_code.co_filename[len(_PACKAGE) :], frame.f_lineno, frame.f_code.co_name)
                 sys.settrace(None)
-                raise Interrupt(self.where)
+                raise self._error(self.where)
         return self._trace
 
 
