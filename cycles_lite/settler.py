@@ -263,7 +263,7 @@ class Settler:
         journal, notice = self._find_journal()
         self._journal = journal
         self.is_open = True
-        open_settlers.add(self)
+        _settlers[id(self)] = self
         try:
             self._unsaid.pop()
         except IndexError:
@@ -399,12 +399,18 @@ class Settler:
         worker.leave()
 
 
-open_settlers: weakref.WeakSet[Settler] = weakref.WeakSet()
+#: By their `id`. Not a set, which may not be copied while another thread adds to it.
+_settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictionary()
+
+
+def open_settlers() -> list[Settler]:
+    """Those that have been opened in this process, or before it was forked, closed ones included."""
+    return [settler for settler in [held() for held in _settlers.valuerefs()] if settler is not None]
 
 
 def _known() -> set[str]:
     """The files of what the clients of this process are at."""
-    return {file_name(id) for settler in list(open_settlers) for id in list(settler.pending)}
+    return {file_name(id) for settler in open_settlers() for id in list(settler.pending)}
 
 
 def _look_of(settler: Settler, delay: float) -> Job:
@@ -412,8 +418,11 @@ def _look_of(settler: Settler, delay: float) -> Job:
 
     def look() -> None:
         alive = held()
-        if alive is not None:
+        if alive is None:
+            return
+        try:
             alive.take_up()
+        finally:  # whatever an observer raises, there is another look
             if alive.is_open:
                 alive.look_around(False)
 
@@ -433,7 +442,7 @@ def _has_others(folder: str) -> bool:
 
 
 def _after_fork() -> None:
-    for settler in list(open_settlers):
+    for settler in open_settlers():
         settler._begin()
 
 
