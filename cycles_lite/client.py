@@ -308,8 +308,12 @@ class CyclesClient:
     # ---- For guards, settlement and heartbeats ----
 
     def send_once(self, operation: wire.Operation, body: dict[str, Any], reservation_id: str | None = None) -> Any:
-        """One attempt with a body that was made before, by this or another process."""
-        return _told(self._sender.post(operation, body, reservation_id, retries=False))
+        """One attempt with a body that was made before, by this or another process: the response or the error. An error
+        is not raised, because what a signal handler raises meanwhile is no answer."""
+        try:
+            return self._sender.post(operation, body, reservation_id, retries=False)
+        except (ConfigError, ValidationError) as e:  # it cannot even be sent
+            return e
 
     def extend_once(self, reservation_id: str, request: ReservationExtendRequest) -> ReservationExtendResponse:
         """One attempt to extend; the heartbeat decides on another, and tells of this one's failure."""

@@ -104,7 +104,7 @@ def _is_idle(job: Job | None) -> bool:
 
 
 # What registers last runs first: finalizers close connections at exit too, and this must come before.
-weakref.finalize(open_settlers, int).detach()
+weakref.finalize(metered, int).detach()
 
 
 @atexit.register
@@ -118,7 +118,7 @@ def _at_exit() -> None:
         if guard is not None:
             guard.hand_over()
     start = monotonic()
-    ours = [settler for settler in list(open_settlers) if settler.pid == os.getpid()]
+    ours = [settler for settler in open_settlers() if settler.pid == os.getpid()]
     flushes = [Flush(settler, start + settler.flush_timeout) for settler in ours if settler.is_waited_for]
     for flush in flushes:
         flush.begin()

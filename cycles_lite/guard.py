@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Guards that have metered something, by their `id`: they hand it over at the interpreter's end. Not a set, which may
-#: not be copied while another thread adds to it.
+#: Guards that have metered something, or whose commit was interrupted, by their `id`: they hand it over at the
+#: interpreter's end. Not a set, which may not be copied while another thread adds to it.
 metered: weakref.WeakValueDictionary[int, ReservationGuard] = weakref.WeakValueDictionary()
 
 
@@ -260,10 +260,10 @@ class ReservationGuard:
             if not self.can_cost(actual):
                 raise refuse("actual", actual, f"an Amount in {self._request.estimate.unit}, the reservation's unit")
             return self._settle((actual, metrics, metadata))
-        except CyclesError:
-            raise
-        except BaseException:  # an interruption: where the guard is still active, it ends with this amount
-            self._owed = (actual, metrics, metadata) if self.can_cost(actual) else None
+        except BaseException:  # an interruption, or what a handler raised: a guard that is still active ends with it
+            if self.can_cost(actual):
+                self._owed = (actual, metrics, metadata)
+                metered[id(self)] = self
             raise
 
     def can_cost(self, actual: object) -> bool:

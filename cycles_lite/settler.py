@@ -85,30 +85,29 @@ class Settler:
         tries = 0
         while True:
             tries += 1
-            mode = spend.record.mode
-            try:
-                settlement = self._send(spend)
-            except CyclesError as e:
-                meaning = meaning_of(mode, e)
-                if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
-                    tries = 0
-                elif meaning is Meaning.REJECTED:
-                    self._rejected(spend, e)
-                    raise
-                elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
-                    self._hold(spend, meaning, e)
-                    return Settlement(SettlementStatus.PENDING)
-            else:
-                self._settled(spend, settlement)
-                return settlement
+            told = self._send(spend)
+            if isinstance(told, Settlement):
+                self._settled(spend, told)
+                return told
+            meaning = meaning_of(spend.record.mode, told)
+            if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
+                tries = 0
+            elif meaning is Meaning.REJECTED:
+                self._rejected(spend, told)
+                raise told
+            elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
+                self._hold(spend, meaning, told)
+                return Settlement(SettlementStatus.PENDING)
 
     def resume(self, spend: Spend) -> None:
         """After an interruption of `accept` or `settle`: how far they came is unknown, so it is tried again."""
         if spend.is_done:
             return
-        if not spend.is_written:
-            self._write(spend)
-        self.retry_later(spend, 0.0)
+        try:
+            if not spend.is_written:
+                self._write(spend)
+        finally:
+            self.retry_later(spend, 0.0)
 
     def release(self, guard: ReservationGuard, run: Callable[[], None]) -> None:
         """Release a collected guard in the background; a flush waits for it."""
@@ -124,14 +123,18 @@ class Settler:
 
     # ---- Sending, and what follows ----
 
-    def _send(self, spend: Spend) -> Settlement:
-        """One request in the record's mode."""
+    def _send(self, spend: Spend) -> Settlement | CyclesError:
+        """One request in the record's mode, and what the authority says to it, or that it says nothing."""
         spend.attempt += 1
         record = spend.record
         if record.mode == COMMIT:
             done = self._client.send_once(wire.COMMIT_RESERVATION, record.body, record.reservation_id)
+            if isinstance(done, CyclesError):
+                return done
             return Settlement(SettlementStatus.COMMITTED, done.charged, done.released, done.balances, done)
         applied = self._client.send_once(wire.CREATE_EVENT, record.body)
+        if isinstance(applied, CyclesError):
+            return applied
         charged = applied.charged or _amount(record.body)
         return Settlement(SettlementStatus.RECORDED, charged, None, applied.balances, applied)
 
@@ -175,8 +178,10 @@ class Settler:
             self.pending.pop(record.reservation_id, None)
             spend.runner = None
         spend.teller = get_ident()
-        self._client.observe(events.Pending(record.reservation_id, error, delay))
-        spend.teller = None
+        try:
+            self._client.observe(events.Pending(record.reservation_id, error, delay))
+        finally:
+            spend.teller = None
 
     def retry_later(self, spend: Spend, delay: float) -> None:
         if spend.job is not None:
@@ -203,14 +208,15 @@ class Settler:
             self._end(spend)  # another process that found it too has settled it, and tells of it
             return
         try:
-            settlement = self._send(spend)
-        except CyclesError as e:
-            self._retry_failed(spend, e)
-        except BaseException:
-            self.retry_later(spend, SLOW_RETRY)
+            told = self._send(spend)
+            if isinstance(told, Settlement):
+                self._settled(spend, told)
+            else:
+                self._retry_failed(spend, told)
+        except BaseException:  # an observer that ends the program, say
+            if spend.runner is not None:  # neither settled nor to be tried again
+                self.retry_later(spend, SLOW_RETRY)
             raise
-        else:
-            self._settled(spend, settlement)
 
     def _retry_failed(self, spend: Spend, error: CyclesError) -> None:
         meaning = meaning_of(spend.record.mode, error)
@@ -257,7 +263,7 @@ class Settler:
         journal, notice = self._find_journal()
         self._journal = journal
         self.is_open = True
-        open_settlers.add(self)
+        _settlers[id(self)] = self
         try:
             self._unsaid.pop()
         except IndexError:
@@ -393,12 +399,18 @@ class Settler:
         worker.leave()
 
 
-open_settlers: weakref.WeakSet[Settler] = weakref.WeakSet()
+#: By their `id`. Not a set, which may not be copied while another thread adds to it.
+_settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictionary()
+
+
+def open_settlers() -> list[Settler]:
+    """Those that have been opened in this process, or before it was forked, closed ones included."""
+    return [settler for settler in [held() for held in _settlers.valuerefs()] if settler is not None]
 
 
 def _known() -> set[str]:
     """The files of what the clients of this process are at."""
-    return {file_name(id) for settler in list(open_settlers) for id in list(settler.pending)}
+    return {file_name(id) for settler in open_settlers() for id in list(settler.pending)}
 
 
 def _look_of(settler: Settler, delay: float) -> Job:
@@ -406,8 +418,11 @@ def _look_of(settler: Settler, delay: float) -> Job:
 
     def look() -> None:
         alive = held()
-        if alive is not None:
+        if alive is None:
+            return
+        try:
             alive.take_up()
+        finally:  # whatever an observer raises, there is another look
             if alive.is_open:
                 alive.look_around(False)
 
@@ -427,7 +442,7 @@ def _has_others(folder: str) -> bool:
 
 
 def _after_fork() -> None:
-    for settler in list(open_settlers):
+    for settler in open_settlers():
         settler._begin()
 
 

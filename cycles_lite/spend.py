@@ -6,7 +6,6 @@ import traceback
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple
 
 from .clock import now_ms
-from .errors import CyclesError
 from .journal import COMMIT, EVENT, Journal, Record, normalised
 from .log import log
 from .models import CommitRequest
@@ -103,7 +102,7 @@ def record_of(
 def interrupted_commit(guard: ReservationGuard, exception: BaseException | None) -> Told | None:
     """What `commit` was told, where a signal handler raised this exception at the very first of its instructions: then
     its own frame alone knows."""
-    if exception is None or isinstance(exception, CyclesError):
+    if exception is None:
         return None
     for frame, _ in traceback.walk_tb(exception.__traceback__):
         told = frame.f_locals if frame.f_code is type(guard).commit.__code__ else {}

@@ -191,7 +191,7 @@ class HttpTransport:
         try:
             opened = self._pools.get(_surroundings()) or self._open()
             return self._in_turn(opened, call, attempt, bound)
-        except CyclesError as e:
+        except (ConfigError, TransportError, ResponseError) as e:
             return e
         except Exception as e:  # libraries that replace parts of urllib3 or sockets raise what they like
             return self._translated(call, attempt, e)

@@ -20,15 +20,21 @@ import os
 import queue
 import sys
 import threading
+import weakref
 from collections import deque
 from itertools import chain, count
+from types import SimpleNamespace
 from typing import Any, Callable
 
 from .clock import monotonic
 from .log import log
+from .turns import Turns
 
 #: Threads at the most, in one process.
 MAX_THREADS = 7
+
+#: Guests in the post beyond which a thread is worth its while: many of them may have been cancelled.
+_CROWD = 64
 
 #: Seconds between looks into the post while something is due soon, and while nothing is.
 _LOOK, _LONG_LOOK = 1.0, 30.0
@@ -97,7 +103,7 @@ class Worker:
     def _after_fork(self) -> None:
         """Nothing of the parent's: neither its jobs nor its threads nor its locks."""
         self._pid = os.getpid()
-        _draining.clear()
+        _draining.turns, _draining.by = Turns(1), None
         self._post: deque[Job] = deque()
         self._heap: list[tuple[float, int, Job]] = []
         self._order = count()
@@ -116,8 +122,8 @@ class Worker:
         self._started = 0.0
         #: Seconds that a job takes: a guess at first, then a moving average.
         self._pace = 0.05
-        #: Threads of the program that run jobs inline.
-        self._inline: set[int] = set()
+        #: By the threads of the program that run jobs inline: what is gone when they have done so, however that ends.
+        self._inline: weakref.WeakValueDictionary[int, Job] = weakref.WeakValueDictionary()
         self._is_refused = False
         self._has_told = False
         self._is_leaving = False
@@ -136,7 +142,7 @@ class Worker:
             self._is_leaving = False
         self._post.append(job)
         if not self._waiting:
-            if not job.is_guest:
+            if not job.is_guest or len(self._post) > _CROWD:
                 self._start_thread()
         elif job.due < self._sleeps_until:
             self._ring()
@@ -147,19 +153,24 @@ class Worker:
         self._ring()
 
     def catch_up(self) -> None:
-        """Take up what finalizers left; and where jobs do not run by themselves, run those that are due."""
+        """Take up what finalizers left; and where jobs do not run by themselves, see to those that are due."""
         self._check_process()
         drain()
         me = threading.get_ident()
         # Where some threads are to be had, a caller is spared what the network does. And a job that runs inline may
         # come back here: what else is due follows after it.
-        if not self._is_refused or self._threads or me in self._inline:
+        if self._threads or me in self._inline:
             return
-        self._inline.add(me)
-        try:
+        if self._is_refused:
+            mark = self._inline[me] = Job(0.0, self.leave)
             self._run_inline()
-        finally:
-            self._inline.discard(me)
+            del mark
+        elif self._has_overdue_guest():
+            self._start_thread()
+
+    def _has_overdue_guest(self) -> bool:
+        first = [*list(self._post)[:1], *(entry[2] for entry in self._heap[:1])]
+        return any(job.due <= monotonic() for job in first)
 
     def _run_inline(self) -> None:
         """Run what is due, also what that makes due at once. Without threads, jobs stay in the post."""
@@ -197,8 +208,8 @@ class Worker:
             return
         if not self._threads:  # nobody waits for these, and gevent may have patched their modules since they were made
             self._lead, self._bell, self._has_rung = threading.Lock(), queue.SimpleQueue(), False
-        self._started = now
         try:
+            self._started = now
             if _threads_never_run():
                 raise RuntimeError("uWSGI runs without --enable-threads")
             threading.Thread(target=self._serve, name="cycles-lite-worker", daemon=True).start()
@@ -263,7 +274,10 @@ class Worker:
         idle_since = monotonic()
         while True:
             self._has_rung = False
-            drain()
+            try:
+                drain()
+            except BaseException:  # an observer that calls sys.exit(), as below
+                log().exception("what a finalizer of cycles_lite left wanted to end the thread")
             self._collect()
             now = monotonic()
             job = self._pop_due(now)
@@ -328,8 +342,8 @@ class Worker:
 #: because what is to be done is taken away when it has been done, and an interruption in between loses nothing.
 left_over: deque[Callable[[], None]] = deque()
 
-#: The thread that does it. Putting oneself there is atomic.
-_draining: dict[str, tuple[int]] = {}
+#: The turn at it, which no interruption can lose, and the thread that has it.
+_draining: Any = SimpleNamespace()
 
 worker = Worker()
 
@@ -339,18 +353,21 @@ if hasattr(os, "register_at_fork"):
 
 def drain() -> None:
     """Do what finalizers left, unless somebody is at it: another thread, or what this signal handler interrupts."""
-    me = (threading.get_ident(),)
+    turn = _draining.turns.take(0) if left_over else None
+    if turn is None:
+        return
     try:
-        while left_over and _draining.setdefault("by", me) is me:
+        _draining.by = threading.get_ident()
+        while left_over:
             _do(left_over[0])
     finally:
-        if _draining.get("by") is me:
-            del _draining["by"]
+        _draining.by = None
+        turn.give_back()
 
 
 def is_drained() -> bool:
     """Whether there is nothing to do, or none that this thread could wait for."""
-    return not left_over or _draining.get("by") == (threading.get_ident(),)
+    return not left_over or _draining.by == threading.get_ident()
 
 
 def _do(note: Callable[[], None]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -121,3 +124,54 @@ def test_a_flush_within_an_observer_only_counts():
             with client.reserve(tokens(5), ACTION) as guard:
                 guard.commit(tokens(3))
         assert counted == [1]
+
+
+def test_a_flush_goes_well_while_other_threads_make_clients():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    end, failures = time.monotonic() + 2.0, []
+    transport = FakeTransport(replied(allowed()))
+    with client_of("http://fake.invalid", transport=transport, **LATER) as client:
+        others = [client.with_options(workflow=f"w{number}") for number in range(300)]
+        for other in others:
+            other.settler.open()
+
+        def flush():
+            while time.monotonic() < end and not failures:
+                try:
+                    client.flush(0.0)
+                except RuntimeError as e:
+                    failures.append(e)
+
+        thread = threading.Thread(target=flush)
+        thread.start()
+        while thread.is_alive():
+            client.with_options(workflow="another").settler.open()
+        thread.join()
+        sys.setswitchinterval(interval)
+        for other in others:
+            other.close()
+    assert failures == []
+
+
+def test_there_is_another_look_after_one_in_which_an_observer_ends_the_program(tmp_path):
+    def end(event):
+        if isinstance(event, events.JournalFailed):
+            raise SystemExit(event.problem)
+
+    transport = FakeTransport(replied(allowed()))
+    config = config_of("http://fake.invalid", journal_dir=str(tmp_path), **LATER)
+    with CyclesClient(config, observer=end, transport=transport) as client:
+        settler = client.settler
+        settler.open()
+        folder = settler._journal.folder
+        os.makedirs(folder)
+        with open(os.path.join(folder, "broken.json"), "w") as file:
+            file.write("{")
+        look = settler.look_around(True)
+        limit = time.monotonic() + PATIENCE
+        while not look.is_over:
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+        assert settler._look is not look
+        assert settler._look.is_waiting

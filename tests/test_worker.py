@@ -8,6 +8,7 @@ import time
 import weakref
 
 import pytest
+from interrupts import AtLine, Interrupt
 
 from cycles_lite import worker as workers
 from cycles_lite.worker import MAX_THREADS, Job, Worker
@@ -130,14 +131,13 @@ def test_where_many_wait_the_first_is_begun_so_early_that_the_last_is_in_time(wo
 
     def later(delay, at_least=None):
         job = Job(delay, lambda: None, at_least)
-        job.is_guest = True
-        worker.post(job)
+        worker._post.append(job)  # there is to be no thread
         return job
 
     jobs = [later(3600.0, at_least=1800.0) for _ in range(100 * MAX_THREADS)]
 
     def first_in(seconds_a_job):
-        with worker._lead:  # there is no thread: a job that starts none has none
+        with worker._lead:
             worker._collect()
         worker._pace = seconds_a_job
         return worker._next_due() - start
@@ -251,3 +251,104 @@ def test_a_guest_neither_starts_a_thread_nor_keeps_one(worker):
         threading.Event().wait(0.01)
     assert worker._threads == set()
     assert later.is_waiting
+
+
+def test_many_guests_have_a_thread_look_through_them(worker):
+    """As those of clients that were made for one request each, and are gone."""
+    for _ in range(1000):
+        guest = Job(3600.0, lambda: None)
+        guest.is_guest = True
+        guest.cancel()
+        worker.post(guest)
+    end = time.monotonic() + SOON
+    while len(worker._post) + len(worker._heap) > 200 and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    assert len(worker._post) + len(worker._heap) <= 200
+
+
+def test_a_guest_that_is_due_is_run_when_the_library_is_next_called(worker):
+    done = threading.Event()
+    guest = Job(0.0, done.set)
+    guest.is_guest = True
+    worker.post(guest)
+    worker.catch_up()
+    assert done.wait(SOON)
+
+
+def each_line(step, prepare=lambda: None):
+    """Call it again and again, interrupted at another of its lines each time; yields where."""
+    nth, at = 0, None
+    while at is None or at.where is not None:
+        nth += 1
+        prepare()
+        at = AtLine(nth)
+        try:
+            with at:
+                step()
+        except Interrupt:
+            pass
+        yield at.where
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer has lines too
+def test_wherever_draining_is_interrupted_it_goes_on(worker):
+    done = []
+
+    def step():
+        workers.left_over.append(lambda: done.append(1))
+        workers.drain()
+
+    for where in each_line(step):
+        workers.drain()
+        assert not workers.left_over, where
+    assert len(done) > 5
+
+
+def test_wherever_a_post_is_interrupted_the_next_one_has_a_thread():
+    posted = []
+
+    def step():
+        posted[-1].post(Job(0.0, lambda: None))
+
+    for where in each_line(step, lambda: posted.append(Worker())):
+        made, done = posted[-1], threading.Event()
+        made.schedule(0.0, done.set)
+        assert done.wait(3.0), where
+        made.leave()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_wherever_an_inline_run_is_interrupted_the_next_one_runs(worker, monkeypatch, caplog):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done = []
+
+    def step():
+        worker.post(Job(0.0, lambda: None))
+        worker.catch_up()
+
+    for where in each_line(step):
+        del done[:]
+        worker.schedule(0.0, lambda: done.append(1))
+        worker.catch_up()
+        assert done, where
+
+
+def test_what_a_finalizer_left_ends_no_thread_of_the_worker(worker, caplog):
+    ended = [1]
+
+    def leave():
+        if ended:
+            ended.pop()
+            raise SystemExit("an observer's")
+
+    threads = []
+    worker.schedule(0.0, lambda: threads.append(threading.get_ident()))
+    workers.left_over.append(leave)
+    later = threading.Event()
+    worker.schedule(0.1, later.set)
+    assert later.wait(SOON)
+    assert "wanted to end the thread" in caplog.text
+    assert not workers.left_over

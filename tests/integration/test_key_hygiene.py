@@ -423,6 +423,10 @@ def test_no_frame_of_an_error_holds_the_key(what, tmp_path, monkeypatch):
     assert {place for error in failed for place in frames_that_hold(key, error)} == set()
 
 
+def throw(error):
+    raise error
+
+
 def failures(client):
     request = ReservationCreateRequest(action=ACTION, estimate=ESTIMATE)
     for call in (
@@ -431,7 +435,7 @@ def failures(client):
         lambda: client.create_event(EventCreateRequest(ACTION, ESTIMATE)),
         lambda: client.get_reservation("rsv_1"),
         lambda: client.extend_once("rsv_1", ReservationExtendRequest(1000)),
-        lambda: client.send_once(COMMIT_RESERVATION, {"actual": {"unit": "TOKENS", "amount": 1}}, "rsv_1"),
+        lambda: throw(client.send_once(COMMIT_RESERVATION, {"actual": {"unit": "TOKENS", "amount": 1}}, "rsv_1")),
         lambda: client.reserve(ESTIMATE, ACTION),
     ):
         with pytest.raises(CyclesError) as failed:
