@@ -27,3 +27,9 @@ def seconds_left() -> float | None:
     """Seconds until the deadline, negative when it has passed; None where there is none."""
     end = _deadline.get()
     return None if end is None else end - monotonic()
+
+
+def has_time() -> bool:
+    """Whether the ambient deadline leaves any."""
+    left = seconds_left()
+    return left is None or left > 0

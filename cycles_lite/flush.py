@@ -92,7 +92,8 @@ class Flush:
 
     def _count(self) -> int:
         settler = self._settler
-        unseen = settler.unseen() if self._look is not None else 0
+        # What a client that another thread closes meanwhile no more has in mind is on disk.
+        unseen = settler.unseen() if self._look is not None or not settler.is_open else 0
         return len(settler.pending) + len(settler.releasing) + len(left_over) + unseen
 
 

@@ -235,6 +235,15 @@ class Journal:
         except FileNotFoundError:
             return set()
 
+    def has_neighbours(self) -> bool:
+        """Whether there are journals of other identities beside this one."""
+        parent, own = os.path.split(self.folder)
+        try:
+            with os.scandir(parent) as entries:
+                return any(entry.name != own and entry.is_dir() for entry in entries)
+        except OSError:
+            return False
+
     def peek(self, suffix: str = PENDING) -> list[Record]:
         """The readable records, the oldest first; nothing is changed."""
         found = []

@@ -13,6 +13,7 @@ from .clock import monotonic
 from .deadline import seconds_left
 from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout
 from .fields import Text
+from .handlers import is_from_handler
 from .log import log
 from .redaction import redacted, without_frames
 from .retry import retry_delay
@@ -169,6 +170,8 @@ def _read(call: wire.Call, answer: wire.Answer, unit: str | None) -> Any:
     try:
         return wire.read_answer(call.operation, answer, unit)
     except CyclesError as e:
+        if is_from_handler(e):
+            raise
         shown = redacted(call, answer)
         if shown is answer:
             return e

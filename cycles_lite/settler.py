@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import weakref
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
 from . import events, wire
 from .clock import monotonic, now_ms
-from .deadline import seconds_left
-from .errors import CyclesError, ValidationError
+from .deadline import has_time
+from .errors import CyclesError
 from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
 from .log import log
 from .settlement import (
@@ -27,8 +27,7 @@ from .settlement import (
     meaning_of,
     retry_in,
 )
-from .spend import Spend, until
-from .values import Amount
+from .spend import Spend, amount_of, until
 from .worker import Job, worker
 
 if TYPE_CHECKING:
@@ -94,7 +93,10 @@ class Settler:
                 tries = 0
             elif meaning is Meaning.REJECTED:
                 self._rejected(spend, told)
-                raise told
+                try:
+                    raise told
+                finally:
+                    del told  # else this frame and the error's traceback would keep each other alive
             elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
                 self._hold(spend, meaning, told)
                 return Settlement(SettlementStatus.PENDING)
@@ -135,7 +137,7 @@ class Settler:
         applied = self._client.send_once(wire.CREATE_EVENT, record.body)
         if isinstance(applied, CyclesError):
             return applied
-        charged = applied.charged or _amount(record.body)
+        charged = applied.charged or amount_of(record.body)
         return Settlement(SettlementStatus.RECORDED, charged, None, applied.balances, applied)
 
     def _settled(self, spend: Spend, settlement: Settlement) -> None:
@@ -144,7 +146,7 @@ class Settler:
         is_first = self._forget(spend) or not spend.is_written
         self._end(spend)
         if is_first and self._client.is_observed:
-            self._client.observe(events.Settled(record.reservation_id, _amount(record.body), settlement))
+            self._client.observe(events.Settled(record.reservation_id, amount_of(record.body), settlement))
 
     def _turn_to_event(self, spend: Spend) -> bool:
         """The record in event mode, with the same key: on disk before the event is sent. False where it has none.
@@ -237,15 +239,11 @@ class Settler:
             error,
             wire.dumps(record.body).decode("ascii"),
         )
-        self._client.observe(events.Rejected(record.reservation_id, dict(record.body), error))
-        if spend.is_written and spend.journal is not None:
-            try:
-                spend.journal.refuse(record.reservation_id)
-            except OSError as e:
-                self._journal_failed(
-                    f"the refused record of reservation {record.reservation_id} cannot be set aside: {e}"
-                )
-        self._end(spend)
+        try:
+            self._client.observe(events.Rejected(record.reservation_id, dict(record.body), error))
+        finally:
+            self._set_aside(spend)
+            self._end(spend)
 
     def _end(self, spend: Spend) -> None:
         self.pending.pop(spend.record.reservation_id, None)
@@ -318,7 +316,7 @@ class Settler:
         if journal is None:
             return []
         journals = [journal]
-        if self._given is None and config.tenant and config.api_key and _has_others(journal.folder):
+        if self._given is None and config.tenant and config.api_key and journal.has_neighbours():
             name = identity(self._base_url, None, config.api_key)
             journals.append(Journal(os.path.join(os.path.dirname(journal.folder), name), config.journal_fsync))
         return journals
@@ -355,6 +353,15 @@ class Settler:
             self._journal_failed(f"spend of reservation {spend.record.reservation_id} is not on disk: {e}")
         else:
             spend.is_written = True
+
+    def _set_aside(self, spend: Spend) -> None:
+        if spend.journal is None or not spend.is_written:
+            return
+        id = spend.record.reservation_id
+        try:
+            spend.journal.refuse(id)
+        except OSError as e:
+            self._journal_failed(f"the refused record of reservation {id} cannot be set aside: {e}")
 
     def _forget(self, spend: Spend) -> bool:
         """Remove the record; whether it was there."""
@@ -431,16 +438,6 @@ def _look_of(settler: Settler, delay: float) -> Job:
     return job
 
 
-def _has_others(folder: str) -> bool:
-    """Whether there are journals of other identities beside this one."""
-    parent, own = os.path.split(folder)
-    try:
-        with os.scandir(parent) as entries:
-            return any(entry.name != own and entry.is_dir() for entry in entries)
-    except OSError:
-        return False
-
-
 def _after_fork() -> None:
     for settler in open_settlers():
         settler._begin()
@@ -448,17 +445,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _amount(body: dict[str, Any]) -> Amount | None:
-    """The amount in a settlement's body; None for one that another SDK wrote in a way of its own."""
-    try:
-        return Amount.parse(body.get("actual"), "actual")
-    except ValidationError:
-        return None
-
-
-def has_time() -> bool:
-    """Whether the ambient deadline leaves any."""
-    left = seconds_left()
-    return left is None or left > 0

@@ -6,6 +6,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple
 
 from .clock import now_ms
+from .errors import ValidationError
 from .journal import COMMIT, EVENT, Journal, Record, normalised
 from .log import log
 from .models import CommitRequest
@@ -109,6 +110,14 @@ def interrupted_commit(guard: ReservationGuard, exception: BaseException | None)
         if told.get("self") is guard and guard.can_cost(told["actual"]):
             return told["actual"], told["metrics"], told["metadata"]
     return None
+
+
+def amount_of(body: dict[str, Any]) -> Amount | None:
+    """The amount in a settlement's body; None for one that another SDK wrote in a way of its own."""
+    try:
+        return Amount.parse(body.get("actual"), "actual")
+    except ValidationError:
+        return None
 
 
 def until(record: Record) -> float:

@@ -22,6 +22,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from .attempt import MAX_ANSWER_BYTES, Attempt, BoundedResponse, current, known_headers
 from .clock import monotonic
 from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout
+from .handlers import is_from_handler
 from .idle import Idle
 from .proxies import find_proxy
 from .redaction import redacted_text, tells_key
@@ -191,9 +192,14 @@ class HttpTransport:
         try:
             opened = self._pools.get(_surroundings()) or self._open()
             return self._in_turn(opened, call, attempt, bound)
-        except (ConfigError, TransportError, ResponseError) as e:
-            return e
         except Exception as e:  # libraries that replace parts of urllib3 or sockets raise what they like
+            if isinstance(e, (ConfigError, TransportError, ResponseError)):
+                return e
+            if isinstance(e, CyclesError):
+                raise
+            reason = _innermost(e)  # urllib3 wraps a handler's TimeoutError too
+            if is_from_handler(reason):
+                raise reason from None
             return self._translated(call, attempt, e)
         finally:
             current.reset(token)

@@ -169,8 +169,12 @@ class Worker:
             self._start_thread()
 
     def _has_overdue_guest(self) -> bool:
-        first = [*list(self._post)[:1], *(entry[2] for entry in self._heap[:1])]
-        return any(job.due <= monotonic() for job in first)
+        """Whether a job that started no thread has waited long enough; the first one tells."""
+        try:
+            first = self._post[0] if self._post else self._heap[0][2]
+        except IndexError:  # there is none, or a thread has just taken it
+            return False
+        return first.due <= monotonic()
 
     def _run_inline(self) -> None:
         """Run what is due, also what that makes due at once. Without threads, jobs stay in the post."""

@@ -22,9 +22,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from those before it, whether at import time, for types, or within a function.
 #: A folder counts as one module. A new module gets its place here.
 ORDER = (
-    "clock turns errors log proxies trust deadline attempt idle checks fields values keywords models config retry "
-    "lease wire local redaction transport sending journal settlement events meter worker client current spend settler "
-    "heartbeat guard streaming flush asking costs generators lifecycle "
+    "clock turns handlers errors log proxies trust deadline attempt idle checks fields values keywords models config "
+    "retry lease wire local redaction transport sending journal settlement events meter worker client current spend "
+    "settler heartbeat guard streaming flush asking costs generators lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 

@@ -8,12 +8,12 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 from .. import wire
 from ..clock import now_ms
 from ..errors import ConfigError, TransportError
+from ..handlers import is_from_handler
 from ..values import Amount, Caps, Unit
 from ..wire import Answer, Call
 from . import answers, audit, directory, filters, provisioning, queries, requests, reserving, rules, settling
 from .answers import error_answer, new_answer
 from .directory import ApiKey, Tenant, TenantSettings
-from .failures import is_from_handler
 from .ledger import Ledger
 from .rules import Budget, Refusal, Refused
 from .store import Store
@@ -89,10 +89,8 @@ class Authority:
             return answers.success(call.operation.status, body, ids, tenant)
         except Refused as e:
             return answers.error(e.refusal, ids, tenant)
-        except (TransportError, ConfigError):
-            raise
         except Exception as e:
-            if is_from_handler(e):
+            if is_from_handler(e) or isinstance(e, (TransportError, ConfigError)):
                 raise
             _log_crash(e, call.operation.name, ids.request_id)
             return answers.error(Refusal("INTERNAL_ERROR", "The authority failed; see its log."), ids, tenant)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sqlite3
 
 from ..errors import TransportError, TransportTimeout
@@ -45,15 +44,3 @@ def translated(error: sqlite3.Error, name: str) -> TransportError:
 def not_in_time(name: str, seconds: float) -> TransportTimeout:
     """The error for a lock that was not had within a caller's time."""
     return TransportTimeout(f"the budget file {name} stayed locked for {seconds:.3g} s; nothing was written")
-
-
-def is_from_handler(error: BaseException) -> bool:
-    """Whether an exception came out of a signal handler of the program: a time limit, say, and no fault of ours."""
-    codes = set()
-    for handler in filter(callable, map(signal.getsignal, range(1, signal.NSIG))):
-        for function in (handler, getattr(handler, "func", None), type(handler).__call__):
-            codes.add(getattr(function, "__code__", None))
-    step = error.__traceback__
-    while step is not None and step.tb_frame.f_code not in codes:
-        step = step.tb_next
-    return step is not None

@@ -6,6 +6,7 @@ from typing import Any, Mapping
 
 from ..checks import free_text, shown
 from ..errors import ValidationError
+from ..handlers import is_from_handler
 from ..models import DecisionRequest, EventCreateRequest, ReservationCreateRequest
 from ..values import Subject
 from ..wire import IDEMPOTENCY_KEY_HEADER, Call, parse_request
@@ -27,6 +28,8 @@ def body(call: Call) -> Any:
     try:
         request: Any = parse_request(model, call.body)
     except ValidationError as e:
+        if is_from_handler(e):
+            raise
         raise invalid(e.message) from e
     if isinstance(request, _WITH_SUBJECT):
         _demand_legal(request)

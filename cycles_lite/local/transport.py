@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, CyclesError
+from ..handlers import is_from_handler
 from .authority import Authority, Caller
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class LocalTransport:
         try:
             return self._authority.answer(call, Caller(call.tenant))
         except CyclesError as e:
+            if is_from_handler(e):
+                raise
             return e
 
     def close(self) -> None:
