@@ -197,8 +197,8 @@ class HttpTransport:
                 return e
             if isinstance(e, CyclesError):
                 raise
-            reason = _innermost(e)  # urllib3 wraps a handler's TimeoutError too
-            if is_from_handler(reason):
+            reason = _innermost(e, own=False)  # urllib3 wraps a handler's TimeoutError too
+            if reason is not None and is_from_handler(reason):
                 raise reason from None
             return self._translated(call, attempt, e)
         finally:
