@@ -178,7 +178,7 @@ def test_at_each_line(desk, work):
     interrupted(desk, work, never)
     assert never.count > 3
     lines = range(1, never.count + 1)
-    for nth in lines if IS_LONG else random.Random(work.__name__).sample(lines, min(10, len(lines))):
+    for nth in lines if IS_LONG else random.Random(work.__name__).sample(lines, min(5, len(lines))):
         interrupted(desk, work, AtLine(nth))
     assert desk.authority.check() == []
     assert threading.active_count() < 30
@@ -193,7 +193,7 @@ def test_at_random_instants(desk, work):
         uninterrupted = AfterTime(PATIENCE)
         assert not interrupted(desk, work, uninterrupted)
     came = 0
-    for _ in range(rounds(10)):
+    for _ in range(rounds(5)):
         came += interrupted(desk, work, AfterTime(choice.uniform(1e-6, 1.5 * uninterrupted.took + 1e-4)))
     assert came or not IS_LONG  # what takes microseconds is seldom met
     assert desk.authority.check() == []
