@@ -8,6 +8,7 @@ import math
 import threading
 
 import pytest
+from interrupts import AtLine, Interrupt
 from peers import (
     FakeTransport,
     Peer,
@@ -227,3 +228,24 @@ def test_it_bounds_a_real_call():
 def test_a_call_that_is_done_in_time_does_not_notice_it():
     with Peer(answer(allowed())) as peer, client_of(peer) as client, deadline_in(5.0):
         assert client.create_reservation(create_request()).is_allowed
+
+
+def test_an_interruption_of_its_ends_leaves_no_deadline_behind():
+    """Every later call would find that it has passed."""
+
+    def bounded(nth):
+        at = AtLine(nth)
+        try:
+            with at, deadline_in(0.0):
+                pass
+        except Interrupt:
+            pass
+        return at.where
+
+    nth = 1
+    with deadline_in(1000.0):
+        while bounded(nth) is not None:
+            assert seconds_left() > 500, nth
+            nth += 1
+    assert nth > 5
+    assert seconds_left() is None
