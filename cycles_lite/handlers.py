@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from typing import Any
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+#: As C has it: before Python 3.10 the other one raises and catches an error for each handler, which keeps the one that
+#: is looked at alive.
+_getsignal: Any = getattr(signal, "_signal", signal).getsignal
 
 
 def is_from_handler(error: BaseException) -> bool:
     """Whether an exception came out of a signal handler of the program: a time limit, say. It is nobody's answer, and
     goes on its way."""
+    strangers = set()
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if not code.co_filename.startswith(_PACKAGE):
+            strangers.add(code)
+        step = step.tb_next
+    return bool(strangers) and not strangers.isdisjoint(_handlers())
+
+
+def _handlers() -> set[Any]:
+    """The code of the functions that handle signals."""
     codes = set()
-    for handler in filter(callable, map(signal.getsignal, range(1, signal.NSIG))):
+    for handler in filter(callable, map(_getsignal, range(1, signal.NSIG))):
         for function in (handler, getattr(handler, "func", None), type(handler).__call__):
             codes.add(getattr(function, "__code__", None))
-    step = error.__traceback__
-    while step is not None and step.tb_frame.f_code not in codes:
-        step = step.tb_next
-    return step is not None
+    return codes - {None}
