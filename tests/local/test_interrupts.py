@@ -251,7 +251,7 @@ def test_a_signal_at_any_instant(bench, operation_class):
         before = bench.amounts()
         hits += interrupted_after(random.uniform(1e-5, 1.5 * took + 1e-4), operation)
         demand_exact(bench, operation_class, before, demand_free(bench, operation, before))
-    assert hits
+    assert hits or not IS_LONG  # a machine that does other things may never come to it
     assert bench.authority.check() == []
 
 
