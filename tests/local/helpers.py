@@ -7,6 +7,7 @@ import json
 from typing import Any, NamedTuple
 
 from cycles_lite import wire
+from cycles_lite.local import connections
 from cycles_lite.local.authority import Authority, Caller
 from cycles_lite.values import Amount
 
@@ -154,3 +155,8 @@ def keyed(fields):
 
 _ABSENT = object()
 ABSENT = _ABSENT
+
+
+def connections_to(path):
+    """The connections that are open to a file; what other tests have left for the garbage collector does not count."""
+    return [one for one in connections.open_connections() if one.place.path == path]

@@ -20,7 +20,7 @@ from cycles_lite.errors import TransportTimeout
 from cycles_lite.local import Authority, connections, location, upkeep
 from cycles_lite.values import Amount
 
-from .helpers import Bench, new_key
+from .helpers import Bench, connections_to, new_key
 from .processes import PATIENCE, start
 
 #: An exception that comes within a finalizer is told to nobody, and files that it keeps Python from closing are named.
@@ -211,7 +211,7 @@ def test_an_exception_at_each_line_of_opening_and_closing(url, path, tmp_path):
             os.remove(str(tmp_path / name))
         interrupted_at(number, work)
         assert set(os.listdir(str(tmp_path))) <= {"budgets.db"}
-        assert connections.live_transactions() == connections.open_connections() == []
+        assert connections.live_transactions() == connections_to(path) == []
         with Authority(url) as authority:
             authority.set_budget("tenant:acme", Amount.tokens(6))
             assert authority.check() == []

@@ -11,10 +11,10 @@ import threading
 import pytest
 
 from cycles_lite.errors import TransportError
-from cycles_lite.local import Authority, connections, places
+from cycles_lite.local import Authority, places
 from cycles_lite.values import Amount
 
-from .helpers import Bench
+from .helpers import Bench, connections_to
 from .processes import PATIENCE, run_threads, start
 
 
@@ -230,7 +230,7 @@ def test_threads_on_a_file_that_is_replaced_again_and_again(url, path):
         assert used.amounts()[2] == before + 10
         used.authority.shutdown()
         assert spent(path) == before + 10
-        assert connections.open_connections() == []
+        assert connections_to(path) == []
 
 
 SPEND = """
@@ -287,7 +287,7 @@ def test_the_lock_on_the_folder_is_not_waited_for_for_ever(used, path):
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         os.replace(copy, path)
-        place = connections.open_connections()[0].place
+        place = connections_to(path)[0].place
         with pytest.raises(TransportError, match="stayed locked"):
             places.demand_same(place, 0.0)
     finally:
