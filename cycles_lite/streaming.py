@@ -52,8 +52,9 @@ class GuardedStream(Generic[T]):
     def _close(self) -> None:
         try:
             for closed in (self._items, self._source):
-                if hasattr(closed, "close"):
-                    closed.close()
+                close: Any = getattr(closed, "close", None)
+                if close is not None:
+                    close()
         except BaseException as e:
             self._guard.end(e)
             raise

@@ -35,6 +35,8 @@ def most_connections() -> int:
 
 
 class _Task(WSGITask):  # type: ignore[misc]
+    channel: Any
+
     def finish(self) -> None:
         super().finish()
         self.channel.answered(any(name.lower() == _PROVEN for name, _ in self.response_headers))
