@@ -195,7 +195,8 @@ class Settler:
 
     def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
-        if spend.is_done:
+        if spend.is_done:  # whoever wanted this attempt did so while another ended
+            self._end(spend)
             return
         spend.runner = get_ident()
         record = spend.record
@@ -216,7 +217,9 @@ class Settler:
             else:
                 self._retry_failed(spend, told)
         except BaseException:  # an observer that ends the program, say
-            if spend.runner is not None:  # neither settled nor to be tried again
+            if (
+                spend.runner == get_ident()
+            ):  # not settled, and nobody else tries it
                 self.retry_later(spend, SLOW_RETRY)
             raise
 

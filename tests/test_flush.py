@@ -175,3 +175,16 @@ def test_there_is_another_look_after_one_in_which_an_observer_ends_the_program(t
             time.sleep(0.005)
         assert settler._look is not look
         assert settler._look.is_waiting
+
+
+def test_an_attempt_that_is_wanted_while_another_ends_is_not_pending_for_ever():
+    """As a flush, or an observer that ends its thread, may want one in the very moment in which all is settled."""
+    transport = FakeTransport(replied(allowed()), TransportError("down"), TransportError("down"), replied(committed()))
+    with client_of("http://fake.invalid", transport=transport, **LATER) as client:
+        with client.reserve(tokens(5), ACTION) as guard:
+            guard.commit(tokens(3))
+        (spend,) = client.settler.pending.values()
+        assert client.flush(PATIENCE) == 0
+        client.settler.retry_later(spend, 0.0)
+        assert client.flush(PATIENCE) == 0
+        assert len(transport.calls) == 4
