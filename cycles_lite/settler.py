@@ -217,9 +217,7 @@ class Settler:
             else:
                 self._retry_failed(spend, told)
         except BaseException:  # an observer that ends the program, say
-            if (
-                spend.runner == get_ident()
-            ):  # not settled, and nobody else tries it
+            if spend.runner == get_ident():  # not settled, and nobody else tries it
                 self.retry_later(spend, SLOW_RETRY)
             raise
 
