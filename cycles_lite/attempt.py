@@ -57,6 +57,7 @@ class Attempt:
         "headers",
         "home",
         "idle",
+        "reader",
         "reused",
         "stale",
     )
@@ -82,6 +83,8 @@ class Attempt:
         self.idle: Any = None
         self.home: Any = None
         self.connection: Any = None
+        #: The reader of the answer that is under way: a socket that was closed stays open until its reader is, too.
+        self.reader: BoundedReader | None = None
 
     def left(self) -> float:
         """Seconds until the deadline; raises when it has passed."""
@@ -146,7 +149,7 @@ class BoundedResponse(http.client.HTTPResponse):
     def makefile(self, mode: str) -> Any:
         """The file that http.client reads from."""
         raw = self._sock.makefile("rb", 0)
-        self._reader = BoundedReader(raw, self._sock, self._attempt)
+        self._reader = self._attempt.reader = BoundedReader(raw, self._sock, self._attempt)
         return io.BufferedReader(self._reader)
 
     def begin(self) -> None:

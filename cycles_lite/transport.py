@@ -216,11 +216,14 @@ class HttpTransport:
             if isinstance(attempt.connection, _Bounded):
                 kept, attempt.connection = attempt.connection, None
                 opened.idle.keep(kept, attempt.home)
+            attempt.reader = None
             return Answer(status, known_headers(headers.items()) if attempt.headers is None else attempt.headers, body)
         finally:
             if attempt.connection is not None:
                 attempt.connection.close()
                 attempt.connection = None
+            if attempt.reader is not None:  # http.client of Python 3.8 leaves it open when a proxy refuses to connect
+                attempt.reader.close()
             if turn is not None:
                 turn.give_back()
 

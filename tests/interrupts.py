@@ -118,7 +118,8 @@ class AfterTime(_Interruption):
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *raised):
+        del raised  # Python 3.7's `signal.signal` leaves a circle that keeps this frame, and would keep all that it had
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.took = time.perf_counter() - self._since
         signal.signal(signal.SIGALRM, self._outer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
 import ssl
+import threading
 import traceback
 import warnings
 from base64 import b64encode
@@ -18,6 +20,7 @@ with warnings.catch_warnings():
 
 from peers import (
     KEY,
+    PATIENCE,
     Peer,
     allowed,
     answer,
@@ -482,6 +485,31 @@ def test_a_proxy_that_refuses_says_so_without_the_credentials(status, secured, c
     for text in seen:
         assert "s3cret" not in text
         assert AUTHORIZATION not in text
+
+
+@pytest.mark.parametrize("secured", [True, False])
+def test_a_refusal_leaves_no_socket_to_the_collector(secured):
+    closed = threading.Event()
+
+    def refuse(line):
+        line.read_request()
+        line.send(head(502, ("Content-Length", "5")) + (b"" if secured else b"sorry"))
+        try:
+            line.wait_for_close()
+        finally:
+            closed.set()
+
+    scheme = "https" if secured else "http"
+    gc.disable()
+    try:
+        with Peer(talk=refuse) as proxy, client_of(scheme + "://budgets.invalid", proxy=proxy.url, **ONCE) as client:
+            with pytest.raises(Exception, match="502") as refused:
+                get(client)
+            client.close()
+            assert closed.wait(PATIENCE)
+            assert refused.value is not None  # it was alive until here, and with it the frames of its traceback
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

@@ -39,7 +39,7 @@ class Rounds:
         self.interrupted = 0
 
     def _reserve(self):
-        request = ReservationCreateRequest(Action("llm.completion", "gpt-4o"), Amount.tokens(1))
+        request = ReservationCreateRequest(Action("llm.completion", "gpt-4o"), Amount.tokens(1), ttl_ms=3_600_000)
         return self.client.create_reservation(request)
 
     def run(self, interruption):
