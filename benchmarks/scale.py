@@ -12,8 +12,8 @@ import urllib.request
 from typing import Any, Callable
 
 from cycles_lite import Action, Amount, CyclesClient, ReservationGuard, events
-from cycles_lite.clock import now_ms
-from cycles_lite.journal import Journal, Record, identity, normalised
+from cycles_lite.runtime.clock import now_ms
+from cycles_lite.settlement.journal import Journal, Record, identity, normalised
 
 from . import work
 from .canned import canned

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .config import (
         CyclesConfig as CyclesConfig,
     )
-    from .current import current_guard as current_guard
     from .errors import (
         ApiError as ApiError,
         AuthenticationError as AuthenticationError,
@@ -42,8 +41,9 @@ if TYPE_CHECKING:
         ValidationError as ValidationError,
     )
     from .guard import ReservationGuard as ReservationGuard
+    from .guards.current import current_guard as current_guard
     from .lifecycle import cycles as cycles, set_default_client as set_default_client, with_cycles as with_cycles
-    from .models import (
+    from .protocol.models import (
         Balance as Balance,
         BalanceRequest as BalanceRequest,
         BalanceResponse as BalanceResponse,
@@ -69,8 +69,7 @@ if TYPE_CHECKING:
         ReservationListResponse as ReservationListResponse,
         ReservationSummary as ReservationSummary,
     )
-    from .settlement import Settlement as Settlement, SettlementStatus as SettlementStatus
-    from .values import (
+    from .protocol.values import (
         Action as Action,
         Amount as Amount,
         Caps as Caps,
@@ -85,6 +84,7 @@ if TYPE_CHECKING:
         Subject as Subject,
         Unit as Unit,
     )
+    from .settlement.meaning import Settlement as Settlement, SettlementStatus as SettlementStatus
 
 __version__ = "0.1.0"
 
@@ -92,9 +92,9 @@ __version__ = "0.1.0"
 _NAMES = {
     "client": "CyclesClient",
     "guard": "ReservationGuard",
-    "current": "current_guard",
+    "guards.current": "current_guard",
     "lifecycle": "cycles set_default_client with_cycles",
-    "settlement": "Settlement SettlementStatus",
+    "settlement.meaning": "Settlement SettlementStatus",
     "config": "CyclesConfig",
     "errors": """
         ApiError AuthenticationError BudgetClosedError BudgetDenied BudgetExceededError BudgetFrozenError
@@ -104,14 +104,14 @@ _NAMES = {
         ResponseError ServerError SettlementRejectedError TenantClosedError TransportError TransportTimeout
         UnitMismatchError ValidationError
     """,
-    "models": """
+    "protocol.models": """
         Balance BalanceRequest BalanceResponse CommitRequest CommitResponse CyclesEvidenceEnvelope
         CyclesEvidenceJwk CyclesEvidenceJwks DecisionRequest DecisionResponse ErrorResponse
         EventCreateRequest EventCreateResponse ReleaseRequest ReleaseResponse ReservationCreateRequest
         ReservationCreateResponse ReservationDetail ReservationEvidence ReservationExtendRequest
         ReservationExtendResponse ReservationListRequest ReservationListResponse ReservationSummary
     """,
-    "values": """
+    "protocol.values": """
         Action Amount Caps CommitOveragePolicy CyclesEvidenceRef CyclesMetrics Decision ErrorCode
         ReservationStatus SignedAmount SortDirection Subject Unit
     """,

@@ -15,12 +15,12 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
 
-from .costs import settle_call
-from .deadline import deadline_in
-from .generators import UNDONE, is_generator_function, refuse_asynchronous, refuse_unawaited
+from .background.worker import Job, worker
 from .guard import ReservationGuard
-from .log import log
-from .worker import Job, worker
+from .guards.costs import settle_call
+from .guards.generators import UNDONE, is_generator_function, refuse_asynchronous, refuse_unawaited
+from .runtime.log import log
+from .transport.deadline import deadline_in
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec

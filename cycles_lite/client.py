@@ -8,22 +8,22 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn
 
-from . import wire
-from .checks import refuse
 from .config import CyclesConfig
 from .errors import ApiError, ConfigError, CyclesError, ResponseError, ValidationError
-from .fields import Model
-from .log import log
-from .sending import Sender, open_transport
-from .values import SUBJECT_LEVELS
+from .protocol import wire
+from .protocol.checks import refuse
+from .protocol.fields import Model
+from .protocol.values import SUBJECT_LEVELS
+from .runtime.log import log
+from .session import Sender, open_transport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .events import Event, Observer
     from .guard import ReservationGuard
-    from .keywords import BalanceFilters, ReservationFilters, Settings
-    from .models import (
+    from .protocol.keywords import BalanceFilters, ReservationFilters, Settings
+    from .protocol.models import (
         Balance,
         BalanceRequest,
         BalanceResponse,
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
         ReservationListResponse,
         ReservationSummary,
     )
-    from .sending import Traceparent
-    from .settler import Settler
-    from .transport import Transport
-    from .values import Action, Amount, CommitOveragePolicy, Subject
+    from .protocol.values import Action, Amount, CommitOveragePolicy, Subject
+    from .session import Traceparent
+    from .settlement.settler import Settler
+    from .transport.http import Transport
 
 #: Settings that a transport is made of: clients that agree in them share one.
 _CONNECTION_SETTINGS = ("base_url", "ca_certs", "proxy", "max_connections")
@@ -60,7 +60,7 @@ class CyclesClient:
 
     Every method raises a `CyclesError`: `ValidationError` before anything is sent, `TransportError` or `ResponseError`
     where the outcome is unknown, `ApiError` where the authority refused. What may have been carried out is sent once
-    more with the same idempotency key; reads are retried as the configuration says (see `cycles_lite.retry`).
+    more with the same idempotency key; reads are retried as the configuration says (see `cycles_lite.transport.retry`).
     """
 
     _settler: Settler | None = None
@@ -127,7 +127,7 @@ class CyclesClient:
         what is retried, what other threads are at, and what collected guards left."""
         if self._config.mode == "off":
             return 0
-        from .flush import flush  # only guards need it
+        from .settlement.flush import flush  # only guards need it
 
         return flush(self.settler, self._config.flush_timeout if timeout is None else timeout)
 
@@ -162,8 +162,8 @@ class CyclesClient:
         The reservation lives `ttl_ms` (1000..86400000) and is extended while the guard does. Raises `BudgetDenied`
         where the work must not run. Modes and `on_unavailable` are the configuration's.
         """
-        from .asking import reserve  # only guards need it
-        from .models import ReservationCreateRequest
+        from .guards.asking import reserve  # only guards need it
+        from .protocol.models import ReservationCreateRequest
 
         named: Any = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
         request = ReservationCreateRequest(
@@ -326,8 +326,8 @@ class CyclesClient:
     def settler(self) -> Settler:
         """What settles this client's spend."""
         if self._settler is None:
-            from . import flush  # noqa: F401  # which also sees to the interpreter's end
-            from .settler import Settler  # only guards need it
+            from .settlement import flush  # noqa: F401  # which also sees to the interpreter's end
+            from .settlement.settler import Settler  # only guards need it
 
             self.__dict__.setdefault("_settler", Settler(self))  # atomic: one for all threads
         settler: Settler = self.__dict__["_settler"]
@@ -382,7 +382,7 @@ def _misplaced(config: object) -> str:
 
 def _request(name: str, request: Model | None, filters: Mapping[str, Any]) -> Any:
     """The request, or the one of that name with these fields."""
-    from . import models
+    from .protocol import models
 
     kind = getattr(models, name)
     if request is None:

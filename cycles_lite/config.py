@@ -9,16 +9,16 @@ import re
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
-from .checks import integer, shown, text
 from .errors import ConfigError
-from .fields import Checked, Kind, model, of
-from .log import log
-from .values import SUBJECT_LEVELS
+from .protocol.checks import integer, shown, text
+from .protocol.fields import Checked, Kind, model, of
+from .protocol.values import SUBJECT_LEVELS
+from .runtime.log import log
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .keywords import Mode, OnUnavailable, Settings
+    from .protocol.keywords import Mode, OnUnavailable, Settings
 else:  # for `typing.get_type_hints`
     Mode = OnUnavailable = str
 

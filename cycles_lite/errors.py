@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Mapping, NoReturn
 
 if TYPE_CHECKING:
-    from .values import CyclesEvidenceRef
+    from .protocol.values import CyclesEvidenceRef
 
 
 class CyclesError(Exception):
@@ -167,7 +167,7 @@ def _evidence(told: CyclesEvidenceRef | Mapping[str, Any] | None) -> CyclesEvide
     """The reference, also from its JSON; None where it is none, because an error must not fail to be made."""
     if not told:
         return None
-    from .values import CyclesEvidenceRef  # which imports this module
+    from .protocol.values import CyclesEvidenceRef  # which imports this module
 
     try:
         return told if isinstance(told, CyclesEvidenceRef) else CyclesEvidenceRef.from_json(told)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
 if TYPE_CHECKING:
     from .errors import ApiError, CyclesError
-    from .models import ReservationCreateResponse
-    from .settlement import Settlement
-    from .values import Action, Amount
+    from .protocol.models import ReservationCreateResponse
+    from .protocol.values import Action, Amount
+    from .settlement.meaning import Settlement
 
 
 class Reserved(NamedTuple):

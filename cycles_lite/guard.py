@@ -26,14 +26,15 @@ import weakref
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, TypeVar
 
-from . import events, wire
-from .checks import INT64_MAX, integer, refuse
-from .current import enter, leave
+from . import events
+from .background.heartbeat import Heartbeat
+from .background.worker import left_over, worker
 from .errors import CyclesError, GuardFinalizedError
-from .heartbeat import Heartbeat
-from .log import log
-from .meter import Meter
-from .models import (
+from .guards.current import enter, leave
+from .guards.meter import Meter
+from .protocol import wire
+from .protocol.checks import INT64_MAX, integer, refuse
+from .protocol.models import (
     Balance,
     ReleaseRequest,
     ReservationCreateRequest,
@@ -41,18 +42,18 @@ from .models import (
     ReservationExtendRequest,
     ReservationExtendResponse,
 )
-from .settlement import Settlement, SettlementStatus
-from .spend import Spend, interrupted_commit, record_of
-from .values import Amount, Caps, CyclesMetrics, Decision
-from .worker import left_over, worker
+from .protocol.values import Amount, Caps, CyclesMetrics, Decision
+from .runtime.log import log
+from .settlement.meaning import Settlement, SettlementStatus
+from .settlement.spend import Spend, interrupted_commit, record_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from .client import CyclesClient
-    from .current import GuardToken
-    from .spend import Told
-    from .streaming import GuardedStream
+    from .guards.current import GuardToken
+    from .guards.streaming import GuardedStream
+    from .settlement.spend import Told
 
 T = TypeVar("T")
 
@@ -355,7 +356,7 @@ class ReservationGuard:
         """Hand the guard to an iterator, such as a streaming response's: leaving the `with` block does not end it any
         more, unless by an exception. It is current inside each step, and exhaustion, `close()`, an exception or
         collection settle it, as leaving the block would."""
-        from .streaming import GuardedStream  # only streams need it
+        from .guards.streaming import GuardedStream  # only streams need it
 
         self._demand_active("streamed")
         stream = GuardedStream(self, iterable)

@@ -10,16 +10,16 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple, TypeVar, cast
 
-from .checks import boolean, refuse
 from .client import CyclesClient
-from .costs import actual_of, amount_of, is_cost, settle, settle_call, settle_unknown
-from .current import inside
 from .errors import ValidationError
-from .generators import UNDONE, GuardedGenerator, is_generator_function, refuse_asynchronous, refuse_unawaited
 from .guard import ReservationGuard
-from .log import log
-from .models import ReservationCreateRequest
-from .values import SUBJECT_LEVELS, Action, Amount, CyclesMetrics, Subject, Unit
+from .guards.costs import actual_of, amount_of, is_cost, settle, settle_call, settle_unknown
+from .guards.current import inside
+from .guards.generators import UNDONE, GuardedGenerator, is_generator_function, refuse_asynchronous, refuse_unawaited
+from .protocol.checks import boolean, refuse
+from .protocol.models import ReservationCreateRequest
+from .protocol.values import SUBJECT_LEVELS, Action, Amount, CyclesMetrics, Subject, Unit
+from .runtime.log import log
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec, SupportsIndex
 
-    from .models import ReservationCreateResponse
-    from .values import CommitOveragePolicy
+    from .protocol.models import ReservationCreateResponse
+    from .protocol.values import CommitOveragePolicy
 
     P = ParamSpec("P")
     V = TypeVar("V")

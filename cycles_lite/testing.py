@@ -6,13 +6,13 @@ import json
 from collections import deque
 from typing import Any, NamedTuple
 
-from .clock import now_ms
 from .errors import TransportTimeout, ValidationError
 from .local.answers import error_answer
 from .local.authority import Authority, Caller
 from .local.transport import LocalTransport
-from .values import Amount, Caps
-from .wire import GET_RESERVATION, OPERATIONS, Answer, Call
+from .protocol.values import Amount, Caps
+from .protocol.wire import GET_RESERVATION, OPERATIONS, Answer, Call
+from .runtime.clock import now_ms
 
 
 class _Fault(NamedTuple):

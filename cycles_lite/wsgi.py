@@ -13,9 +13,6 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from .checks import shown
-from .costs import settle_by_estimate, settle_call
-from .current import inside
 from .errors import (
     BudgetDenied,
     BudgetExceededError,
@@ -29,10 +26,13 @@ from .errors import (
     TransportError,
     ValidationError,
 )
-from .generators import goes_on
 from .guard import ReservationGuard
-from .log import log
-from .values import Subject
+from .guards.costs import settle_by_estimate, settle_call
+from .guards.current import inside
+from .guards.generators import goes_on
+from .protocol.checks import shown
+from .protocol.values import Subject
+from .runtime.log import log
 
 if TYPE_CHECKING:
     from typing import Dict, List, Tuple

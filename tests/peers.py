@@ -31,7 +31,7 @@ from cycles_lite import (
     CyclesError,
     ReservationCreateRequest,
 )
-from cycles_lite.wire import Answer
+from cycles_lite.protocol.wire import Answer
 
 #: A key such as servers make them. It has what JSON and URLs write in several ways.
 KEY = 'cyc_live_s3cr3t/"+=\\key'

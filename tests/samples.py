@@ -7,7 +7,7 @@ import dataclasses
 
 from hypothesis import strategies as st
 
-from cycles_lite import fields, models, values, wire
+from cycles_lite.protocol import fields, models, values, wire
 
 #: Every protocol object. `Levels` is only what the three that name levels have in common.
 MODELS = sorted(

@@ -20,8 +20,8 @@ from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
 from cycles_lite.errors import ConfigError
 from cycles_lite.local import Authority
-from cycles_lite.models import EventCreateRequest
-from cycles_lite.values import SUBJECT_LEVELS, Action, Amount
+from cycles_lite.protocol.models import EventCreateRequest
+from cycles_lite.protocol.values import SUBJECT_LEVELS, Action, Amount
 
 HTTP = {"base_url": "http://localhost:7878", "api_key": "cyc_live_key"}
 SETTINGS = [field.name for field in dataclasses.fields(CyclesConfig)]

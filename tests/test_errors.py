@@ -26,7 +26,7 @@ from cycles_lite.errors import (
     ValidationError,
     error_class,
 )
-from cycles_lite.values import CyclesEvidenceRef
+from cycles_lite.protocol.values import CyclesEvidenceRef
 
 #: Design, section 4, as it stands there: each class and what it is directly below.
 TREE = {

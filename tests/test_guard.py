@@ -41,7 +41,7 @@ from cycles_lite import (
     current_guard,
     events,
 )
-from cycles_lite.worker import worker
+from cycles_lite.background.worker import worker
 
 ACTION = Action("llm.completion", "gpt-4o")
 

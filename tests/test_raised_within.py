@@ -19,14 +19,10 @@ from peers import (
     replied,
 )
 
-from cycles_lite import (
-    Action,
-    BudgetExceededError,
-    CyclesError,
-    wire,
-)
+from cycles_lite import Action, BudgetExceededError, CyclesError
 from cycles_lite.guard import Backing, ReservationGuard
-from cycles_lite.models import ReservationCreateResponse
+from cycles_lite.protocol import wire
+from cycles_lite.protocol.models import ReservationCreateResponse
 
 ACTION = Action("llm.completion", "gpt-4o")
 PATIENCE = 60.0

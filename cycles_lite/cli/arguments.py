@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError, ValidationError
 from ..local.location import Location
 from ..local.scopes import budget_scope
-from ..values import SUBJECT_LEVELS, Action, Amount, Caps, Unit
-from ..wire import loads
+from ..protocol.values import SUBJECT_LEVELS, Action, Amount, Caps, Unit
+from ..protocol.wire import loads
 
 
 def amount(text: str) -> Amount:

@@ -6,8 +6,8 @@ import os
 import sys
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple
 
-from ..models import Balance
-from ..values import MICROCENTS_PER_USD, Unit
+from ..protocol.models import Balance
+from ..protocol.values import MICROCENTS_PER_USD, Unit
 
 _WIDTH = 32
 

@@ -7,7 +7,7 @@ import os
 import stat
 
 from ..errors import ValidationError
-from ..values import Amount
+from ..protocol.values import Amount
 from . import arguments as given
 
 #: Bytes that a file with a cost may have at the most.

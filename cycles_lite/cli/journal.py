@@ -8,11 +8,11 @@ import os
 from typing import Any, Iterator, NamedTuple
 
 from ..client import CyclesClient
-from ..clock import now_ms
 from ..errors import ConfigError, ValidationError
-from ..flush import flush
-from ..journal import CORRUPT, PENDING, REFUSED, Journal, Record, identity_folders, normalised, usable_folder
-from ..settler import Settler
+from ..runtime.clock import now_ms
+from ..settlement.flush import flush
+from ..settlement.journal import CORRUPT, PENDING, REFUSED, Journal, Record, identity_folders, normalised, usable_folder
+from ..settlement.settler import Settler
 from . import bars
 from .statuses import DONE, WRONG
 from .streams import reason

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ..client import CyclesClient
-from ..models import ReleaseRequest
+from ..protocol.models import ReleaseRequest
 from . import arguments as given, bars
 
 

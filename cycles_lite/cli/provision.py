@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .. import checks
 from ..local import Authority
+from ..protocol import checks
 from . import arguments as given, bars
 
 #: What an action on a budget needs, and whether it may create the file.

@@ -12,8 +12,8 @@ from typing import Any
 from ..client import CyclesClient
 from ..errors import AuthenticationError, BudgetDenied, ConfigError, CyclesError, ForbiddenError
 from ..guard import ReservationGuard
-from ..settlement import SettlementStatus
-from ..values import Subject
+from ..protocol.values import Subject
+from ..settlement.meaning import SettlementStatus
 from . import arguments as given, statuses
 from .costs import CostFile
 from .signals import Signals

@@ -8,11 +8,11 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..checks import shown
 from ..errors import ConfigError
 from ..local import Authority
 from ..local.directory import AlreadyExists
-from ..values import Amount, Unit
+from ..protocol.checks import shown
+from ..protocol.values import Amount, Unit
 from . import arguments as given
 
 if TYPE_CHECKING:

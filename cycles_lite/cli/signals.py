@@ -16,7 +16,7 @@ import signal
 import subprocess
 from typing import Any
 
-from ..clock import monotonic
+from ..runtime.clock import monotonic
 from .streams import tell
 
 _FORWARDED = [

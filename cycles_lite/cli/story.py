@@ -10,7 +10,7 @@ from typing import Any, Callable, NamedTuple
 from ..client import CyclesClient
 from ..errors import BudgetDenied, CyclesError
 from ..local import Authority
-from ..models import (
+from ..protocol.models import (
     Balance,
     CommitRequest,
     EventCreateRequest,
@@ -18,7 +18,7 @@ from ..models import (
     ReservationCreateRequest,
     ReservationCreateResponse,
 )
-from ..values import Action, Amount, Caps, CommitOveragePolicy, Decision, Subject
+from ..protocol.values import Action, Amount, Caps, CommitOveragePolicy, Decision, Subject
 from .texts import count_words
 
 #: Tokens beyond the reader's that the tenant has for the other agents.

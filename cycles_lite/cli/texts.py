@@ -7,7 +7,8 @@ import os
 import re
 import sys
 
-from .. import errors, fields, wire
+from .. import errors
+from ..protocol import fields, wire
 
 #: Words that the agent reads at once, at the most.
 _LARGEST = 80

@@ -9,9 +9,9 @@ import re
 from datetime import datetime, timezone
 from typing import Any, Callable, Container, Mapping, NamedTuple
 
-from .. import checks, wire
 from ..errors import ValidationError
-from ..values import Amount, Caps, Unit
+from ..protocol import checks, wire
+from ..protocol.values import Amount, Caps, Unit
 from . import instants
 from .answers import error_answer, new_answer
 from .authority import Authority

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any, Mapping, NamedTuple
 
-from ..wire import Answer, dumps
+from ..protocol.wire import Answer, dumps
 from .requests import find_header
 from .rules import Refusal
 

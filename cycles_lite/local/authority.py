@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
-from .. import wire
-from ..clock import now_ms
 from ..errors import ConfigError, TransportError
-from ..handlers import is_from_handler
-from ..values import Amount, Caps, Unit
-from ..wire import Answer, Call
+from ..protocol import wire
+from ..protocol.values import Amount, Caps, Unit
+from ..protocol.wire import Answer, Call
+from ..runtime.clock import now_ms
+from ..transport.handlers import is_from_handler
 from . import answers, audit, directory, filters, provisioning, queries, requests, reserving, rules, settling
 from .answers import error_answer, new_answer
 from .directory import ApiKey, Tenant, TenantSettings

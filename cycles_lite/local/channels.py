@@ -12,7 +12,7 @@ from typing import Any, Mapping
 from waitress.channel import HTTPChannel
 from waitress.task import WSGITask
 
-from ..clock import monotonic
+from ..runtime.clock import monotonic
 
 #: Connections that are kept. Each may cost a file descriptor or two, of which systems give 1024, or fewer.
 MOST = 400

@@ -20,8 +20,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Callable
 
-from ..clock import monotonic
 from ..errors import TransportError
+from ..runtime.clock import monotonic
 from . import schema
 from .rights import Rights
 

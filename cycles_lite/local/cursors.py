@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any, Mapping, Sequence
 
-from ..checks import INT64_MAX
+from ..protocol.checks import INT64_MAX
 from .rules import Refusal, Refused
 
 _DIGEST = 16

@@ -10,8 +10,8 @@ import re
 import sqlite3
 from typing import Any, NamedTuple, Sequence
 
-from ..checks import INT64_MAX, integer, refuse, text
 from ..errors import ValidationError
+from ..protocol.checks import INT64_MAX, integer, refuse, text
 from . import budget_rows, scopes, tenants
 
 #: The most that a tenant's TTL settings may say: the protocol's own maximum.

@@ -14,8 +14,8 @@ import stat
 from typing import Callable
 from urllib.parse import quote
 
-from ..clock import monotonic
 from ..errors import ConfigError, TransportError
+from ..runtime.clock import monotonic
 from . import places, schema
 from .connections import Connection, at_place, open_connections
 from .failures import is_busy, translated

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from ..checks import free_text, shown
 from ..errors import ValidationError
-from ..values import SUBJECT_LEVELS, ReservationStatus
+from ..protocol.checks import free_text, shown
+from ..protocol.values import SUBJECT_LEVELS, ReservationStatus
 from . import instants
 from .rules import Refusal, Refused
 

@@ -8,8 +8,8 @@ import sys
 from typing import Iterable, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-from ..checks import shown
 from ..errors import ConfigError
+from ..protocol.checks import shown
 
 SYNCHRONOUS = ("normal", "full")
 

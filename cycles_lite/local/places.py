@@ -11,8 +11,8 @@ import os
 import time
 from typing import NamedTuple, Optional, Tuple
 
-from ..clock import monotonic
 from ..errors import TransportError
+from ..runtime.clock import monotonic
 from .failures import not_in_time
 from .location import printable
 

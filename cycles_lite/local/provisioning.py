@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from typing import Mapping, Sequence
 
-from ..checks import refuse
 from ..errors import ValidationError
-from ..values import Amount, Caps, Unit
+from ..protocol.checks import refuse
+from ..protocol.values import Amount, Caps, Unit
 from . import budget_rows, rules, scopes
 from .rules import Budget
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, Mapping, Sequence
 
-from ..wire import dumps
+from ..protocol.wire import dumps
 from . import budget_rows, cursors, reservation_rows, scopes
 from .filters import DIRECTIONS, SORTS, USUAL_SORT, BalanceFilters, ListFilters
 from .rules import Refusal, Refused

@@ -11,7 +11,7 @@ import json
 import sqlite3
 from typing import Any, Mapping, NamedTuple
 
-from ..wire import dumps
+from ..protocol.wire import dumps
 from . import reservation_rows
 from .rules import Refusal, Refused
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from ..checks import free_text, shown
 from ..errors import ValidationError
-from ..handlers import is_from_handler
-from ..models import DecisionRequest, EventCreateRequest, ReservationCreateRequest
-from ..values import Subject
-from ..wire import IDEMPOTENCY_KEY_HEADER, Call, parse_request
+from ..protocol.checks import free_text, shown
+from ..protocol.models import DecisionRequest, EventCreateRequest, ReservationCreateRequest
+from ..protocol.values import Subject
+from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Call, parse_request
+from ..transport.handlers import is_from_handler
 from . import scopes
 from .filters import invalid
 from .rules import Refusal, Refused

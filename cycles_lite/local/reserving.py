@@ -7,9 +7,9 @@ import os
 import sqlite3
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from ..models import DecisionRequest, ReservationCreateRequest
-from ..values import Amount
-from ..wire import dumps
+from ..protocol.models import DecisionRequest, ReservationCreateRequest
+from ..protocol.values import Amount
+from ..protocol.wire import dumps
 from . import budget_rows, replies, reservation_rows, rules, scopes, tenants
 from .replies import Slot
 from .reservation_rows import Reply, Reservation

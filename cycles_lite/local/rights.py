@@ -15,7 +15,7 @@ import threading
 import weakref
 from typing import Any, Callable
 
-from ..clock import monotonic
+from ..runtime.clock import monotonic
 
 #: Seconds after which whoever waits looks whether the right was lost.
 _LOOK_AGAIN = 0.05

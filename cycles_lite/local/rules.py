@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any, Callable, Mapping, NamedTuple, Sequence, Tuple
 
-from ..checks import INT64_MAX, INT64_MIN
 from ..errors import ValidationError
-from ..models import Balance
+from ..protocol.checks import INT64_MAX, INT64_MIN
+from ..protocol.models import Balance
 from .scopes import leaf
 
 ACTIVE = "ACTIVE"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..checks import refuse, shown
 from ..errors import ValidationError
-from ..values import SUBJECT_LEVELS
+from ..protocol.checks import refuse, shown
+from ..protocol.values import SUBJECT_LEVELS
 
 if TYPE_CHECKING:
-    from ..values import Subject
+    from ..protocol.values import Subject
 
 _VALUE = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z")
 _TENANT_ID = re.compile(r"[a-z0-9-]{3,64}\Z")

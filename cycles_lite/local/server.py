@@ -16,9 +16,9 @@ from waitress import wasyncore
 from waitress.server import create_server
 from waitress.task import ErrorTask
 
-from .. import wire
-from ..clock import monotonic
 from ..errors import ConfigError, TransportError
+from ..protocol import wire
+from ..runtime.clock import monotonic
 from . import channels
 from .admin import ADMIN_ROUTES, AdminCall
 from .answers import error_answer, new_answer

@@ -6,9 +6,9 @@ import os
 import sqlite3
 from typing import Any, Mapping
 
-from ..checks import INT64_MAX
-from ..models import CommitRequest, EventCreateRequest, ReleaseRequest, ReservationExtendRequest
-from ..wire import dumps
+from ..protocol.checks import INT64_MAX
+from ..protocol.models import CommitRequest, EventCreateRequest, ReleaseRequest, ReservationExtendRequest
+from ..protocol.wire import dumps
 from . import budget_rows, replies, reservation_rows, rules, scopes, tenants
 from .replies import Slot
 from .reservation_rows import Reservation, Settlement

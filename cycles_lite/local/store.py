@@ -14,8 +14,8 @@ import time
 from functools import partial
 from typing import Any
 
-from ..clock import monotonic
 from ..errors import ConfigError, TransportError, TransportTimeout
+from ..runtime.clock import monotonic
 from . import connections, files, location, places
 from .connections import INHERITED, Connection, Memory, Pool
 from .failures import is_busy, not_in_time, translated

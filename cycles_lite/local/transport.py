@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, CyclesError
-from ..handlers import is_from_handler
+from ..transport.handlers import is_from_handler
 from .authority import Authority, Caller
 
 if TYPE_CHECKING:
     from ..config import CyclesConfig
-    from ..wire import Answer, Call
+    from ..protocol.wire import Answer, Call
 
 
 class LocalTransport:

@@ -9,9 +9,9 @@ import pytest
 
 from cycles_lite import Action, Amount, CyclesClient, CyclesConfig, ReservationCreateRequest
 from cycles_lite.cli import main
-from cycles_lite.clock import now_ms
-from cycles_lite.journal import COMMIT, EVENT, Journal, Record
 from cycles_lite.local import Authority
+from cycles_lite.runtime.clock import now_ms
+from cycles_lite.settlement.journal import COMMIT, EVENT, Journal, Record
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_a_request_under_way_in_a_thread_at_the_fork(desk, peer, scripted, tmp_p
 LOCKS = """
 from program import *
 import logging
-from cycles_lite.worker import worker
+from cycles_lite.background.worker import worker
 
 handler = logging.StreamHandler()
 logging.getLogger("cycles_lite").addHandler(handler)
@@ -291,7 +291,7 @@ thread.join()
 """
 
 
-@pytest.mark.parametrize("late", ["cycles_lite.heartbeat", "encodings.idna"])
+@pytest.mark.parametrize("late", ["cycles_lite.background.heartbeat", "encodings.idna"])
 def test_a_fork_while_a_thread_imports_what_the_child_needs(ledger, tmp_path, late):
     """Much of the package is imported when it is first used, and so is what Python looks an address up with. A module
     that is half imported at the fork would never be whole in the child; so the fork waits for it."""

@@ -56,7 +56,7 @@ def test_ten_thousand_live_guards(tmp_path):
 
 SHORT = """
 from program import *
-from cycles_lite.worker import worker
+from cycles_lite.background.worker import worker
 import peers
 
 def answer(call):
@@ -128,7 +128,7 @@ def test_work_longer_than_its_ttl(ledger, tmp_path):
 
 STOPPED = """
 from program import *
-from cycles_lite.worker import worker
+from cycles_lite.background.worker import worker
 import peers
 
 def answer(call):

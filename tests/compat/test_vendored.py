@@ -85,7 +85,9 @@ def test_as_a_lambda_layer(tmp_path):
     assert said == ["4", "layered_cycles_lite.client"]
 
 
-@pytest.mark.parametrize("module", ["wsgi", "aws_lambda", "testing", "settler", "lifecycle", "local.authority"])
+@pytest.mark.parametrize(
+    "module", ["wsgi", "aws_lambda", "testing", "settlement.settler", "lifecycle", "local.authority"]
+)
 def test_every_part_can_be_imported_by_itself(module):
     """No part leans on another one's having been imported first."""
     done = subprocess.run(

@@ -197,8 +197,8 @@ def settle(given, folder, source):
 
 def warm_up(url):
     """Load what workers load, so that their time is spent on work."""
-    transport = "cycles_lite.local.transport" if url.startswith("sqlite") else "cycles_lite.transport"
-    for name in ("cycles_lite.asking", "cycles_lite.flush", transport):
+    transport = "cycles_lite.local.transport" if url.startswith("sqlite") else "cycles_lite.transport.http"
+    for name in ("cycles_lite.guards.asking", "cycles_lite.settlement.flush", transport):
         importlib.import_module(name)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 from serving import ADMIN_KEY, Http, asking, committing, document, event, keyed, new_key, serving, tokens
 
 from cycles_lite import Amount, Caps, TransportError
-from cycles_lite.checks import INT64_MAX, INT64_MIN
+from cycles_lite.protocol.checks import INT64_MAX, INT64_MIN
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema reads the document's schemas")
 

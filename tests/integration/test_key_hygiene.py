@@ -27,8 +27,8 @@ from cycles_lite import (
     cycles,
     with_cycles,
 )
-from cycles_lite.deadline import deadline_in
-from cycles_lite.wire import COMMIT_RESERVATION
+from cycles_lite.protocol.wire import COMMIT_RESERVATION
+from cycles_lite.transport.deadline import deadline_in
 
 #: One such as servers make, and one that JSON, URLs and Python write in several ways.
 KEYS = {"plain": "cyc_live_HyG1eNe0123456789abcdef", "awkward": "cyc_live_HyG1eNe/\"+=\\%41&<'>"}

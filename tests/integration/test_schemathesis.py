@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 from serving import Http, asking, document, new_key, serving
 
 from cycles_lite import Amount, Unit
-from cycles_lite.checks import INT64_MAX
-from cycles_lite.values import SUBJECT_LEVELS
+from cycles_lite.protocol.checks import INT64_MAX
+from cycles_lite.protocol.values import SUBJECT_LEVELS
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis 4 needs Python 3.10 or newer")
 

@@ -6,10 +6,10 @@ import itertools
 import json
 from typing import Any, NamedTuple
 
-from cycles_lite import wire
 from cycles_lite.local import connections
 from cycles_lite.local.authority import Authority, Caller
-from cycles_lite.values import Amount
+from cycles_lite.protocol import wire
+from cycles_lite.protocol.values import Amount
 
 from . import document
 

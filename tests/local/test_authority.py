@@ -11,7 +11,7 @@ import pytest
 from cycles_lite.errors import ConfigError, TransportError, TransportTimeout
 from cycles_lite.local import Authority, reserving
 from cycles_lite.local.authority import ANYONE, Caller, error_answer, new_answer
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
 
 from . import document
 from .helpers import ABSENT, ACME, OWNER, Bench, request, tokens
@@ -271,7 +271,7 @@ def test_headers(bench):
 def test_answers_are_compact_json(bench):
     """Bodies have no blanks, and are ASCII."""
     body = json.dumps(RESERVE).encode()
-    from cycles_lite import wire
+    from cycles_lite.protocol import wire
 
     call = wire.Call(wire.CREATE_RESERVATION, None, {}, body, {}, None, 0.0, 0.0)
     answer = bench.authority.answer(call)

@@ -6,7 +6,7 @@ import pytest
 
 from cycles_lite.errors import ValidationError
 from cycles_lite.local.directory import AlreadyExists
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
 
 from .helpers import START, Bench
 

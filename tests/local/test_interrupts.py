@@ -18,7 +18,7 @@ from interrupts import IS_LONG, AfterTime, AtLine, Interrupt, in_finalizer, need
 
 from cycles_lite.errors import TransportTimeout
 from cycles_lite.local import Authority, connections, location, upkeep
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
 
 from .helpers import Bench, connections_to, new_key
 from .processes import PATIENCE, start
@@ -395,7 +395,7 @@ import os, signal, sys, time
 from cycles_lite.local import Authority
 from cycles_lite.local import connections
 from cycles_lite.errors import TransportError
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
 
 class Interrupted(BaseException):
     pass

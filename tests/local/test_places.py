@@ -12,7 +12,7 @@ import pytest
 
 from cycles_lite.errors import TransportError
 from cycles_lite.local import Authority, places
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
 
 from .helpers import Bench, connections_to
 from .processes import PATIENCE, run_threads, start
@@ -237,7 +237,7 @@ SPEND = """
 import sys
 from cycles_lite.errors import TransportError
 from cycles_lite.local import Authority
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
 
 with Authority(sys.argv[1], create=False, timeout=60) as authority:
     def spend():

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from cycles_lite.clock import now_ms
 from cycles_lite.errors import ConfigError
 from cycles_lite.local import Authority, connections
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
+from cycles_lite.runtime.clock import now_ms
 
 from .helpers import Bench
 from .processes import PATIENCE, finish, run_threads, start
@@ -22,8 +22,8 @@ SPEND = """
 import sys, threading
 from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
-from cycles_lite.models import CommitRequest, EventCreateRequest, ReservationCreateRequest
-from cycles_lite.values import Action, Amount, Subject
+from cycles_lite.protocol.models import CommitRequest, EventCreateRequest, ReservationCreateRequest
+from cycles_lite.protocol.values import Action, Amount, Subject
 
 url, threads, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 action = Action("llm.completion", "gpt-4o")
@@ -80,9 +80,9 @@ import json, os, random, sys
 from cycles_lite.local.transport import LocalTransport
 from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
-from cycles_lite.models import CommitRequest, EventCreateRequest, ReleaseRequest, ReservationCreateRequest
-from cycles_lite.models import ReservationExtendRequest
-from cycles_lite.values import Action, Amount
+from cycles_lite.protocol.models import CommitRequest, EventCreateRequest, ReleaseRequest, ReservationCreateRequest
+from cycles_lite.protocol.models import ReservationExtendRequest
+from cycles_lite.protocol.values import Action, Amount
 
 action = Action("llm.completion", "gpt-4o")
 client = CyclesClient(CyclesConfig(base_url=sys.argv[1], tenant="acme"))
@@ -171,7 +171,7 @@ def test_the_clock_is_read_under_the_lock(url, kind, operation):
 MAKE = """
 import sys
 from cycles_lite.local import Authority
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
 
 print("ready", flush=True)
 number = 0
@@ -209,7 +209,7 @@ def test_made_by_many_processes_at_once(url, tmp_path):
     program = (
         "import sys\n"
         "from cycles_lite.local import Authority\n"
-        "from cycles_lite.values import Amount\n"
+        "from cycles_lite.protocol.values import Amount\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "with Authority(sys.argv[1]) as authority:\n"

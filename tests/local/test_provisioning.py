@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cycles_lite.errors import ValidationError
-from cycles_lite.values import Amount, Caps, Unit
+from cycles_lite.protocol.values import Amount, Caps, Unit
 
 from .helpers import Bench
 

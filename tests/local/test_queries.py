@@ -9,7 +9,7 @@ import pytest
 
 from cycles_lite.local import cursors, filters
 from cycles_lite.local.authority import Caller
-from cycles_lite.values import Amount
+from cycles_lite.protocol.values import Amount
 
 from .helpers import ADMIN, OWNER, START, Bench, tokens
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cycles_lite.errors import ValidationError
 from cycles_lite.local.authority import Caller
-from cycles_lite.values import Amount, Unit
+from cycles_lite.protocol.values import Amount, Unit
 
 from .helpers import START, Bench
 from .reference import DAY, Reference

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from cycles_lite.local import tenants
-from cycles_lite.values import Amount, Caps
+from cycles_lite.protocol.values import Amount, Caps
 
 from .helpers import START, Bench, tokens
 

@@ -6,7 +6,7 @@ import pytest
 
 from cycles_lite.errors import ValidationError
 from cycles_lite.local import scopes
-from cycles_lite.values import SUBJECT_LEVELS, Subject
+from cycles_lite.protocol.values import SUBJECT_LEVELS, Subject
 
 
 def test_every_prefix_is_affected():

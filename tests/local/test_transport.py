@@ -12,8 +12,8 @@ from cycles_lite.config import CyclesConfig
 from cycles_lite.errors import BudgetExceededError, ConfigError, ForbiddenError
 from cycles_lite.local import Authority
 from cycles_lite.local.transport import LocalTransport
-from cycles_lite.models import CommitRequest, ReservationCreateRequest
-from cycles_lite.values import Action, Amount, Subject
+from cycles_lite.protocol.models import CommitRequest, ReservationCreateRequest
+from cycles_lite.protocol.values import Action, Amount, Subject
 
 ACTION = Action("llm.completion", "gpt-4o")
 

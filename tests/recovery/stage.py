@@ -18,7 +18,7 @@ from peers import Peer
 from serving import PATIENCE, ROOT, serving
 
 from cycles_lite import Action, CyclesClient, CyclesConfig
-from cycles_lite.clock import now_ms
+from cycles_lite.runtime.clock import now_ms
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 

@@ -17,9 +17,11 @@ from peers import Peer, allowed, answer, client_of, committed, ends_within, refu
 from serving import PATIENCE, ROOT
 from stage import ACTION, Stage, key_of, kinds_and_keys
 
-from cycles_lite import Amount, SettlementStatus, Subject, events, heartbeat, journal, settler
-from cycles_lite.clock import now_ms
-from cycles_lite.journal import Journal
+from cycles_lite import Amount, SettlementStatus, Subject, events
+from cycles_lite.background import heartbeat
+from cycles_lite.runtime.clock import now_ms
+from cycles_lite.settlement import journal, settler
+from cycles_lite.settlement.journal import Journal
 
 ESTIMATE, ACTUAL = Amount.tokens(100), Amount.tokens(42)
 

@@ -1,0 +1,1 @@
+"""What runs beside the program: one worker, and the heartbeats that it does."""

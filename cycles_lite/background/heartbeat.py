@@ -1,0 +1,133 @@
+"""Keeping a reservation alive while its work runs: `lease` decides when, the worker wakes, this sends.
+
+A failing heartbeat is told to the log and the observer, and never stops the work or its commit.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .. import events
+from ..errors import CyclesError, TransportError
+from ..protocol.checks import new_idempotency_key
+from ..protocol.models import ReservationExtendRequest, Response
+from ..runtime.clock import monotonic
+from ..runtime.log import log
+from ..transport.deadline import deadline_in
+from . import lease as leases
+from .lease import Next, Step
+from .worker import Job, worker
+
+if TYPE_CHECKING:
+    from ..client import CyclesClient
+
+
+#: How much earlier than its bound an attempt is ended, so that a late wake-up and noticing it stay within the bound.
+_AIM_BELOW_MS = 250
+
+
+class Heartbeat:
+    """The beats of one reservation. Whoever holds it keeps it beating; the worker does not."""
+
+    __slots__ = ("__weakref__", "_client", "_is_stopped", "_job", "_key", "_lease", "_reservation_id")
+
+    def __init__(self, client: CyclesClient, reservation_id: str, ttl_ms: int, created: Response) -> None:
+        self._client = client
+        self._reservation_id = reservation_id
+        self._key: str | None = None
+        self._job: Job | None = None
+        self._is_stopped = False
+        config = client.config
+        remaining: int | None = getattr(created, "remaining_ttl_ms", None)
+        granted = ttl_ms if remaining is None else min(ttl_ms, remaining)  # a server may grant less than was asked for
+        timeout = leases.attempt_timeout_ms(config.connect_timeout * 1000, config.read_timeout * 1000, granted)
+        self._lease, step = leases.created(ttl_ms, timeout, remaining, *created.attempt_ms)
+        self._follow(step, None)
+
+    def stop(self) -> None:
+        """No further beat. One that is under way ends by itself."""
+        self._is_stopped = True
+        job, self._job = self._job, None
+        if job is not None:
+            job.cancel()
+
+    def extended(self, response: Any) -> None:
+        """Take in an extension that the program made itself."""
+        if self._job is None:
+            return
+        self._job.cancel()
+        self._succeeded(response)
+
+    def _succeeded(self, response: Any) -> None:
+        self._key = None
+        self._lease, step = leases.extended(self._lease, response.remaining_ttl_ms, *response.attempt_ms)
+        self._follow(step, None)
+
+    def _failed(self, error: CyclesError) -> None:
+        self._lease, step = leases.failed(self._lease, error, monotonic() * 1000)
+        self._follow(step, error)
+
+    def _follow(self, step: Step, error: CyclesError | None) -> None:
+        """Schedule what comes next, and say so where something went wrong."""
+        if self._job is not None:  # the program extended while a beat was under way, which has scheduled its own next
+            self._job.cancel()
+        if step.next is Next.STOP:
+            self._job = None
+            disposition = f"no further extension: {step.reason.value if step.reason else 'stopped'}"
+        else:
+            delay = step.delay_ms / 1000
+            beat = _Beat()
+            job = Job(delay, beat, delay / 2 if step.next is Next.BEAT else None)
+            beat.of = weakref.ref(self, job.go_with)
+            self._job = job  # before it is posted: a beat that is due at once looks here whether it still is the next
+            worker.post(job)
+            if self._is_stopped:  # by the program's thread, while this one took in an answer
+                job.cancel()
+            disposition = f"tried again in {step.delay_ms / 1000:.1f} s with the same key"
+        if error is not None or step.next is Next.STOP:
+            self._tell(error, disposition)
+
+    def _tell(self, error: CyclesError | None, disposition: str) -> None:
+        log().warning(
+            "the heartbeat of reservation %s failed (%s); the work goes on; %s",
+            self._reservation_id,
+            error or "no safe schedule",
+            disposition,
+        )
+        self._client.observe(events.HeartbeatFailed(self._reservation_id, error, disposition))
+
+    def beat(self) -> None:
+        """One extension attempt. What the program did meanwhile, extending or finishing, goes before its outcome."""
+        job = self._job
+        if job is None:
+            return
+        if self._key is None:
+            self._key = new_idempotency_key()
+        lease = self._lease
+        request = ReservationExtendRequest(extend_by_ms=lease.ttl_ms, idempotency_key=self._key)
+        bound = max(0, (lease.request_timeout_ms or 0) - _AIM_BELOW_MS) / 1000
+        try:
+            with deadline_in(bound):
+                response = self._client.extend_once(self._reservation_id, request)
+        except Exception as e:
+            # A fault of ours, or of what instruments the transport, must not end the heartbeat in silence either.
+            error = e if isinstance(e, CyclesError) else TransportError(f"the extension failed: {e!r}")
+            if self._job is job:
+                self._failed(error)
+            return
+        if self._job is job:
+            self._succeeded(response)
+
+
+class _Beat:
+    """What a job does for a heartbeat that it does not keep alive, and so not its guard."""
+
+    __slots__ = ("of",)
+
+    of: weakref.ref[Heartbeat]
+
+    def __call__(self) -> None:
+        alive = self.of()
+        if alive is not None:
+            alive.beat()

@@ -1,0 +1,391 @@
+"""The background worker: heartbeats and retries of every client in this process.
+
+Threads are few and start late. One of them, the leader, waits for the next job that is due; the one that takes a job
+gives the lead to another, so that a request that hangs holds up nobody. Jobs are posted without a lock: the leader
+looks into the post at least every second, so a job that is due later wakes nobody, and one that is cancelled before
+then never costs more than its post.
+
+Where no thread is to be had (limits of the process, uWSGI without threads, the interpreter's end) jobs run inline when
+the library is next called.
+
+A signal handler may use the library, or raise, while the main thread is anywhere in here. So what the program's threads
+run holds no lock: they append to a deque, ring a bell that is a `SimpleQueue`, and start a thread. The heap is the
+leader's alone, and threads of the worker get no signals.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import queue
+import sys
+import threading
+import weakref
+from collections import deque
+from itertools import chain, count
+from types import SimpleNamespace
+from typing import Any, Callable
+
+from ..runtime.clock import monotonic
+from ..runtime.log import log
+from ..transport.turns import Turns
+
+#: Threads at the most, in one process.
+MAX_THREADS = 7
+
+#: Guests in the post beyond which a thread is worth its while: many of them may have been cancelled.
+_CROWD = 64
+
+#: Seconds between looks into the post while something is due soon, and while nothing is.
+_LOOK, _LONG_LOOK = 1.0, 30.0
+
+#: Seconds without any job after which a thread ends.
+_LINGER = 30.0
+
+#: Seconds after which a thread that was started and is not to be seen is no reason any more to start no other.
+_PATIENCE = 5.0
+
+
+class Job:
+    """Something to do at a time, once at the most, from any thread. It must not raise."""
+
+    __slots__ = ("__weakref__", "_waiting", "due", "earliest", "is_guest", "is_over")
+
+    def __init__(self, delay: float, run: Callable[[], None], at_least: float | None = None) -> None:
+        now = monotonic()
+        #: In seconds of `clock.monotonic()`.
+        self.due = now + delay
+        #: From when it may be run where many wait.
+        self.earliest = now + (delay if at_least is None else at_least)
+        #: It starts no thread, and keeps none that is to end.
+        self.is_guest = False
+        #: Whether it has been run to its end.
+        self.is_over = False
+        #: One entry until the job is taken or cancelled. Popping it is atomic: exactly one of the two happens.
+        self._waiting = [run]
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def cancel(self) -> bool:
+        """Let it not run any more. False where it was taken before."""
+        try:
+            self._waiting.pop()
+        except IndexError:
+            return False
+        return True
+
+    def go_with(self, _: object) -> None:
+        """Cancel it, as a weak reference's callback: what it was for is gone."""
+        self.cancel()
+
+    def run(self) -> None:
+        """Do it, unless that was taken or cancelled before."""
+        try:
+            try:
+                run = self._waiting.pop()
+            except IndexError:
+                return
+            run()
+        except Exception:
+            log().exception("a background job of cycles_lite failed")
+        finally:
+            self.is_over = True
+
+
+class Worker:
+    """The one of this process; see `worker`."""
+
+    def __init__(self) -> None:
+        self._after_fork()
+
+    def _after_fork(self) -> None:
+        """Nothing of the parent's: neither its jobs nor its threads nor its locks."""
+        self._pid = os.getpid()
+        _draining.turns, _draining.by = Turns(1), None
+        self._post: deque[Job] = deque()
+        self._heap: list[tuple[float, int, Job]] = []
+        self._order = count()
+        #: Entries of the heap beyond which it is looked through for cancelled jobs.
+        self._roomy = 64
+        #: Had by the leader, a thread of the worker's own.
+        self._lead = threading.Lock()
+        self._bell: Any = queue.SimpleQueue()
+        self._has_rung = False
+        #: Until when the leader sleeps.
+        self._sleeps_until = 0.0
+        #: The threads that there are, and those of them that wait for the lead or for a job. Each adds itself.
+        self._threads: set[int] = set()
+        self._waiting: set[int] = set()
+        #: When a thread was started that has not been seen yet; 0 where there is none.
+        self._started = 0.0
+        #: Seconds that a job takes: a guess at first, then a moving average.
+        self._pace = 0.05
+        #: By the threads of the program that run jobs inline: what is gone when they have done so, however that ends.
+        self._inline: weakref.WeakValueDictionary[int, Job] = weakref.WeakValueDictionary()
+        self._is_refused = False
+        self._has_told = False
+        self._is_leaving = False
+
+    def schedule(self, delay: float, run: Callable[[], None], at_least: float | None = None) -> Job:
+        """Run something `delay` seconds from now; where so much waits that it would be late, earlier, but not before
+        `at_least` seconds have passed."""
+        job = Job(delay, run, at_least)
+        self.post(job)
+        return job
+
+    def post(self, job: Job) -> None:
+        """Have a job run."""
+        self._check_process()
+        if not job.is_guest:
+            self._is_leaving = False
+        self._post.append(job)
+        if not self._waiting:
+            if not job.is_guest or len(self._post) > _CROWD:
+                self._start_thread()
+        elif job.due < self._sleeps_until:
+            self._ring()
+
+    def leave(self) -> None:
+        """Let the threads end as soon as there is nothing more to do."""
+        self._is_leaving = True
+        self._ring()
+
+    def catch_up(self) -> None:
+        """Take up what finalizers left; and where jobs do not run by themselves, see to those that are due."""
+        self._check_process()
+        drain()
+        me = threading.get_ident()
+        # Where some threads are to be had, a caller is spared what the network does. And a job that runs inline may
+        # come back here: what else is due follows after it.
+        if self._threads or me in self._inline:
+            return
+        if self._is_refused:
+            mark = self._inline[me] = Job(0.0, self.leave)
+            self._run_inline()
+            del mark
+        elif self._has_overdue_guest():
+            self._start_thread()
+
+    def _has_overdue_guest(self) -> bool:
+        """Whether a job that started no thread has waited long enough; the first one tells."""
+        try:
+            first = self._post[0] if self._post else self._heap[0][2]
+        except IndexError:  # there is none, or a thread has just taken it
+            return False
+        return first.due <= monotonic()
+
+    def _run_inline(self) -> None:
+        """Run what is due, also what that makes due at once. Without threads, jobs stay in the post."""
+        while True:
+            now = monotonic()
+            due = [job for job in list(self._post) if job.due <= now or not job.is_waiting]
+            if not due:
+                return
+            for job in sorted(due, key=lambda job: job.due):
+                job.run()
+                try:
+                    self._post.remove(job)
+                except ValueError:  # another thread, or a signal handler, has run it too
+                    continue
+
+    def expect_refusal(self) -> None:
+        """At the interpreter's end, Python 3.12 and later start no thread; that is nothing to warn of."""
+        self._has_told = True
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            self._after_fork()
+
+    def _ring(self) -> None:
+        """Wake the leader. It takes the mark away before it looks into the post, so that no job is overlooked."""
+        if not self._has_rung:
+            self._has_rung = True
+            self._bell.put(None)
+
+    # ---- Threads ----
+
+    def _start_thread(self) -> None:
+        now = monotonic()
+        if len(self._threads) >= MAX_THREADS or now - self._started < _PATIENCE:
+            return
+        if not self._threads:  # nobody waits for these, and gevent may have patched their modules since they were made
+            self._lead, self._bell, self._has_rung = threading.Lock(), queue.SimpleQueue(), False
+        try:
+            self._started = now
+            if _threads_never_run():
+                raise RuntimeError("uWSGI runs without --enable-threads")
+            threading.Thread(target=self._serve, name="cycles-lite-worker", daemon=True).start()
+        except RuntimeError as e:
+            self._started = 0.0
+            self._refused(e)
+        except BaseException:  # an interruption: the thread may have been started or not, and shows itself if it was
+            self._started = 0.0
+            raise
+        else:
+            self._is_refused = False
+
+    def _refused(self, e: RuntimeError) -> None:
+        self._is_refused = True
+        if not self._has_told:
+            self._has_told = True
+            log().warning("no background thread is to be had (%s): heartbeats and retries run inline", e)
+
+    def _serve(self) -> None:
+        me = threading.get_ident()
+        self._waiting.add(me)
+        self._threads.add(me)
+        self._started = 0.0
+        try:
+            while True:
+                job = self._next_job(me)
+                if job is None:
+                    return
+                start = monotonic()
+                try:
+                    job.run()
+                except BaseException:  # an observer that calls sys.exit(): the next job must not wait for ever for it
+                    log().exception("a background job of cycles_lite wanted to end the thread")
+                self._waiting.add(me)
+                self._pace += (monotonic() - start - self._pace) / 16
+        finally:
+            self._waiting.discard(me)
+            self._threads.discard(me)
+
+    def _next_job(self, me: int) -> Job | None:
+        """Wait for the lead, then for a job; None when this thread should end."""
+        while True:
+            lead = self._lead
+            leads = lead.acquire(timeout=_LINGER)
+            try:
+                job = self._wait_for_job() if leads else None
+            finally:
+                self._waiting.discard(me)
+                if leads:
+                    lead.release()
+            if job is None:
+                self._threads.discard(me)
+            if self._waiting or not self._is_needed():
+                return job
+            if job is not None:  # which may take long: somebody else is to wait for the next one
+                self._start_thread()
+                return job
+            self._threads.add(me)  # posted while this thread decided to end
+            self._waiting.add(me)
+
+    def _wait_for_job(self) -> Job | None:
+        idle_since = monotonic()
+        while True:
+            self._has_rung = False
+            try:
+                drain()
+            except BaseException:  # an observer that calls sys.exit(), as below
+                log().exception("what a finalizer of cycles_lite left wanted to end the thread")
+            self._collect()
+            now = monotonic()
+            job = self._pop_due(now)
+            if job is not None:
+                return job
+            due = self._next_due()
+            if self._is_leaving and not self._is_needed():
+                return None
+            if due is None and now - idle_since > _LINGER:
+                return None
+            if due is not None:
+                idle_since = now
+            self._sleep(now, due)
+
+    def _is_needed(self) -> bool:
+        """Whether there is a job that somebody has to wait for."""
+        jobs = chain(list(self._post), (entry[2] for entry in list(self._heap)))
+        return any(job.is_waiting and not job.is_guest for job in jobs)
+
+    def _sleep(self, now: float, due: float | None) -> None:
+        """Until a job is due, somebody rings, or it is time to look into the post."""
+        look = _LOOK if due is None or due - now < 2 * _LONG_LOOK else _LONG_LOOK
+        self._sleeps_until = now + look if due is None else min(now + look, due)
+        try:
+            if not self._post:  # posted since: whoever did so may have seen an earlier time to wake up
+                self._bell.get(True, max(0.0, self._sleeps_until - now))
+        except queue.Empty:
+            return
+        finally:
+            self._sleeps_until = 0.0
+
+    def _collect(self) -> None:
+        """Sort the post in, without what was cancelled meanwhile."""
+        while self._post:
+            job = self._post.popleft()
+            if job.is_waiting:
+                heapq.heappush(self._heap, (job.due, next(self._order), job))
+        if self._is_leaving or len(self._heap) > self._roomy:
+            self._heap = [entry for entry in self._heap if entry[2].is_waiting]
+            heapq.heapify(self._heap)
+            self._roomy = max(64, 2 * len(self._heap))
+
+    def _next_due(self) -> float | None:
+        """When the first job is to be run: the earlier, the longer all threads take for what waits, so that ten
+        thousand guards that were made together are not all due together when it is too late for most."""
+        if not self._heap:
+            return None
+        due, _, job = self._heap[0]
+        return max(job.earliest, due - len(self._heap) * self._pace / MAX_THREADS)
+
+    def _pop_due(self, now: float) -> Job | None:
+        while True:
+            due = self._next_due()
+            if due is None or (due > now and self._heap[0][2].is_waiting):
+                return None
+            job = heapq.heappop(self._heap)[2]
+            if job.is_waiting:
+                return job
+
+
+#: What finalizers have left to do. They run while any lock may be held, so all that they do is to put it here; a deque,
+#: because what is to be done is taken away when it has been done, and an interruption in between loses nothing.
+left_over: deque[Callable[[], None]] = deque()
+
+#: The turn at it, which no interruption can lose, and the thread that has it.
+_draining: Any = SimpleNamespace()
+
+worker = Worker()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=worker._after_fork)
+
+
+def drain() -> None:
+    """Do what finalizers left, unless somebody is at it: another thread, or what this signal handler interrupts."""
+    turn = _draining.turns.take(0) if left_over else None
+    if turn is None:
+        return
+    try:
+        _draining.by = threading.get_ident()
+        while left_over:
+            _do(left_over[0])
+    finally:
+        _draining.by = None
+        turn.give_back()
+
+
+def is_drained() -> bool:
+    """Whether there is nothing to do, or none that this thread could wait for."""
+    return not left_over or _draining.by == threading.get_ident()
+
+
+def _do(note: Callable[[], None]) -> None:
+    try:
+        note()
+    except Exception:
+        log().exception("what a finalizer of cycles_lite left failed")
+    left_over.popleft()  # at the end, so that an interruption before leaves it to be done again
+
+
+def _threads_never_run() -> bool:
+    """uWSGI starts threads and never runs them, unless it is told to."""
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return False
+    options = getattr(uwsgi, "opt", {})
+    return not any(options.get(name) for name in ("enable-threads", b"enable-threads", "threads", b"threads"))

@@ -1,0 +1,1 @@
+"""What guards, and the wrappers that make them, are built of."""

@@ -1,0 +1,187 @@
+"""Functions whose work is done after they have returned: generators are guarded step by step, coroutines refused."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Generator
+
+from ..background.worker import left_over
+from ..transport.turns import Turns
+from .costs import settle_by_estimate, settle_by_estimate_later
+from .current import inside
+
+if TYPE_CHECKING:
+    from ..guard import ReservationGuard
+
+#: What a function returns whose work has not been done yet. The classes of `typing` take longer to ask.
+_ASYNCHRONOUS = (collections.abc.Coroutine, collections.abc.AsyncGenerator)
+UNDONE: Any = (collections.abc.Generator, *_ASYNCHRONOUS)
+
+
+def is_generator_function(fn: Any) -> bool:
+    return inspect.isgeneratorfunction(_innermost(fn))
+
+
+def refuse_asynchronous(decorator: str, fn: Any) -> None:
+    """Refuse coroutine functions, asynchronous generators and what cannot be called."""
+    inner = _innermost(fn)
+    if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in (fn, inner)):
+        raise _asynchronous(decorator, fn)
+    if not callable(fn):
+        raise TypeError(f"@{decorator}: {fn!r} is not callable; is it used without its parentheses?")
+
+
+def refuse_unawaited(decorator: str, fn: Any, result: Any) -> None:
+    """Refuse what another decorator hid until the call: nothing will await it."""
+    if isinstance(result, _ASYNCHRONOUS):
+        if isinstance(result, collections.abc.Coroutine):
+            result.close()
+        raise _asynchronous(decorator, fn)
+
+
+def goes_on(steps: Any) -> bool:
+    """Whether a generator can still be stepped: after an exception that means that this step was refused."""
+    return getattr(steps, "gi_frame", None) is not None
+
+
+def _asynchronous(decorator: str, fn: Any) -> TypeError:
+    name = getattr(fn, "__qualname__", repr(fn))
+    return TypeError(
+        f"@{decorator}: {name} is asynchronous, and cycles_lite is blocking; use the SDK runcycles for asyncio"
+    )
+
+
+def _innermost(fn: Any) -> Any:
+    """The function in a partial, and in an object that is called."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    is_plain = inspect.isfunction(fn) or inspect.ismethod(fn) or inspect.isclass(fn)
+    return fn if is_plain else getattr(fn, "__call__", fn)  # noqa: B004
+
+
+#: The guards of generators under way, by the `id` of the generator. Objects that are collected together are finalized
+#: in any order: a guard that went with its generator might be released before that could say what it costs.
+_under_way: dict[int, ReservationGuard] = {}
+
+
+class GuardedGenerator(Generator[Any, Any, Any]):
+    """A generator whose guard lives from its first step to its last, and is current inside each step alone.
+
+    how it ends                                     what is committed
+    ----------------------------------------------  --------------------------------------------------
+    it is exhausted                                 what `settle(guard, its result)` says
+    `close()`, GeneratorExit, collected unfinished  the meter if there is one, else the estimate, marked
+    any other exception                             the meter if there is one, else it is released
+
+    It behaves as the generator in it does, also for wrong uses: those change nothing, because its work goes on.
+    """
+
+    _guard: ReservationGuard | None = None
+    _is_collected = False
+
+    def __init__(
+        self,
+        steps: Any,
+        settle: Callable[[ReservationGuard, Any], None],
+        reserve: Callable[[], ReservationGuard] | None = None,
+        guard: ReservationGuard | None = None,
+    ) -> None:
+        """Either `reserve` gives the guard before the first step, or there is one already."""
+        self._steps, self._settle, self._reserve = steps, settle, reserve
+        #: Whoever has the one turn steps, closes and settles.
+        self._turns = Turns(1)
+        if guard is not None:
+            self._begin(guard)
+
+    def _begin(self, guard: ReservationGuard) -> None:
+        self._guard = _under_way[id(self)] = guard
+
+    @property
+    def gi_frame(self) -> Any:
+        """As every generator's: None once it is over."""
+        return getattr(self._steps, "gi_frame", None)
+
+    def send(self, value: Any) -> Any:
+        return self._in_turn(self._send, value)
+
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
+        # Python 3.12 warns where more than one argument is given.
+        given = (kind,) if value is None and traceback is None else (kind, value, traceback)
+        return self._in_turn(self._advance, self._steps.throw, *given)
+
+    def close(self) -> Any:
+        return self._in_turn(self._close)
+
+    def __del__(self) -> None:
+        # Finalizers run while any lock may be held: what is to be sent is left to the worker. The body's `finally`
+        # blocks run here, as those of every generator do, and what they meter counts.
+        guard = _under_way.pop(id(self), None)
+        if guard is not None and guard.is_active and not sys.is_finalizing():
+            self._is_collected = True
+            self._close()
+
+    def _in_turn(self, step: Callable[..., Any], *given: Any) -> Any:
+        turn = self._turns.take(0)
+        if turn is None:
+            raise ValueError("generator already executing")
+        try:
+            return step(*given)
+        finally:
+            turn.give_back()
+
+    def _send(self, value: Any) -> Any:
+        if self._guard is None and value is None and self._reserve is not None and self._is_unrun():
+            self._begin(self._reserve())
+        return self._advance(self._steps.send, value)
+
+    def _is_unrun(self) -> bool:
+        return self._reserve is not None and inspect.getgeneratorstate(self._steps) == inspect.GEN_CREATED
+
+    def _close(self) -> Any:
+        if self._guard is not None and self._is_unrun():  # its first step was interrupted before it began
+            self._failed(self._guard, GeneratorExit())
+            return self._steps.close()
+        try:
+            result = self._advance(self._steps.close)
+        except RuntimeError:
+            if goes_on(self._steps):  # it has ignored this and yielded again
+                self._closed_early()
+            raise
+        self._closed_early()
+        return result
+
+    def _advance(self, advance: Callable[..., Any], *given: Any) -> Any:
+        guard = self._guard
+        if guard is None:  # it has not begun, so there is nothing to settle
+            return advance(*given)
+        with inside(guard):
+            try:
+                return advance(*given)
+            except StopIteration as stop:
+                self._settle(guard, stop.value)
+                raise
+            except GeneratorExit:
+                self._closed_early()
+                raise
+            except BaseException as e:
+                if not goes_on(self._steps):
+                    self._failed(guard, e)
+                raise
+
+    def _closed_early(self) -> None:
+        guard = self._guard
+        if guard is None:
+            return
+        if self._is_collected:
+            left_over.append(functools.partial(settle_by_estimate_later, guard))
+        else:
+            settle_by_estimate(guard)
+
+    def _failed(self, guard: ReservationGuard, error: BaseException) -> None:
+        if self._is_collected:
+            left_over.append(guard.settle_abandoned)
+        else:
+            guard.end(error)

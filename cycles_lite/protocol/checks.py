@@ -1,0 +1,217 @@
+"""What the protocol allows in a field: pure checks that return the legal value or raise `ValidationError`.
+
+Every message names the field, what was given and what is allowed. Values are shown shortened; none of the fields
+checked here holds a secret.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+import reprlib
+from typing import Any, Callable, Mapping
+
+from ..errors import ValidationError
+
+INT64_MAX = 2**63 - 1
+INT64_MIN = -(2**63)
+
+#: Nesting that metadata may have: deeper values are cyclic or hostile, and `json` stops at about a thousand.
+_MAX_DEPTH = 200
+
+#: Bits of an integer in metadata: as decimal digits always fewer than Python may refuse to convert (640).
+_MAX_BITS = 2048
+
+#: Characters of an error message that a value may take, and those that a field's path may.
+_SHOWN = 60
+
+
+def new_idempotency_key() -> str:
+    """128 random bits from the operating system, read now: a pool would be shared by forked children."""
+    return os.urandom(16).hex()
+
+
+class _Shortened(reprlib.Repr):
+    """A repr that takes no longer for a huge value, and that Python's limit on digits does not stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, _SHOWN, _SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= _MAX_BITS else f"<an integer of {x.bit_length()} bits>"
+
+
+_shortened = _Shortened()
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: short, whatever it is."""
+    try:
+        text = _shortened.repr(value)
+    except Exception:  # the value's own repr, or a class that is named like a built-in one
+        return f"<{type(value).__name__}>"
+    if not text.isprintable():  # a repr of several lines, or one that no log can encode
+        text = repr(text)[1:-1]
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def refuse(field: str, value: object, expected: str) -> ValidationError:
+    return ValidationError(f"{field}: {shown(value)} is not {expected}")
+
+
+def is_a(value: object, kind: Any) -> bool:
+    """As `isinstance`, of which a proxy (`flask.request` outside of one) may make an exception."""
+    try:
+        return isinstance(value, kind)
+    except Exception:
+        return False
+
+
+def integer(field: str, value: Any, low: int, high: int) -> int:
+    """An integer of low..high. Integer-like types (numpy's) are taken, bools and floats are not."""
+    if type(value) is not int:
+        if is_a(value, bool):
+            raise refuse(field, value, "an integer")
+        try:
+            value = int.__index__(operator.index(value))
+        except Exception as e:  # a TypeError, or what the program's own method raises
+            raise refuse(field, value, "an integer") from e
+    if low <= value <= high:
+        return value  # type: ignore[no-any-return]
+    raise refuse(field, value, f"in {low}..{high}")
+
+
+def rounded(field: str, value: Any, high: int) -> int:
+    """A real number of 0..high as the nearest integer, halves to the even one: floats, Decimals, Fractions, numpy's."""
+    try:
+        # Compared before it is rounded: as an integer, Decimal("1e999999999") would take all memory.
+        if 0 <= value <= high:
+            return int(operator.index(round(value)))
+    except Exception as e:  # no number, or a Decimal's NaN
+        raise refuse(field, value, f"a number in 0..{high}") from e
+    raise refuse(field, value, f"a number in 0..{high}")
+
+
+def boolean(field: str, value: Any) -> bool:
+    if value is True or value is False:
+        return bool(value)
+    raise refuse(field, value, "true or false")
+
+
+def free_text(field: str, value: Any, longest: int) -> str:
+    """Any text of at most `longest` characters that can be encoded."""
+    if type(value) is not str:
+        value = _plain(field, value, "a string", str)
+    if len(value) > longest:
+        raise refuse(field, value, f"at most {longest} characters long")
+    if not value.isprintable() and re.search("[\ud800-\udfff]", value):
+        raise refuse(field, value, "free of lone surrogates")
+    return value  # type: ignore[no-any-return]
+
+
+def words(field: str, value: Any, longest: int) -> str:
+    """Free text of at least one character."""
+    made = free_text(field, value, longest)
+    if made:
+        return made
+    raise refuse(field, value, "at least one character long")
+
+
+def text(field: str, value: Any, longest: int) -> str:
+    """What a header, a path or a query carries: 1..longest characters, none of them a control character."""
+    made = words(field, value, longest)
+    if not made.isprintable() and re.search("[\x00-\x1f\x7f-\x9f]", value):
+        raise refuse(field, value, "free of control characters")
+    return made
+
+
+def dimensions(field: str, value: Any) -> dict[str, str]:
+    """At most 16 strings of at most 256 characters, by name (protocol: `Subject.dimensions`)."""
+    if type(value) is not dict:
+        value = _plain(field, value, "a mapping of strings", Mapping)
+    if len(value) > 16:
+        raise refuse(field, value, "a mapping of at most 16 entries")
+    copied = {}
+    for name, entry in list(value.items()):
+        name = free_text(field, name, INT64_MAX)
+        copied[name] = free_text(_below(field, name), entry, 256)
+    return copied
+
+
+def items(field: str, value: Any) -> Any:
+    """What is in a list or a tuple."""
+    return list(value) if type(value) in (list, tuple) else _plain(field, value, "a list", (list, tuple))
+
+
+def json_object(field: str, value: Any) -> dict[str, Any]:
+    """A JSON object: string keys, and only values that JSON has. Copied, so that later changes do not reach it.
+
+    Whatever the value is, and whatever its methods raise: it is copied, or refused with a `ValidationError`.
+    """
+    if type(value) is not dict:
+        value = _plain(field, value, "a mapping", Mapping)
+    try:
+        copied: dict[str, Any] = _json_value(field, value, _MAX_DEPTH)
+    except RecursionError as e:  # in a program that is deep down already
+        raise refuse(field, value, "nested less deep") from e
+    return copied
+
+
+def _json_value(field: str, value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind not in _JSON:
+        value = _plain(field, value, "a JSON value")
+        kind = type(value)
+    if kind is str:
+        return free_text(field, value, INT64_MAX)
+    if kind is dict or kind is list:
+        if depth == 0:
+            raise refuse(field, value, f"nested at most {_MAX_DEPTH} deep")
+        if kind is list:
+            return [_json_value(field, entry, depth - 1) for entry in value]
+        copied = {}
+        for name, entry in list(value.items()):  # copied at once: another thread may be adding to it
+            name = free_text(field, name, INT64_MAX)
+            copied[name] = _json_value(_below(field, name), entry, depth - 1)
+        return copied
+    if kind is int and value.bit_length() > _MAX_BITS:
+        raise refuse(field, value, f"an integer of at most {_MAX_BITS} bits")
+    if kind is float and value - value != 0.0:  # an infinity or NaN
+        raise refuse(field, value, "a finite number")
+    return value
+
+
+_JSON = frozenset((str, bool, int, float, type(None), dict, list))
+
+#: What an instance of a subclass becomes, without asking it: its methods are the program's.
+_PLAIN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, int.__index__),
+    (float, float.__float__),
+    (Mapping, dict),
+    ((list, tuple), list),
+)
+
+
+def _plain(field: str, value: Any, expected: str, wanted: Any = object) -> Any:
+    """The built-in value that one of another class stands for. Proxies, lazy mappings and the like may raise anything
+    when they are looked at, and that is told as what it is: a value that cannot be used.
+
+    Never for a value that is a built-in one: what is raised there is none of its doing, but a signal handler's.
+    """
+    try:
+        if isinstance(value, wanted):
+            for kind, plain in _PLAIN:
+                if isinstance(value, kind):
+                    return plain(value)
+    except Exception as e:
+        raise refuse(field, value, expected) from e
+    raise refuse(field, value, expected)
+
+
+def _below(field: str, name: str) -> str:
+    """The path of an entry, or its parent's where that would be long or unreadable."""
+    path = f"{field}.{name}"
+    return path if len(path) <= _SHOWN and path.isprintable() else field

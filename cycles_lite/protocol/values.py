@@ -1,0 +1,376 @@
+"""What requests and responses are made of: amounts, subjects, actions, caps, metrics, and the protocol's words."""
+
+from __future__ import annotations
+
+import operator
+import re
+from dataclasses import field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
+
+from ..errors import ValidationError
+from .checks import INT64_MAX, INT64_MIN, integer, is_a, refuse
+from .fields import (
+    COUNT,
+    JSON,
+    SERVER_TEXT,
+    SIGNED,
+    Dimensions,
+    FreeText,
+    ListOf,
+    Milliseconds,
+    Model,
+    OneOf,
+    Text,
+    Words,
+    model,
+    of,
+)
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+#: One dollar is 10^8 microcents.
+_PLACES = 8
+MICROCENTS_PER_USD = 10**_PLACES
+
+#: The levels of a subject, from the root of the budget hierarchy down (protocol: SCOPE DERIVATION).
+SUBJECT_LEVELS = ("tenant", "workspace", "app", "workflow", "agent", "toolset")
+
+
+class _Words(str, Enum):
+    """Members are strings, print as their value, and are JSON as they are."""
+
+    # Functions of its own: Python 3.7 puts Enum's in the place of str's.
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def __format__(self, format_spec: str) -> str:
+        return str.__format__(self, format_spec)
+
+
+class Unit(_Words):
+    """What an amount counts. One USD is 10^8 USD_MICROCENTS."""
+
+    USD_MICROCENTS = "USD_MICROCENTS"
+    TOKENS = "TOKENS"
+    CREDITS = "CREDITS"
+    RISK_POINTS = "RISK_POINTS"
+
+
+class Decision(_Words):
+    """The authority's answer to a planned action."""
+
+    ALLOW = "ALLOW"
+    ALLOW_WITH_CAPS = "ALLOW_WITH_CAPS"
+    DENY = "DENY"
+
+
+class CommitOveragePolicy(_Words):
+    """What happens when an action cost more than was reserved."""
+
+    REJECT = "REJECT"
+    ALLOW_IF_AVAILABLE = "ALLOW_IF_AVAILABLE"
+    ALLOW_WITH_OVERDRAFT = "ALLOW_WITH_OVERDRAFT"
+
+
+class ReservationStatus(_Words):
+    ACTIVE = "ACTIVE"
+    COMMITTED = "COMMITTED"
+    RELEASED = "RELEASED"
+    EXPIRED = "EXPIRED"
+
+
+class SortDirection(_Words):
+    ASC = "asc"
+    DESC = "desc"
+
+
+class ErrorCode(_Words):
+    """The codes that this version knows; the set is open."""
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    FORBIDDEN = "FORBIDDEN"
+    NOT_FOUND = "NOT_FOUND"
+    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
+    BUDGET_FROZEN = "BUDGET_FROZEN"
+    BUDGET_CLOSED = "BUDGET_CLOSED"
+    RESERVATION_EXPIRED = "RESERVATION_EXPIRED"
+    RESERVATION_FINALIZED = "RESERVATION_FINALIZED"
+    IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH"
+    UNIT_MISMATCH = "UNIT_MISMATCH"
+    OVERDRAFT_LIMIT_EXCEEDED = "OVERDRAFT_LIMIT_EXCEEDED"
+    DEBT_OUTSTANDING = "DEBT_OUTSTANDING"
+    MAX_EXTENSIONS_EXCEEDED = "MAX_EXTENSIONS_EXCEEDED"
+    LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
+    TENANT_CLOSED = "TENANT_CLOSED"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+
+
+_COUNT = of(COUNT)
+_LEVEL = of(Text(128))
+_new = object.__new__
+_UNITS = {unit.value: unit for unit in Unit}
+
+Q = TypeVar("Q", bound="_Quantity")
+
+
+class _Quantity(Model):
+    """A number of a unit. Quantities of one unit compare and add up, with or without a sign; `str` is for people."""
+
+    _least: ClassVar[int]
+
+    unit: Unit
+    amount: int
+
+    @property
+    def dollars(self) -> Decimal:
+        """An amount of USD_MICROCENTS in dollars, exactly."""
+        from decimal import Decimal  # costly, and rarely needed
+
+        if self.unit != Unit.USD_MICROCENTS:
+            raise ValidationError(f"dollars: {self} is no amount of USD_MICROCENTS")
+        return Decimal(_in_dollars(self.amount))
+
+    def __str__(self) -> str:
+        if self.unit == Unit.USD_MICROCENTS:
+            return _in_dollars(self.amount) + " USD"
+        return f"{self.amount} {self.unit}"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Quantity):
+            return NotImplemented
+        return self.amount == other.amount and self.unit == other.unit
+
+    __hash__ = Model.__hash__
+
+    def __lt__(self, other: _Quantity) -> bool:
+        return self._compared(operator.lt, other)
+
+    def __le__(self, other: _Quantity) -> bool:
+        return self._compared(operator.le, other)
+
+    def __gt__(self, other: _Quantity) -> bool:
+        return self._compared(operator.gt, other)
+
+    def __ge__(self, other: _Quantity) -> bool:
+        return self._compared(operator.ge, other)
+
+    def _compared(self, compare: Callable[[int, int], bool], other: _Quantity) -> bool:
+        if not isinstance(other, _Quantity):
+            return NotImplemented
+        return compare(self.amount, self._of_one_unit(other))
+
+    def __add__(self: Q, other: _Quantity) -> Q:
+        return self._summed("sum", other, 1)
+
+    def __sub__(self: Q, other: _Quantity) -> Q:
+        return self._summed("difference", other, -1)
+
+    def _summed(self: Q, name: str, other: _Quantity, sign: int) -> Q:
+        if not isinstance(other, _Quantity):
+            return NotImplemented
+        amount = self.amount + sign * self._of_one_unit(other)
+        made = _new(type(self))
+        made.__dict__.update(unit=self.unit, amount=integer(name, amount, self._least, INT64_MAX))
+        return made
+
+    def _of_one_unit(self, other: _Quantity) -> int:
+        if other.unit != self.unit:
+            raise ValidationError(f"unit: {self} and {other} are not of one unit")
+        return other.amount
+
+    @classmethod
+    def read(cls: type[Q], field: str, value: Any, strict: bool) -> Q:
+        # Answers hold more of these than of anything else, nearly always just so.
+        if type(value) is dict and len(value) == 2:
+            amount, unit = value.get("amount"), value.get("unit")
+            if type(amount) is int and cls._least <= amount <= INT64_MAX and type(unit) is str and unit in _UNITS:
+                made = _new(cls)
+                values = made.__dict__
+                values["unit"], values["amount"] = _UNITS[unit], amount
+                return made
+        return super().read(field, value, strict)
+
+
+def _in_dollars(microcents: int) -> str:
+    """Without an exponent, and without zeros that say nothing."""
+    whole, rest = divmod(abs(microcents), MICROCENTS_PER_USD)
+    return "-" * (microcents < 0) + f"{whole}.{rest:0{_PLACES}d}".rstrip("0").rstrip(".")
+
+
+_DOLLARS = 'a decimal string such as "0.05", an integer or a Decimal'
+
+#: A number in ASCII, so that whatever it is, there is one way to read it: endless digits take no longer than they must.
+_DECIMAL = r"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?)([0-9]+))?\Z"
+
+
+def _microcents(text: str) -> int | None:
+    """The microcents in a decimal number of dollars, a fraction of one rounded up; None where it is no number, and a
+    number out of range where the dollars are. Powers of ten are never made, so that none is too large to make."""
+    match = re.match(_DECIMAL, text)
+    if match is None:
+        return None
+    sign, whole, fraction, exponent_sign, exponent = match.groups("")
+    digits = (whole + fraction).lstrip("0")
+    if not digits:
+        return 0
+    if sign == "-":
+        return -1
+    # More digits of an exponent than 15 say no more.
+    exponent = exponent_sign + "0" + exponent.lstrip("0")[:15]
+    places = len(digits) - len(fraction) + int(exponent) + _PLACES
+    if places > len(str(INT64_MAX)):
+        return INT64_MAX + 1
+    kept, rest = digits[: max(places, 0)], digits[max(places, 0) :]
+    return int(kept.ljust(places, "0") or 0) + (rest.strip("0") != "")
+
+
+@model
+class Amount(_Quantity):
+    """A quantity of 0..2^63-1 in one unit. Whatever has `__index__` counts as an integer (numpy's); floats and bools
+    are refused.
+
+    Amounts of one unit are in order, add up and subtract; `sum` needs a start, such as `Amount.tokens(0)`. What is out
+    of range, or of another unit, raises `ValidationError`.
+
+    >>> str(Amount.tokens(1000)), str(Amount.usd("0.05") - Amount.usd_microcents(1))
+    ('1000 TOKENS', '0.04999999 USD')
+    """
+
+    _least = 0
+
+    unit: Unit = field(metadata=of(OneOf(Unit)))
+    amount: int = field(metadata=_COUNT)
+
+    @classmethod
+    def usd_microcents(cls, amount: int) -> Amount:
+        return cls(unit=Unit.USD_MICROCENTS, amount=amount)
+
+    @classmethod
+    def tokens(cls, amount: int) -> Amount:
+        return cls(unit=Unit.TOKENS, amount=amount)
+
+    @classmethod
+    def credits(cls, amount: int) -> Amount:
+        return cls(unit=Unit.CREDITS, amount=amount)
+
+    @classmethod
+    def risk_points(cls, amount: int) -> Amount:
+        return cls(unit=Unit.RISK_POINTS, amount=amount)
+
+    @classmethod
+    def usd(cls, dollars: str | int | Decimal) -> Amount:
+        """USD_MICROCENTS from dollars: a string in any decimal notation (blanks around it do not count), an integer or
+        a `Decimal`, up to 92233720368.54775807. A fraction of a microcent is rounded up.
+
+        >>> Amount.usd("0.05").amount, Amount.usd("9.0E-7").amount, Amount.usd("1e-9").amount
+        (5000000, 90, 1)
+        """
+        microcents = _microcents(_as_text(dollars))
+        if microcents is None:
+            raise refuse("dollars", dollars, _DOLLARS)
+        if 0 <= microcents <= INT64_MAX:
+            return cls(Unit.USD_MICROCENTS, microcents)
+        raise refuse("dollars", dollars, "in 0..92233720368.54775807")
+
+
+def _as_text(dollars: Any) -> str:
+    """Dollars as `_microcents` reads them."""
+    if type(dollars) is str or is_a(dollars, str):
+        return str.__str__(dollars).strip()
+    if is_a(dollars, float):
+        raise refuse("dollars", dollars, "exact, because it is a float: give str(x) or a Decimal")
+    if hasattr(type(dollars), "__index__") and not is_a(dollars, bool):
+        return str(integer("dollars", dollars, 0, INT64_MAX // MICROCENTS_PER_USD))
+    from decimal import Decimal  # costly, and rarely needed
+
+    if is_a(dollars, Decimal):
+        return Decimal.__str__(dollars)
+    raise refuse("dollars", dollars, _DOLLARS)
+
+
+@model
+class SignedAmount(_Quantity):
+    """Like `Amount`, but an overdraft makes it negative: -2^63..2^63-1. The two compare; a sum or a difference of both
+    is of the left one's class."""
+
+    _least = INT64_MIN
+
+    unit: Unit = field(metadata=of(OneOf(Unit)))
+    amount: int = field(metadata=of(SIGNED))
+
+
+@model
+class Levels(Model):
+    """The six levels, each 1..128 characters."""
+
+    tenant: str | None = field(default=None, metadata=_LEVEL)
+    workspace: str | None = field(default=None, metadata=_LEVEL)
+    app: str | None = field(default=None, metadata=_LEVEL)
+    workflow: str | None = field(default=None, metadata=_LEVEL)
+    agent: str | None = field(default=None, metadata=_LEVEL)
+    toolset: str | None = field(default=None, metadata=_LEVEL)
+
+
+@model
+class Subject(Levels):
+    """Whose budgets an action draws on: at least one of the six levels, each 1..128 characters.
+
+    Portable values match `[a-zA-Z0-9_.-]+`. `dimensions` are up to 16 labels of up to 256 characters for reports;
+    they alone make no subject.
+    """
+
+    dimensions: Mapping[str, str] | None = field(default=None, metadata=of(Dimensions()))
+
+    def __post_init__(self) -> None:
+        if not any(getattr(self, level) for level in SUBJECT_LEVELS):
+            raise ValidationError("subject: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
+
+
+@model
+class Action(Model):
+    """What is about to be done: a kind such as `llm.completion` (1..64 characters), a name (1..256), up to 10 tags of
+    up to 64."""
+
+    kind: str = field(metadata=of(Words(64)))
+    name: str = field(metadata=of(Words(256)))
+    tags: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(64), most=10)))
+
+
+@model
+class Caps(Model):
+    """Limits that come with ALLOW_WITH_CAPS (protocol: `Caps`, PRECEDENCE RULES)."""
+
+    max_tokens: int | None = field(default=None, metadata=_COUNT)
+    max_steps_remaining: int | None = field(default=None, metadata=_COUNT)
+    tool_allowlist: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(256))))
+    tool_denylist: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(256))))
+    cooldown_ms: int | None = field(default=None, metadata=_COUNT)
+
+    def is_tool_allowed(self, name: str) -> bool:
+        """Whether a tool may be used: a non-empty allowlist decides alone, else the denylist; case counts."""
+        if self.tool_allowlist:
+            return name in self.tool_allowlist
+        return name not in (self.tool_denylist or ())
+
+
+@model
+class CyclesMetrics(Model):
+    """What an action measured (protocol: `StandardMetrics`). Counts are 0..2^63-1. `latency_ms` is any real number of
+    milliseconds, which is rounded to a whole one, a half to the even one."""
+
+    tokens_input: int | None = field(default=None, metadata=_COUNT)
+    tokens_output: int | None = field(default=None, metadata=_COUNT)
+    latency_ms: int | None = field(default=None, metadata=of(Milliseconds()))
+    model_version: str | None = field(default=None, metadata=of(FreeText(128)))
+    custom: Mapping[str, Any] | None = field(default=None, metadata=of(JSON))
+
+
+@model
+class CyclesEvidenceRef(Model):
+    """Where the signed evidence of an operation can be fetched."""
+
+    evidence_id: str = field(metadata=of(SERVER_TEXT))
+    cycles_evidence_url: str = field(metadata=of(SERVER_TEXT))

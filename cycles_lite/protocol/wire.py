@@ -1,0 +1,324 @@
+"""The protocol's operations, and what travels: requests to JSON, answers to responses or errors.
+
+An answer counts as success only when it proves it: exactly the operation's status, the required fields with their
+types, and for what moves money the status word and known units. All else is an error answer or a `ResponseError`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, TypeVar
+
+from ..errors import DENIALS, ApiError, BudgetDenied, ResponseError, ValidationError, error_class
+from .checks import INT64_MAX
+from .fields import Model
+from .values import Unit
+
+if TYPE_CHECKING:
+    from .models import ErrorResponse, ReservationCreateResponse, Response
+
+M = TypeVar("M", bound=Model)
+
+
+class Operation(NamedTuple):
+    """One operation of the protocol (protocol: `paths`)."""
+
+    name: str
+    method: str
+    #: The path; `{id}` stands for the quoted reservation or evidence id.
+    path: str
+    #: The one status that means success.
+    status: int
+    #: The names of its models.
+    response_name: str
+    request_name: str | None = None
+    #: The `status` word that proves success, where the answer moves or holds money.
+    proof: str | None = None
+    #: Denial codes are a `BudgetDenied`: the work has not run yet.
+    reserves: bool = False
+    #: Denial codes are a `SettlementRejectedError`: the work has run.
+    settles: bool = False
+    #: No API key is sent (protocol: `security: []`).
+    public: bool = False
+
+    @property
+    def response(self) -> type[Response]:
+        """The model of its success."""
+        response: type[Response] = _model(self.response_name)
+        return response
+
+    @property
+    def request(self) -> type[Model] | None:
+        """The model of its body, where it has one."""
+        return _model(self.request_name) if self.request_name else None
+
+
+@lru_cache(maxsize=None)
+def _model(name: str) -> Any:
+    """A model, of which programs import few and the first call needs the first: half of what the package would take
+    to import."""
+    from . import models
+
+    return getattr(models, name)
+
+
+CREATE_RESERVATION = Operation(
+    "create_reservation",
+    "POST",
+    "/v1/reservations",
+    200,
+    "ReservationCreateResponse",
+    "ReservationCreateRequest",
+    reserves=True,
+)
+COMMIT_RESERVATION = Operation(
+    "commit_reservation",
+    "POST",
+    "/v1/reservations/{id}/commit",
+    200,
+    "CommitResponse",
+    "CommitRequest",
+    "COMMITTED",
+    settles=True,
+)
+RELEASE_RESERVATION = Operation(
+    "release_reservation",
+    "POST",
+    "/v1/reservations/{id}/release",
+    200,
+    "ReleaseResponse",
+    "ReleaseRequest",
+    "RELEASED",
+)
+EXTEND_RESERVATION = Operation(
+    "extend_reservation",
+    "POST",
+    "/v1/reservations/{id}/extend",
+    200,
+    "ReservationExtendResponse",
+    "ReservationExtendRequest",
+    "ACTIVE",
+)
+DECIDE = Operation("decide", "POST", "/v1/decide", 200, "DecisionResponse", "DecisionRequest", reserves=True)
+CREATE_EVENT = Operation(
+    "create_event",
+    "POST",
+    "/v1/events",
+    201,
+    "EventCreateResponse",
+    "EventCreateRequest",
+    "APPLIED",
+    settles=True,
+)
+LIST_RESERVATIONS = Operation("list_reservations", "GET", "/v1/reservations", 200, "ReservationListResponse")
+GET_RESERVATION = Operation("get_reservation", "GET", "/v1/reservations/{id}", 200, "ReservationDetail")
+GET_BALANCES = Operation("get_balances", "GET", "/v1/balances", 200, "BalanceResponse")
+GET_EVIDENCE = Operation("get_evidence", "GET", "/v1/evidence/{id}", 200, "CyclesEvidenceEnvelope", public=True)
+GET_EVIDENCE_KEYS = Operation(
+    "get_evidence_keys", "GET", "/v1/.well-known/cycles-jwks.json", 200, "CyclesEvidenceJwks", public=True
+)
+
+OPERATIONS = (
+    CREATE_RESERVATION,
+    COMMIT_RESERVATION,
+    RELEASE_RESERVATION,
+    EXTEND_RESERVATION,
+    DECIDE,
+    CREATE_EVENT,
+    LIST_RESERVATIONS,
+    GET_RESERVATION,
+    GET_BALANCES,
+    GET_EVIDENCE,
+    GET_EVIDENCE_KEYS,
+)
+
+IDEMPOTENCY_KEY_HEADER = "X-Idempotency-Key"
+API_KEY_HEADER = "X-Cycles-API-Key"
+
+
+class Call(NamedTuple):
+    """One request, ready to send."""
+
+    operation: Operation
+    #: The id in the path, unquoted.
+    id: str | None
+    query: Mapping[str, str]
+    body: bytes
+    headers: Mapping[str, str]
+    #: The tenant of the configuration, for an authority that has no API key to tell it.
+    tenant: str | None
+    #: Seconds for a new connection, and for the answer after it; the attempt as a whole is bounded by their sum.
+    connect_timeout: float
+    read_timeout: float
+    #: Use a new connection.
+    fresh: bool = False
+    #: Seconds for the attempt on a connection that has served before, which may lead nowhere by now.
+    reused_bound: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Call {self.operation.name} {self.id or ''}>"  # the API key is among the headers
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    #: Names in lower case.
+    headers: Mapping[str, str]
+    body: bytes
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def dumps(data: Any) -> bytes:
+    """Compact JSON, in ASCII."""
+    return _encode(data).encode("ascii")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int:
+    """int() takes quadratic time, and Python's own limit of 4300 digits came late (3.7.14, 3.8.14, ...)."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} characters")
+    return int(digits)
+
+
+#: Nothing of the protocol has more than 19.
+_MOST_DIGITS = 640
+
+_decode = json.JSONDecoder(parse_constant=_no_constant).decode
+_decode_wary = json.JSONDecoder(parse_constant=_no_constant, parse_int=_integer).decode
+
+
+def loads(body: bytes) -> Any:
+    """Decoded JSON. Raises `ValueError` for whatever is not: NaN, bad UTF-8, bottomless nesting and endless integers
+    included."""
+    # To look at each integer takes a third of the time; nearly always all digits together are too few for a long one.
+    digits = len(body) - len(body.translate(None, b"0123456789"))
+    try:
+        return (_decode if digits <= _MOST_DIGITS else _decode_wary)(body.decode("utf-8"))
+    except RecursionError as e:
+        raise ValueError("nested too deep") from e
+
+
+def parse_request(model: type[M], body: bytes) -> M:
+    """The request in a body that a server got. Raises `ValidationError` that names what is wrong."""
+    try:
+        data = loads(body)
+    except ValueError as e:
+        raise ValidationError(f"body: not JSON: {e}") from e
+    return model.parse(data)
+
+
+def query(filters: Model) -> dict[str, str]:
+    """The query parameters of a list or balance request."""
+    return {name: _parameter(value) for name, value in filters.to_json().items()}
+
+
+def _parameter(value: Any) -> str:
+    if value is True:
+        return "true"
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def read_answer(operation: Operation, answer: Answer, unit: str | None = None) -> Any:
+    """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message."""
+    status, headers, body = answer
+    if status == operation.status:
+        response = _read_success(operation, answer)
+        response.__dict__.update(headers=headers, body=body)
+        return response
+    if 400 <= status < 600:
+        raise _error(operation, answer, unit)
+    raise _unusable(answer, f"status {status} where {operation.status} was expected")
+
+
+def _read_success(operation: Operation, answer: Answer) -> Response:
+    try:
+        data = loads(answer.body)
+        response = operation.response.from_json(data, strict=operation.proof is not None)
+    except ValueError as e:
+        raise _unusable(answer, f"unusable body of {operation.name}: {e}") from e
+    if operation.proof is not None:
+        values = response.__dict__
+        if values["status"] != operation.proof:
+            raise _unusable(
+                answer, "status is {!r:.60} where {} was expected".format(values["status"], operation.proof)
+            )
+        for name in ("charged", "released"):
+            if name in values and not isinstance(values[name].unit, Unit):
+                raise _unusable(answer, f"{name} is in an unknown unit")
+    return response
+
+
+def _unusable(answer: Answer, why: str) -> ResponseError:
+    return ResponseError(why, status=answer.status, retry_after=_retry_after_header(answer), **_ids(answer))
+
+
+def _ids(answer: Answer) -> dict[str, Any]:
+    return {
+        "request_id": answer.headers.get("x-request-id"),
+        "trace_id": answer.headers.get("x-cycles-trace-id"),
+    }
+
+
+def _error(operation: Operation, answer: Answer, unit: str | None) -> ApiError:
+    try:
+        told: ErrorResponse = _model("ErrorResponse").from_json(loads(answer.body))
+    except ValueError:
+        # A proxy's page or a broken body: the status is all that is known.
+        kind = error_class(answer.status, None, reserves=False, settles=False)
+        return kind("the answer is not the protocol's", status=answer.status, **_known(answer, {}, None))
+    kind = error_class(answer.status, told.error, reserves=operation.reserves, settles=operation.settles)
+    details = told.details or {}
+    note = f"unit sent: {unit}" if unit and answer.status == 404 else ""
+    return kind(
+        told.message,
+        status=answer.status,
+        code=told.error,
+        details=details,
+        evidence=told.cycles_evidence,
+        note=note,
+        **_known(answer, {**details, **told.extra}, told),
+    )
+
+
+def _known(answer: Answer, told: Mapping[str, Any], error: ErrorResponse | None) -> dict[str, Any]:
+    """What every error tells: the body wins over the headers."""
+    known = _ids(answer)
+    if error is not None:
+        known["request_id"] = error.request_id or known["request_id"]
+        known["trace_id"] = error.trace_id or known["trace_id"]
+    wait = told.get("retry_after_ms")
+    if type(wait) is int and 0 <= wait <= INT64_MAX:
+        known["retry_after"] = wait / 1000.0
+    else:
+        known["retry_after"] = _retry_after_header(answer)
+    return known
+
+
+def _retry_after_header(answer: Answer) -> float | None:
+    """`Retry-After` in whole seconds; the protocol has no date form (protocol: `headers.Retry-After`)."""
+    value = answer.headers.get("retry-after", "").strip()
+    return float(value) if re.match(r"[0-9]{1,9}\Z", value) else None
+
+
+def denied(response: ReservationCreateResponse) -> BudgetDenied:
+    """The error for a reservation that the authority answered with anything but an ALLOW and an id."""
+    kind = DENIALS.get(response.reason_code or "", BudgetDenied)
+    wait = response.retry_after_ms
+    return kind(
+        f"the reservation was not allowed: {response.reason_code or response.decision}",
+        status=200,
+        code=response.reason_code,
+        evidence=response.cycles_evidence,
+        retry_after=None if wait is None else wait / 1000.0,
+        request_id=response.request_id,
+        trace_id=response.trace_id,
+    )

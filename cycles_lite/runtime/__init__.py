@@ -1,0 +1,1 @@
+"""The process that the library runs in."""

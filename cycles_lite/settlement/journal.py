@@ -1,0 +1,426 @@
+"""Unsettled spend on disk: one file per reservation, written before its commit leaves, removed when it is settled.
+
+    <journal_dir>/<identity>/v2-<sha256 of the reservation id>.json
+
+The identity keeps servers and tenants apart. A record is the JSON that the official SDKs write too, so that each can
+settle what the other left behind; no API key is in it. Files come into being by a rename, so that a reader sees the
+whole record or none. What the authority refused for good, and what cannot be read, is set aside under another suffix.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+import tempfile
+import time
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Callable, Container, Iterator, NamedTuple, Sequence
+
+from ..protocol.checks import INT64_MAX
+from ..protocol.wire import dumps, loads
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+VERSION = 1
+COMMIT, EVENT = "commit", "event"
+
+#: What a record's name ends in: while it waits to be settled; once the authority has refused it for good; and where it
+#: cannot be read.
+PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
+_STANDARD_NAME = re.compile(r"v2-[0-9a-f]{64}\.json\Z")
+
+#: The locks' files of the claims that this process has at the moment.
+_claims: list[int] = []
+
+
+def _forget_claims() -> None:
+    """Close the claims' files in a forked child: its parent's claims would last as long as the child does."""
+    while _claims:
+        os.close(_claims.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_claims)
+
+#: Bytes of a record that are read at once; nearly all have fewer.
+_PIECE = 64 * 1024
+
+#: Seconds after which a temporary file is a dead writer's.
+_STALE_AFTER = 3600.0
+
+
+class Record(NamedTuple):
+    """Spend that is known and not yet settled."""
+
+    reservation_id: str
+    #: The server that it is owed to, normalised.
+    base_url: str
+    #: `commit`, or `event` once the reservation has expired or never was.
+    mode: str
+    commit_body: dict[str, Any] | None
+    event_fallback_body: dict[str, Any] | None
+    recorded_at_ms: int
+    #: No request before this time, in milliseconds since the epoch: a 429's Retry-After.
+    not_before_ms: int | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What to send in the record's mode."""
+        return (self.commit_body if self.mode == COMMIT else self.event_fallback_body) or {}
+
+    def to_json(self) -> bytes:
+        return dumps({"version": VERSION, **self._asdict()})
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Record:
+        """The record in a file. Raises `ValueError` that says why it is none of this version's."""
+        data = loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("not an object")
+        if type(data.get("version")) is not int or data["version"] != VERSION:
+            raise ValueError(f"version {data.get('version')!r:.40}, not {VERSION}")
+        for name, is_legal in _LEGAL.items():
+            if not is_legal(data.get(name)):
+                raise ValueError(f"{name} is {data.get(name)!r:.40}")
+        values: Any = [data.get(name) for name in cls._fields]
+        record = cls(*values)
+        if not record.body:
+            raise ValueError(f"no body for mode {record.mode}")
+        return record
+
+
+def _is_body(value: Any) -> bool:
+    """Whether it can be sent at all. What else is wrong with it the authority says."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(isinstance(value.get(name, {}), dict) for name in ("actual", "estimate"))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= INT64_MAX
+
+
+#: What each field of a record may be.
+_LEGAL: dict[str, Callable[[Any], bool]] = {
+    "reservation_id": lambda value: isinstance(value, str) and value != "",
+    "base_url": lambda value: isinstance(value, str),
+    "mode": lambda value: value in (COMMIT, EVENT),
+    "commit_body": _is_body,
+    "event_fallback_body": _is_body,
+    "recorded_at_ms": _is_time,
+    "not_before_ms": lambda value: value is None or _is_time(value),
+}
+
+
+def file_name(reservation_id: str, suffix: str = PENDING) -> str:
+    """The name that belongs to exactly this id."""
+    return "v2-" + hashlib.sha256(reservation_id.encode("utf-8", "surrogatepass")).hexdigest() + suffix
+
+
+def normalised(base_url: str) -> str:
+    """A base URL as records and identities hold it: equal for equal servers."""
+    return base_url.strip().rstrip("/")
+
+
+def identity(base_url: str, tenant: str | None, api_key: str | None) -> str:
+    """The folder of one server and tenant; without a tenant, of the key, through a slow one-way hash.
+
+    A tenant's folder stays the same when its key is rotated.
+    """
+    if tenant or not api_key:
+        text = f"{normalised(base_url)}\n{tenant or ''}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return _identity_of_key(normalised(base_url), api_key)
+
+
+@lru_cache(maxsize=256)
+def _identity_of_key(base_url: str, api_key: str) -> str:
+    """The identity that stands for a key. It is remembered, because programs may make a client for each request."""
+    salt = ("cycles-lite journal\n" + base_url).encode("utf-8", "surrogatepass")
+    return hashlib.pbkdf2_hmac("sha256", api_key.encode("utf-8"), salt, 20_000).hex()[:32]
+
+
+class Journal:
+    """The records of one identity folder. Every method raises `OSError` for what the disk refuses."""
+
+    def __init__(self, folder: str, fsync: bool = False) -> None:
+        self.folder = folder
+        self._fsync = fsync
+        self._written = 0
+
+    def write(self, record: Record) -> None:
+        """Put the record on disk, over one of the same reservation."""
+        target = self.path_of(record.reservation_id)
+        self._written += 1
+        temporary = f"{target}.{os.getpid()}-{self._written}-{os.urandom(4).hex()}.tmp"
+        try:
+            self._fill(temporary, record.to_json())
+            os.replace(temporary, target)
+        except BaseException:
+            _remove(temporary)
+            raise
+        if self._fsync:
+            _sync_folder(self.folder)
+
+    def _fill(self, path: str, content: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            file = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            make_private(self.folder)
+            file = os.open(path, flags, 0o600)
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(file, left) :]
+            if self._fsync:
+                os.fsync(file)
+        finally:
+            os.close(file)
+
+    def remove(self, reservation_id: str) -> bool:
+        """Forget a settled reservation. Whether it was here: of several that have settled it, one is told so."""
+        return _remove(self.path_of(reservation_id))
+
+    def has(self, reservation_id: str) -> bool:
+        """Whether a reservation's record is still there: nobody has settled it meanwhile."""
+        return os.path.exists(self.path_of(reservation_id))
+
+    def refuse(self, reservation_id: str) -> None:
+        """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
+        try:
+            os.replace(self.path_of(reservation_id), self.path_of(reservation_id, REFUSED))
+        except FileNotFoundError:  # another process was told the same
+            return
+
+    def path_of(self, reservation_id: str, suffix: str = PENDING) -> str:
+        """The file of a reservation, also once it was set aside."""
+        return self.folder + os.sep + file_name(reservation_id, suffix)
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether this is the one to take up what is here; another one, in this process or another, may be at it.
+
+        Without the claim nothing would break, because records are sent with their own keys; it saves a fleet of
+        workers that start together from all sending the same.
+        """
+        try:
+            file = os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            yield False
+            return
+        _claims.append(file)
+        try:
+            yield _lock(file)
+        finally:
+            try:
+                _claims.remove(file)
+            except ValueError:  # closed in a forked child
+                pass
+            else:
+                os.close(file)
+
+    def names(self, suffix: str = PENDING) -> set[str]:
+        """The names of the records' files; costs one look at the folder."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return {entry.name for entry in entries if entry.name.endswith(suffix)}
+        except FileNotFoundError:
+            return set()
+
+    def has_neighbours(self) -> bool:
+        """Whether there are journals of other identities beside this one."""
+        parent, own = os.path.split(self.folder)
+        try:
+            with os.scandir(parent) as entries:
+                return any(entry.name != own and entry.is_dir() for entry in entries)
+        except OSError:
+            return False
+
+    def peek(self, suffix: str = PENDING) -> list[Record]:
+        """The readable records, the oldest first; nothing is changed."""
+        found = []
+        for name in sorted(self.names(suffix)):
+            try:
+                found.append(Record.from_json(_read(os.path.join(self.folder, name))))
+            except (OSError, ValueError):  # settled meanwhile, or none of ours
+                continue
+        return sorted(found, key=lambda record: record.recorded_at_ms)
+
+    def load(self, known: Container[str] = ()) -> tuple[list[Record], list[str]]:
+        """Every record whose file is not `known`, the oldest first, and a sentence for each file that is no record:
+        what is malformed is set aside, what cannot be read is left."""
+        found: dict[str, Record] = {}
+        problems: list[str] = []
+        for name in self._names():
+            if name in known:
+                continue
+            path = os.path.join(self.folder, name)
+            try:
+                record = Record.from_json(_read(path))
+                if name != file_name(record.reservation_id):
+                    self._migrate(path, record)
+            except FileNotFoundError:  # settled, or migrated, by another process meanwhile
+                continue
+            except OSError as e:  # a folder, a pipe, somebody else's file: the others are read all the same
+                problems.append(f"journal record {path} cannot be read: {e}")
+                continue
+            except ValueError as e:
+                problems.append(_quarantine(path, str(e)))
+                continue
+            found.setdefault(record.reservation_id, record)
+        return sorted(found.values(), key=lambda record: record.recorded_at_ms), problems
+
+    def _names(self) -> Sequence[str]:
+        """The records' files, standard names first; what dead writers left is cleared away."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return ()
+        for name in names:
+            if name.endswith(".tmp"):
+                _remove_stale(os.path.join(self.folder, name))
+        records = (name for name in names if name.endswith(PENDING))
+        return sorted(records, key=lambda name: (not _STANDARD_NAME.match(name), name))
+
+    def _migrate(self, path: str, record: Record) -> None:
+        """Give a record of an older naming scheme its own name. Two ids that shared a name no longer do."""
+        standard = os.path.join(self.folder, file_name(record.reservation_id))
+        if os.path.exists(standard):
+            _remove(path)  # the standard file is the same reservation's, and newer
+        else:
+            os.replace(path, standard)
+
+
+def _remove(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:  # another process, with the same key, was first
+        return False
+    return True
+
+
+def _read(path: str) -> bytes:
+    """A record's file; without waiting for a writer, should it be a pipe."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError("it is not a regular file")
+        pieces = [os.read(file, _PIECE)]
+        while pieces[-1]:
+            pieces.append(os.read(file, _PIECE))
+        return b"".join(pieces)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Whether nobody else has locked the file. Where there are no locks, who comes first is not known, and need not
+    be."""
+    if fcntl is None:
+        return True
+    locks: Any = fcntl
+    try:
+        locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if time.time() - os.stat(path).st_mtime > _STALE_AFTER:
+            os.unlink(path)
+    except OSError:  # it is gone, or not ours to touch
+        return
+
+
+def _quarantine(path: str, why: str) -> str:
+    aside = path[: -len(PENDING)] + CORRUPT
+    try:
+        os.replace(path, aside)
+    except OSError as e:
+        return f"journal record {path} cannot be read ({why}) nor set aside ({e})"
+    return f"journal record set aside as {aside}: {why}"
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename durable, where folders can be synced."""
+    try:
+        file = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def make_private(folder: str) -> None:
+    """Make a folder and its missing parents, for this user alone."""
+    parent = os.path.dirname(folder)
+    if parent and not os.path.isdir(parent):
+        make_private(parent)
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        return
+
+
+def default_folder() -> str:
+    """`~/.cycles-lite/journal`. Raises `FileNotFoundError` where nobody knows the home: there is no HOME, and the
+    system does not know the user either."""
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise FileNotFoundError(errno.ENOENT, "the home folder is not known")
+    return os.path.join(home, ".cycles-lite", "journal")
+
+
+def usable_folder(wanted: str | None) -> tuple[str, str | None]:
+    """Where the identity folders go, and a sentence to log where it is not the default.
+
+    A folder that the user names is taken as it is. The default one may lie in a home that is read-only, as on Lambda,
+    or unknown: then it is a folder of ours below the temporary one. Raises `OSError` where that is somebody else's.
+    """
+    if wanted is not None:
+        return os.path.abspath(os.path.expanduser(wanted)), None
+    try:
+        folder = default_folder()
+        make_private(folder)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder, None
+        reason = f"{folder} is not writable"
+    except OSError as e:
+        reason = f"{e.strerror or e}: {e.filename}" if e.filename else str(e.strerror or e)
+    fallback = _temporary_folder()
+    return fallback, f"the journal is in {fallback}: {reason}"
+
+
+def _temporary_folder() -> str:
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = os.path.join(tempfile.gettempdir(), f"cycles-lite-{user}")
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        seen = os.lstat(folder)
+        ours = not hasattr(os, "getuid") or seen.st_uid == user
+        # Not exactly 0700: below a folder with the set-group-ID bit, a new one has that bit too.
+        if not stat.S_ISDIR(seen.st_mode) or not ours or stat.S_IMODE(seen.st_mode) & 0o077:
+            raise PermissionError(f"{folder} is not a folder of this user that is closed to all others") from None
+    return folder
+
+
+def identity_folders(folder: str) -> Iterator[str]:
+    """The folder itself where it holds records, or what was set aside, and those of its folders that do."""
+    for candidate in [folder, *sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())]:
+        if any(name.endswith((PENDING, REFUSED, CORRUPT)) for name in os.listdir(candidate)):
+            yield candidate

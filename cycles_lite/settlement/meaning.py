@@ -1,0 +1,158 @@
+"""Settling spend: what an answer to a commit or an event means, as a table. The settler (`settler`) acts on it.
+
+===============================================================  ========  ===========================================
+the answer                                                       meaning   what happens
+===============================================================  ========  ===========================================
+the proven success of the operation                              SETTLED   the record is removed
+410, or RESERVATION_EXPIRED, to a commit                         EXPIRED   the record becomes an event's, on disk first
+none, a timeout, 5xx, an unproven 2xx; INTERNAL_ERROR or         UNKNOWN   the same key again: once now, then later
+LIMIT_EXCEEDED under another status
+429                                                              WAIT      not before Retry-After, an hour at the most
+401, 403, a 4xx without a known code; BUDGET_FROZEN to an event  HELD      kept, and tried every ten minutes
+a 4xx with a code that is final for the operation                REJECTED  reported with all that is known, set aside
+===============================================================  ========  ===========================================
+
+From the moment that an amount is handed to the settler it is settled once or reported as refused, and never released.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+from ..errors import ApiError, ConfigError, CyclesError, ValidationError
+from ..protocol.models import Balance, CommitResponse, EventCreateResponse
+from ..protocol.values import Amount
+from ..transport.retry import backoff
+from .journal import COMMIT, EVENT, Record
+
+
+class Meaning(Enum):
+    """What an answer means for the spend; see the table above."""
+
+    EXPIRED = "the hold is gone, the spend is real"
+    UNKNOWN = "whether it was settled is unknown"
+    WAIT = "the server throttles"
+    HELD = "the spend is real; the key, a proxy or the moment is wrong"
+    REJECTED = "the authority refused it for good"
+
+
+#: The codes that are a real no, by the record's mode. All others leave the spend where it is.
+FINAL_CODES = {
+    COMMIT: frozenset(
+        [
+            "INVALID_REQUEST",
+            "NOT_FOUND",
+            "UNIT_MISMATCH",
+            "IDEMPOTENCY_MISMATCH",
+            "RESERVATION_FINALIZED",
+            "TENANT_CLOSED",
+            "BUDGET_EXCEEDED",
+            "OVERDRAFT_LIMIT_EXCEEDED",
+            "DEBT_OUTSTANDING",
+            "BUDGET_CLOSED",
+            "BUDGET_FROZEN",
+        ]
+    ),
+    EVENT: frozenset(
+        [
+            "INVALID_REQUEST",
+            "NOT_FOUND",
+            "UNIT_MISMATCH",
+            "IDEMPOTENCY_MISMATCH",
+            "TENANT_CLOSED",
+            "BUDGET_EXCEEDED",
+            "OVERDRAFT_LIMIT_EXCEEDED",
+            "DEBT_OUTSTANDING",
+            "BUDGET_CLOSED",
+        ]
+    ),
+}
+
+
+def meaning_of(mode: str, error: CyclesError) -> Meaning:
+    """What an error in answer to a settlement means. Success is decided before (`wire.read_answer`)."""
+    if isinstance(error, (ConfigError, ValidationError)):  # a record that cannot even be sent
+        return Meaning.HELD
+    if not isinstance(error, ApiError) or error.status >= 500:
+        return Meaning.UNKNOWN
+    if mode == COMMIT and (error.status == 410 or error.code == "RESERVATION_EXPIRED"):
+        return Meaning.EXPIRED
+    if error.status == 429:
+        return Meaning.WAIT
+    if error.code in ("INTERNAL_ERROR", "LIMIT_EXCEEDED"):
+        return Meaning.UNKNOWN
+    if error.status in (401, 403) or error.code not in FINAL_CODES[mode]:
+        return Meaning.HELD
+    return Meaning.REJECTED
+
+
+class SettlementStatus(str, Enum):
+    """What became of spend that was handed over."""
+
+    #: The commit went through.
+    COMMITTED = "COMMITTED"
+    #: An event holds it: the reservation had expired, or there never was one.
+    RECORDED = "RECORDED"
+    #: It is kept, on disk where the journal is on, and retried until it is settled or refused.
+    PENDING = "PENDING"
+    #: Nothing was sent: modes `shadow` and `off`.
+    SKIPPED = "SKIPPED"
+
+    # As methods: before Python 3.12, an enumeration puts its own in the place of `str`'s.
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def __format__(self, format_spec: str) -> str:
+        return str.__format__(self, format_spec)
+
+
+class Settlement(NamedTuple):
+    """How a guard's spend was settled."""
+
+    status: SettlementStatus
+    #: What the authority charged; less than the actual amount where the policy capped it. None while PENDING.
+    charged: Amount | None = None
+    #: What went back to the budgets.
+    released: Amount | None = None
+    balances: tuple[Balance, ...] = ()
+    response: CommitResponse | EventCreateResponse | None = None
+
+
+#: Seconds between attempts once quick retries have not helped.
+SLOW_RETRY = 600.0
+
+#: Seconds that a server may ask to wait at the most; a mangled header must not park spend for days.
+LONGEST_WAIT = 3600.0
+
+
+def retry_in(config: Any, meaning: Meaning, attempt: int, retry_after: float | None) -> float:
+    """Seconds from a failed attempt to the next one in the background."""
+    if meaning is Meaning.WAIT:
+        # Less than a second is taken at its word once: a server that always says 0 does not mean a busy loop.
+        if retry_after is None or (retry_after < 1.0 and attempt > 1):
+            return backoff(config, attempt)
+        return min(retry_after, LONGEST_WAIT)
+    if meaning is Meaning.HELD or attempt >= config.retry_max_attempts or not config.retry_enabled:
+        return SLOW_RETRY
+    return backoff(config, attempt)
+
+
+_DAY_MS = 24 * 3600 * 1000
+
+#: How long the reference server remembers keys: an older record could be settled a second time.
+_REMEMBERED_MS = {COMMIT: 30 * _DAY_MS, EVENT: 7 * _DAY_MS}
+
+
+#: An instant in September 2020, before this project began: a clock that shows an earlier one has not been set yet.
+_CLOCK_IS_SET_MS = 1_600_000_000_000
+
+
+def is_too_old(record: Record, now: int) -> bool:
+    """Whether sending the record could charge twice, because the authority may have forgotten its key.
+
+    An age between two times of which one is of a clock that was not set says nothing.
+    """
+    if min(record.recorded_at_ms, now) < _CLOCK_IS_SET_MS:
+        return False
+    return now - record.recorded_at_ms > _REMEMBERED_MS[record.mode]

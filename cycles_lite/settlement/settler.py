@@ -1,0 +1,449 @@
+"""The settler: acts on what `settlement` says an answer means, for a client's guards and for what processes left.
+
+An amount belongs to the settler from the moment that its `Spend` counts as kept. From then on it is settled once or
+reported as refused, and never released: whatever is raised afterwards, it stays among the pending ones, which are tried
+again. The program's threads hold no lock here, because a signal handler may flush, commit or raise at any instruction.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from threading import get_ident
+from typing import TYPE_CHECKING, Callable
+
+from .. import events
+from ..background.worker import Job, worker
+from ..errors import CyclesError
+from ..protocol import wire
+from ..runtime.clock import monotonic, now_ms
+from ..runtime.log import log
+from ..transport.deadline import has_time
+from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
+from .meaning import (
+    SLOW_RETRY,
+    Meaning,
+    Settlement,
+    SettlementStatus,
+    is_too_old,
+    meaning_of,
+    retry_in,
+)
+from .spend import Spend, amount_of, until
+
+if TYPE_CHECKING:
+    from ..client import CyclesClient
+    from ..guard import ReservationGuard
+
+#: Attempts while the caller waits.
+_INLINE_ATTEMPTS = 2
+
+#: Seconds after which a living process looks again for what others have left.
+LOOK_AGAIN = 600.0
+
+
+class Settler:
+    """Settles the spend of one client's guards, and what earlier processes left in its journal."""
+
+    def __init__(self, client: CyclesClient, journal: Journal | None = None) -> None:
+        self._client = client
+        #: A journal to settle that is not the client's own.
+        self._given = journal
+        self._config = client.config
+        self._base_url = normalised(client.config.base_url or "")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing of a parent process's: its pending spend is its own to settle."""
+        self.pid = os.getpid()
+        self._journal: Journal | None = None
+        self.is_open = False
+        #: One entry until a thread has said where the journal is. Popping it is atomic.
+        self._unsaid = [True]
+        #: Problems of the journal that were told before, because each look finds them again.
+        self._told: set[str] = set()
+        #: The next look at the journal, and when it is due.
+        self._look: Job | None = None
+        #: Settled by nobody yet, by reservation id. Single operations of a dictionary are atomic.
+        self.pending: dict[str, Spend] = {}
+        #: Guards that were collected unfinished, while they are released.
+        self.releasing: dict[int, ReservationGuard] = {}
+
+    # ---- From the guard ----
+
+    def accept(self, spend: Spend) -> None:
+        """Take spend over: in memory first, then on disk. It is not sent yet."""
+        self.open()
+        spend.runner = get_ident()
+        spend.journal = self._journal
+        spend.is_kept = True
+        self.pending[spend.record.reservation_id] = spend
+        self._write(spend)
+
+    def settle(self, spend: Spend) -> Settlement:
+        """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no."""
+        tries = 0
+        while True:
+            tries += 1
+            told = self._send(spend)
+            if isinstance(told, Settlement):
+                self._settled(spend, told)
+                return told
+            meaning = meaning_of(spend.record.mode, told)
+            if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
+                tries = 0
+            elif meaning is Meaning.REJECTED:
+                self._rejected(spend, told)
+                try:
+                    raise told
+                finally:
+                    del told  # else this frame and the error's traceback would keep each other alive
+            elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
+                self._hold(spend, meaning, told)
+                return Settlement(SettlementStatus.PENDING)
+
+    def resume(self, spend: Spend) -> None:
+        """After an interruption of `accept` or `settle`: how far they came is unknown, so it is tried again."""
+        if spend.is_done:
+            return
+        try:
+            if not spend.is_written:
+                self._write(spend)
+        finally:
+            self.retry_later(spend, 0.0)
+
+    def release(self, guard: ReservationGuard, run: Callable[[], None]) -> None:
+        """Release a collected guard in the background; a flush waits for it."""
+
+        def release() -> None:
+            try:
+                run()
+            finally:
+                self.releasing.pop(id(guard), None)
+
+        self.releasing[id(guard)] = guard
+        worker.schedule(0.0, release)
+
+    # ---- Sending, and what follows ----
+
+    def _send(self, spend: Spend) -> Settlement | CyclesError:
+        """One request in the record's mode, and what the authority says to it, or that it says nothing."""
+        spend.attempt += 1
+        record = spend.record
+        if record.mode == COMMIT:
+            done = self._client.send_once(wire.COMMIT_RESERVATION, record.body, record.reservation_id)
+            if isinstance(done, CyclesError):
+                return done
+            return Settlement(SettlementStatus.COMMITTED, done.charged, done.released, done.balances, done)
+        applied = self._client.send_once(wire.CREATE_EVENT, record.body)
+        if isinstance(applied, CyclesError):
+            return applied
+        charged = applied.charged or amount_of(record.body)
+        return Settlement(SettlementStatus.RECORDED, charged, None, applied.balances, applied)
+
+    def _settled(self, spend: Spend, settlement: Settlement) -> None:
+        """Whoever removes the record tells of it: another process may have sent the same with the same key."""
+        record = spend.record
+        is_first = self._forget(spend) or not spend.is_written
+        self._end(spend)
+        if is_first and self._client.is_observed:
+            self._client.observe(events.Settled(record.reservation_id, amount_of(record.body), settlement))
+
+    def _turn_to_event(self, spend: Spend) -> bool:
+        """The record in event mode, with the same key: on disk before the event is sent. False where it has none.
+
+        It counts as recorded now, because no event with this key can have been sent before (see `is_too_old`).
+        """
+        if not spend.record.event_fallback_body:
+            return False
+        spend.record = spend.record._replace(mode=EVENT, not_before_ms=None, recorded_at_ms=now_ms())
+        self._write(spend)
+        return True
+
+    def _hold(self, spend: Spend, meaning: Meaning, error: CyclesError) -> None:
+        """Keep the record and try again later."""
+        record = spend.record
+        delay = retry_in(self._config, meaning, spend.attempt, error.retry_after)
+        if meaning is Meaning.WAIT:
+            spend.record = record._replace(not_before_ms=now_ms() + int(delay * 1000))
+            self._write(spend)
+        say = log().error if meaning is Meaning.HELD else log().warning
+        say(
+            "spend of reservation %s is not settled yet (%s; %s); it is kept and tried again in %.1f s",
+            record.reservation_id,
+            meaning.value,
+            error,
+            delay,
+        )
+        if self.is_open or spend.job is None or not spend.is_written:
+            self.retry_later(spend, delay)
+        else:  # closed meanwhile: whoever looks at the journal next takes it up
+            self.pending.pop(record.reservation_id, None)
+            spend.runner = None
+        spend.teller = get_ident()
+        try:
+            self._client.observe(events.Pending(record.reservation_id, error, delay))
+        finally:
+            spend.teller = None
+
+    def retry_later(self, spend: Spend, delay: float) -> None:
+        if spend.job is not None:
+            spend.job.cancel()
+        job = Job(delay, lambda: self._retry(spend))
+        spend.runner, spend.teller, spend.job = None, None, job
+        self.pending[spend.record.reservation_id] = spend
+        worker.post(job)
+
+    def _retry(self, spend: Spend) -> None:
+        """One attempt in the background."""
+        if spend.is_done:  # whoever wanted this attempt did so while another ended
+            self._end(spend)
+            return
+        spend.runner = get_ident()
+        record = spend.record
+        if is_too_old(record, now_ms()):
+            self._end(spend)
+            self._tell_once(
+                f"spend of reservation {record.reservation_id} is too old to be sent: the authority may have settled "
+                f"it and forgotten its key; it stays on disk: {wire.dumps(record.body).decode('ascii')}"
+            )
+            return
+        if spend.is_found and spend.journal is not None and not spend.journal.has(record.reservation_id):
+            self._end(spend)  # another process that found it too has settled it, and tells of it
+            return
+        try:
+            told = self._send(spend)
+            if isinstance(told, Settlement):
+                self._settled(spend, told)
+            else:
+                self._retry_failed(spend, told)
+        except BaseException:  # an observer that ends the program, say
+            if spend.runner == get_ident():  # not settled, and nobody else tries it
+                self.retry_later(spend, SLOW_RETRY)
+            raise
+
+    def _retry_failed(self, spend: Spend, error: CyclesError) -> None:
+        meaning = meaning_of(spend.record.mode, error)
+        if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
+            spend.attempt = 0
+            self.retry_later(spend, 0.0)
+        elif meaning is Meaning.REJECTED:
+            self._rejected(spend, error)
+        else:
+            self._hold(spend, meaning, error)
+
+    def _rejected(self, spend: Spend, error: CyclesError) -> None:
+        """The last word of this spend: everything that is known goes to the log and the observer."""
+        record = spend.record
+        log().error(
+            "spend of reservation %s was refused for good: %s; what was to be settled: %s",
+            record.reservation_id,
+            error,
+            wire.dumps(record.body).decode("ascii"),
+        )
+        try:
+            self._client.observe(events.Rejected(record.reservation_id, dict(record.body), error))
+        finally:
+            self._set_aside(spend)
+            self._end(spend)
+
+    def _end(self, spend: Spend) -> None:
+        self.pending.pop(spend.record.reservation_id, None)
+        spend.is_done, spend.runner = True, None
+
+    # ---- The journal ----
+
+    def open(self) -> None:
+        """Find the journal, and have what earlier processes left in it taken up; once in a process."""
+        if self.pid != os.getpid():
+            self._begin()
+        if self.is_open:
+            return
+        # Threads that come at the same time each find the journal, because none of them may settle without it.
+        journal, notice = self._find_journal()
+        self._journal = journal
+        self.is_open = True
+        _settlers[id(self)] = self
+        try:
+            self._unsaid.pop()
+        except IndexError:
+            return
+        if notice is not None:
+            (self._journal_failed if journal is None else log().warning)(notice)
+        self.look_around(journal is not None and self.unseen() > 0)
+
+    def _find_journal(self) -> tuple[Journal | None, str | None]:
+        """The journal, unless there is none; and what there is to say about it."""
+        config = self._config
+        if self._given is not None or not config.journal_enabled:
+            return self._given, None
+        try:
+            folder, notice = usable_folder(config.journal_dir)
+        except OSError as e:
+            return None, f"there is no journal: {e}"
+        name = identity(self._base_url, config.tenant, config.api_key)
+        return Journal(os.path.join(folder, name), config.journal_fsync), notice
+
+    def look_around(self, is_needed: bool) -> Job:
+        """Have somebody look for what other processes have left: now where that `is_needed`, and again later on."""
+        look = self._look
+        if look is not None and (look.is_waiting or (is_needed and not look.is_over)):
+            if not is_needed or look.due <= monotonic():
+                return look
+            look.cancel()
+        look = _look_of(self, 0.0 if is_needed else LOOK_AGAIN)
+        look.is_guest = not is_needed
+        self._look = look
+        worker.post(look)
+        if not self.is_open:  # closed meanwhile
+            look.cancel()
+        return look
+
+    def take_up(self) -> None:
+        """Take up what other processes have left, unless another process is looking just now."""
+        for journal in self._journals():
+            try:
+                if journal is self._given:
+                    self._take_up(journal)
+                    continue
+                with journal.claimed() as is_ours:
+                    if is_ours:
+                        self._take_up(journal)
+            except OSError as e:
+                self._tell_once(f"the journal {journal.folder} cannot be read: {e}")
+
+    def _journals(self) -> list[Journal]:
+        """The journal, and the one of the same key from when no tenant was configured."""
+        journal, config = self._journal, self._config
+        if journal is None:
+            return []
+        journals = [journal]
+        if self._given is None and config.tenant and config.api_key and journal.has_neighbours():
+            name = identity(self._base_url, None, config.api_key)
+            journals.append(Journal(os.path.join(os.path.dirname(journal.folder), name), config.journal_fsync))
+        return journals
+
+    def _take_up(self, journal: Journal) -> None:
+        """Schedule every record of a journal that is owed to this server, and that no client of this process has."""
+        records, problems = journal.load(_known())
+        for problem in problems:
+            self._tell_once(problem)
+        for record in records:
+            if normalised(record.base_url) != self._base_url:
+                self._tell_once(f"reservation {record.reservation_id} is owed to {record.base_url}: not sent")
+                continue
+            spend = Spend(record)
+            spend.journal, spend.is_kept, spend.is_written, spend.is_found = journal, True, True, True
+            if self.pending.setdefault(record.reservation_id, spend) is spend:
+                self.retry_later(spend, until(record))
+
+    def unseen(self) -> int:
+        """How many files may hold records that no client of this process has taken up."""
+        try:
+            return sum(len(journal.names().difference(_known())) for journal in self._journals())
+        except OSError as e:
+            self._tell_once(f"the journal cannot be read: {e}")
+            return 0
+
+    def _write(self, spend: Spend) -> None:
+        """Put the record on disk. A disk that refuses does not stop the settlement."""
+        if spend.journal is None:
+            return
+        try:
+            spend.journal.write(spend.record)
+        except OSError as e:
+            self._journal_failed(f"spend of reservation {spend.record.reservation_id} is not on disk: {e}")
+        else:
+            spend.is_written = True
+
+    def _set_aside(self, spend: Spend) -> None:
+        if spend.journal is None or not spend.is_written:
+            return
+        id = spend.record.reservation_id
+        try:
+            spend.journal.refuse(id)
+        except OSError as e:
+            self._journal_failed(f"the refused record of reservation {id} cannot be set aside: {e}")
+
+    def _forget(self, spend: Spend) -> bool:
+        """Remove the record; whether it was there."""
+        if spend.journal is None or not spend.is_written:
+            return False
+        id = spend.record.reservation_id
+        try:
+            return spend.journal.remove(id)
+        except OSError as e:
+            self._journal_failed(f"the settled record of reservation {id} stays on disk: {e}")
+            return True
+
+    def _tell_once(self, problem: str) -> None:
+        if problem not in self._told:
+            self._told.add(problem)
+            self._journal_failed(problem)
+
+    def _journal_failed(self, problem: str) -> None:
+        log().error("%s", problem)
+        self._client.observe(events.JournalFailed(problem))
+
+    # ---- The end ----
+
+    @property
+    def flush_timeout(self) -> float:
+        return self._config.flush_timeout
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the interpreter's end waits for it: not for what a closed client has left on disk."""
+        return self.is_open or not all(spend.is_written for spend in list(self.pending.values()))
+
+    def close(self) -> None:
+        """Let another client of this process, or another process, take up what is left on disk."""
+        self.is_open, self._unsaid = False, [True]
+        for id, spend in list(self.pending.items()):
+            if spend.is_written and spend.job is not None and spend.job.cancel():
+                self.pending.pop(id, None)
+        look, self._look = self._look, None
+        if look is not None:
+            look.cancel()
+        worker.leave()
+
+
+#: By their `id`. Not a set, which may not be copied while another thread adds to it.
+_settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictionary()
+
+
+def open_settlers() -> list[Settler]:
+    """Those that have been opened in this process, or before it was forked, closed ones included."""
+    return [settler for settler in [held() for held in _settlers.valuerefs()] if settler is not None]
+
+
+def _known() -> set[str]:
+    """The files of what the clients of this process are at."""
+    return {file_name(id) for settler in open_settlers() for id in list(settler.pending)}
+
+
+def _look_of(settler: Settler, delay: float) -> Job:
+    """A look that does not keep the settler, and so its client, alive, and that ends with it."""
+
+    def look() -> None:
+        alive = held()
+        if alive is None:
+            return
+        try:
+            alive.take_up()
+        finally:  # whatever an observer raises, there is another look
+            if alive.is_open:
+                alive.look_around(False)
+
+    job = Job(delay, look)
+    held = weakref.ref(settler, job.go_with)
+    return job
+
+
+def _after_fork() -> None:
+    for settler in open_settlers():
+        settler._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

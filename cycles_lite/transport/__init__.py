@@ -1,0 +1,1 @@
+"""How one request reaches an authority, and its answer comes back."""

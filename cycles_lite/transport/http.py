@@ -1,0 +1,337 @@
+"""What a transport is, and the one over HTTP. The only module that imports urllib3.
+
+urllib3 makes the connections and drives each request, through its public `urlopen`; its own retries and redirects are
+off. What it lacks is one bound for a whole attempt: its read timeout starts afresh with each byte that arrives. So the
+connections here know the attempt's deadline and lower the socket's timeout to what is left of it before each connect,
+send and read.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
+
+from ..errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout
+from ..protocol.wire import Answer, Call
+from ..runtime.clock import monotonic
+from .attempt import MAX_ANSWER_BYTES, Attempt, BoundedResponse, current, known_headers
+from .handlers import is_from_handler
+from .idle import Idle
+from .proxies import find_proxy
+from .redaction import redacted_text, tells_key
+from .trust import trusting
+from .turns import Turns
+
+if TYPE_CHECKING:
+    from typing_extensions import Protocol
+
+    from ..config import CyclesConfig
+
+    class Transport(Protocol):
+        """Carries one call to an authority and brings its answer. Thread-safe."""
+
+        def send(self, call: Call) -> Answer | CyclesError:
+            """One attempt: the answer, which is not judged, or the error where none came. An error is returned and not
+            raised, because its traceback would lead through frames that hold the API key."""
+            ...
+
+        def close(self) -> None:
+            """Let idle connections go. A later call opens new ones."""
+            ...
+
+    _Mixed = HTTPConnection
+else:
+    _Mixed = object
+
+#: Neither retries nor redirects.
+_ONCE = urllib3.Retry(False, redirect=False)
+
+_timeout = lru_cache(maxsize=16)(urllib3.Timeout)
+
+
+class _Bounded(_Mixed):
+    """Mixed into urllib3's connections: the attempt's deadline, and noticing that a reused connection was dead."""
+
+    sock: Any
+    #: The proxy's answer to CONNECT is one of these too.
+    response_class: Any = BoundedResponse
+    _at_head = False
+    _head = b""
+
+    def _new_conn(self) -> socket.socket:
+        """urllib3 gives each of a host's addresses the whole connect timeout; here they share it."""
+        host, port = self.host, self.port
+        timeout: Any = self.timeout
+        connection: Any = self
+        try:
+            addresses = socket.getaddrinfo(self._dns_host, port, 0, socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as e:
+            raise NewConnectionError(connection, f"cannot resolve {host}: {e}") from e
+        end = monotonic() + min(timeout, current.get().left())
+        failure: Exception = OSError("no address")
+        for position, (family, kind, protocol, _, address) in enumerate(addresses):
+            sock = None
+            try:
+                sock = socket.socket(family, kind, protocol)
+                sock.settimeout(max(0.001, (end - monotonic()) / (len(addresses) - position)))
+                for option in self.socket_options or ():
+                    sock.setsockopt(*option)
+                sock.connect(address)
+                sock.settimeout(current.get().left())  # a TLS handshake comes next
+                return sock
+            except BaseException as e:
+                if sock is not None:
+                    sock.close()
+                if not isinstance(e, OSError):
+                    raise
+                failure = e
+        if isinstance(failure, socket.timeout):
+            raise ConnectTimeoutError(connection, f"connecting to {host}:{port} timed out") from failure
+        raise NewConnectionError(connection, f"cannot connect to {host}:{port}: {failure}") from failure
+
+    def connect(self) -> None:
+        current.get().renew()
+        super().connect()
+
+    def endheaders(self, *args: Any, **kwargs: Any) -> None:
+        self._at_head = current.get().has_body
+        super().endheaders(*args, **kwargs)
+
+    def send(self, data: Any) -> None:
+        if self._at_head:  # it waits for the body, so that both leave in one packet
+            self._at_head, self._head = False, data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        attempt = current.get()
+        if self.sock is not None:
+            self.sock.settimeout(attempt.left())
+        try:
+            super().send(data)
+        except OSError as e:
+            attempt.failed(e)
+            raise
+
+    def __del__(self) -> None:
+        """An interrupted call drops its connection wherever it stands."""
+        sock = self.__dict__.get("sock")
+        if sock is not None:
+            sock.close()
+
+
+@lru_cache(maxsize=4)
+def _bounded(kind: type[Any]) -> type[Any]:
+    """The class of a pool's connections: urllib3's with the deadline mixed in. Where something that records, replays
+    or instruments traffic has put a class of its own there, that class."""
+    if kind.__module__ != HTTPConnection.__module__:
+        return kind
+    if not issubclass(kind, http.client.HTTPConnection):
+        version = urllib3.__version__  # type: ignore[attr-defined]
+        raise ConfigError(f"urllib3 {version} is a fork that cannot be used (urllib3-future?); install urllib3 itself")
+    return type("Bounded" + kind.__name__, (_Bounded, kind), {})
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    QueueCls: Any = Idle
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    QueueCls: Any = Idle
+
+
+class _Opened(NamedTuple):
+    """A pool of connections to the server."""
+
+    pool: Any
+    idle: Idle
+    #: How many calls may use it at the same time: it never waits for a connection itself.
+    turns: Turns
+    #: What stands before a path; a forwarding proxy is asked for the whole URL.
+    prefix: str
+
+
+def _surroundings() -> tuple[int, Any, Any]:
+    """What a pool is made for: a process, for a forked child neither uses nor closes its parent's connections; and the
+    classes of connections that urllib3 makes, which other libraries replace for a while."""
+    return os.getpid(), urllib3.HTTPConnectionPool.ConnectionCls, urllib3.HTTPSConnectionPool.ConnectionCls
+
+
+class HttpTransport:
+    """The protocol over HTTP/1.1 with kept-alive connections."""
+
+    def __init__(self, config: CyclesConfig) -> None:
+        if not config.base_url:
+            raise ConfigError("base_url is not set")
+        self._config = config
+        self._base = config.base_url
+        url = urlsplit(self._base)
+        self._scheme, self._host, self._port = url.scheme, url.hostname or "", url.port
+        self._path = quote(url.path, safe="/%:@!$&'()*+,;=~-._")
+        self._pools: dict[tuple[int, Any, Any], _Opened] = {}
+        _bounded(urllib3.HTTPConnectionPool.ConnectionCls)
+
+    def __repr__(self) -> str:
+        return f"HttpTransport({self._base!r})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an HttpTransport has connections and secrets, and does not pickle: make one in each process")
+
+    def send(self, call: Call) -> Answer | CyclesError:
+        """One attempt of at most `connect_timeout + read_timeout` seconds; redirects are not followed."""
+        bound = call.connect_timeout + call.read_timeout
+        attempt = Attempt(bound, call.fresh, bool(call.body), call.reused_bound)
+        token = current.set(attempt)
+        try:
+            opened = self._pools.get(_surroundings()) or self._open()
+            return self._in_turn(opened, call, attempt, bound)
+        except Exception as e:  # libraries that replace parts of urllib3 or sockets raise what they like
+            if isinstance(e, (ConfigError, TransportError, ResponseError)):
+                return e
+            if isinstance(e, CyclesError):
+                raise
+            reason = _innermost(e, own=False)  # urllib3 wraps a handler's TimeoutError too
+            if reason is not None and is_from_handler(reason):
+                raise reason from None
+            return self._translated(call, attempt, e)
+        finally:
+            current.reset(token)
+
+    def _in_turn(self, opened: _Opened, call: Call, attempt: Attempt, bound: float) -> Answer:
+        turn = None
+        try:
+            turn = opened.turns.take(bound)
+            if turn is None:
+                why = "all connections are busy (max_connections)"
+                raise TransportTimeout(f"{call.operation.name}: no answer from {self._base}: {why}")
+            attempt.idle = opened.idle
+            status, body, headers = self._exchange(opened, call, bound)
+            if isinstance(attempt.connection, _Bounded):
+                kept, attempt.connection = attempt.connection, None
+                opened.idle.keep(kept, attempt.home)
+            attempt.reader = None
+            return Answer(status, known_headers(headers.items()) if attempt.headers is None else attempt.headers, body)
+        finally:
+            if attempt.connection is not None:
+                attempt.connection.close()
+                attempt.connection = None
+            if attempt.reader is not None:  # http.client of Python 3.8 leaves it open when a proxy refuses to connect
+                attempt.reader.close()
+            if turn is not None:
+                turn.give_back()
+
+    def _exchange(self, opened: _Opened, call: Call, bound: float) -> tuple[int, bytes, Any]:
+        path = call.operation.path
+        if call.id is not None:
+            path = path.replace("{id}", quote(call.id, safe=""))
+        if call.query:
+            path += "?" + urlencode(call.query)
+        response = opened.pool.urlopen(
+            call.operation.method,
+            opened.prefix + path,
+            body=call.body or None,
+            headers=call.headers,
+            retries=_ONCE,
+            redirect=False,
+            assert_same_host=False,
+            timeout=_timeout(connect=call.connect_timeout, read=bound),
+            decode_content=False,
+        )
+        body = response.data
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ResponseError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", status=response.status)
+        return response.status, body, response.headers
+
+    def _translated(self, call: Call, attempt: Attempt, e: Exception) -> TransportError:
+        reason = _innermost(e)
+        timed_out = isinstance(reason, (ConnectTimeoutError, ReadTimeoutError, socket.timeout))
+        if isinstance(reason, NewConnectionError):  # urllib3 1.26 counts it among the timeouts
+            timed_out = False
+        kind = TransportTimeout if timed_out else TransportError
+        error = kind(f"{call.operation.name}: no answer from {self._base}: {redacted_text(call, _told(reason))}")
+        error.stale = attempt.stale and not call.fresh
+        cause = _innermost(e, own=False)
+        if cause is not None and not tells_key(call, cause):
+            error.__cause__ = cause
+        return error
+
+    def _open(self) -> _Opened:
+        """This process's pool. Threads that come first together get the same one."""
+        key = _surroundings()
+        opened = self._pools.setdefault(key, self._new_pool())
+        for other in [other for other in list(self._pools) if other != key]:
+            old = self._pools.pop(other, None)
+            if other[0] != key[0]:
+                # A parent's connections stay referenced and unused, whatever process gets its id one day.
+                _inherited.append(old)
+            elif old is not None:
+                old.idle.let_go()
+        return opened
+
+    def _new_pool(self) -> _Opened:
+        pool, prefix = self._make_pool()
+        pool.ConnectionCls = _bounded(pool.ConnectionCls)
+        return _Opened(pool, pool.pool, Turns(self._config.max_connections), prefix)
+
+    def _make_pool(self) -> tuple[Any, str]:
+        options: dict[str, Any] = {"maxsize": self._config.max_connections}
+        ca_certs = self._config.ca_certs
+        proxy = find_proxy(self._config.proxy, self._scheme, self._host, self._port)
+        is_old = urllib3.__version__.startswith("1.")  # type: ignore[attr-defined]
+        if self._scheme == "https":
+            options["ssl_context"] = trusting(ca_certs, self._host if is_old else "")
+        try:
+            if proxy is None:
+                pool: Any = _HTTPSPool if self._scheme == "https" else _HTTPPool
+                return pool(self._host, self._port, **options), self._path
+            if proxy.scheme == "https":
+                options.setdefault("ssl_context", trusting(ca_certs, proxy.host if is_old else ""))
+                options["proxy_ssl_context"] = trusting(ca_certs)
+            manager = urllib3.ProxyManager(proxy.url, num_pools=1, proxy_headers=proxy.headers, **options)
+            manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+            origin = f"http://{urlsplit(self._base).netloc}" if self._scheme == "http" else ""
+            return manager.connection_from_host(self._host, self._port, self._scheme), origin + self._path
+        except HTTPError as e:
+            raise ConfigError(f"base_url: {self._base!r} cannot be used: {e}") from e
+
+    def close(self) -> None:
+        """Let the connections go; a later call opens new ones."""
+        for key, opened in list(self._pools.items()):
+            if key[0] == os.getpid():
+                opened.idle.let_go()
+
+
+#: Pools of parent processes: never used, never collected.
+_inherited: list[Any] = []
+
+
+def _innermost(e: BaseException, own: bool = True) -> Any:
+    """The error that urllib3 wrapped, and wrapped again; without `own`, the one that is no more urllib3's and so refers
+    to no pool or connection, if there is one."""
+    while isinstance(e, HTTPError):
+        inner: Any = e.args[-1] if e.args else None
+        if not isinstance(inner, Exception):
+            if own:
+                return e
+            inner = e.__cause__ or e.__context__
+            if inner is None:
+                return None
+        e = inner
+    return e
+
+
+def _told(e: BaseException) -> str:
+    """A cause in a short line: urllib3 puts addresses of objects into its texts, peers what they like."""
+    if isinstance(e, (ReadTimeoutError, socket.timeout)):
+        return "timed out"
+    text = str(e.__cause__ or e) if isinstance(e, (NewConnectionError, ConnectTimeoutError)) else str(e)
+    if not isinstance(e, (OSError, HTTPError, http.client.HTTPException)) or not text:
+        text = f"{type(e).__name__}: {text}".rstrip(": ")
+    return text[:200] if text.isprintable() else repr(text[:200])

@@ -1,0 +1,76 @@
+"""The API key kept out of errors: should a server or a proxy echo it, and in the frames that tracebacks hold on to."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Iterator
+
+from ..protocol.wire import API_KEY_HEADER, Answer, Call
+
+if TYPE_CHECKING:
+    from ..errors import CyclesError
+
+#: Shorter keys are no secrets, and occur in words that an answer needs.
+_SHORTEST_SECRET = 8
+
+
+def redacted(call: Call, answer: Answer) -> Answer:
+    """An answer that is an error, with the call's key blotted out: the same one where the key is not in it."""
+    echo = _spellings(call.headers.get(API_KEY_HEADER))
+    if echo is None:
+        return answer
+    in_text, in_bytes = echo
+    status, headers, body = answer
+    if not in_bytes.search(body) and not any(map(in_text.search, headers.values())):
+        return answer
+    blotted = {name: in_text.sub("***", value) for name, value in headers.items()}
+    return Answer(status, blotted, in_bytes.sub(b"***", body))
+
+
+def redacted_text(call: Call, text: str) -> str:
+    """The text with the call's key blotted out."""
+    echo = _spellings(call.headers.get(API_KEY_HEADER))
+    return text if echo is None else echo[0].sub("***", text)
+
+
+def tells_key(call: Call, error: BaseException) -> bool:
+    """Whether the call's key is in an error or in one that it came of."""
+    return any(text != redacted_text(call, text) for text in _texts(error))
+
+
+def without_frames(error: CyclesError) -> CyclesError:
+    """The error, and what it came of, without their tracebacks: these lead through frames that hold the key, and error
+    trackers send the variables of frames."""
+    chain: list[BaseException | None] = [error]
+    seen: list[BaseException] = []
+    while chain:
+        each = chain.pop()
+        if each is not None and each not in seen:
+            seen.append(each)
+            each.__traceback__ = None
+            chain += (each.__cause__, each.__context__)
+    return error
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    if error is not None:
+        yield str(error)
+        yield repr(error.args)
+        yield from _texts(error.__cause__)
+        if error.__context__ is not error.__cause__:
+            yield from _texts(error.__context__)
+
+
+@lru_cache(maxsize=256)
+def _spellings(key: str | None) -> tuple[re.Pattern[str], re.Pattern[bytes]] | None:
+    """What finds a key as it is, and as JSON, Python and URLs write it; None where there is nothing to hide."""
+    if key is None or len(key) < _SHORTEST_SECRET:
+        return None
+    spelt = "".join(character if character.isalnum() else _spelling(character) for character in key)
+    return re.compile(spelt), re.compile(spelt.encode("ascii"))
+
+
+def _spelling(character: str) -> str:
+    """Each quoting doubles the backslashes, and a few are enough: without a bound, many would take quadratic time."""
+    return rf"(?:\\{{0,3}}{re.escape(character)}|(?:\\{{1,4}}(?:u00|x)|%)(?i:{ord(character):02x}))"
