@@ -57,10 +57,7 @@ def _answering(handler: _Handler) -> Callable[[AdminCall], wire.Answer]:
 
 
 def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
-    try:
-        data = wire.loads(body)
-    except ValueError as e:
-        raise ValidationError(f"body: not JSON: {e}") from e
+    data = wire.read_body(body)
     if not isinstance(data, dict):
         raise ValidationError("body: not an object")
     for name in data:

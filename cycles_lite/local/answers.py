@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any, Mapping, NamedTuple
 
-from ..protocol.wire import Answer, dumps
+from ..protocol.wire import Answer
 from .requests import find_header
 from .rules import Refusal
 
@@ -41,18 +41,18 @@ def correlate(headers: Mapping[str, str]) -> Correlation:
     return Correlation("req_" + fresh[32:], _given_trace(headers) or _nonzero(fresh[:32]))
 
 
-def success(status: int, body: bytes, ids: Correlation, tenant: str | None) -> Answer:
-    return Answer(status, _headers(ids, tenant), body)
+def success(status: int, content: Any, ids: Correlation, tenant: str | None) -> Answer:
+    return Answer(status, _headers(ids, tenant), content)
 
 
 def new_answer(status: int, data: Mapping[str, Any], headers: Mapping[str, str], tenant: str | None) -> Answer:
     """An answer to a request with these headers, for what is served beside the protocol."""
-    return success(status, dumps(data), correlate(headers), tenant)
+    return success(status, data, correlate(headers), tenant)
 
 
-def error_answer(status: int, code: str, message: str, headers: Mapping[str, str]) -> Answer:
+def error_answer(status: int, code: str, message: str, headers: Mapping[str, str], tenant: str | None = None) -> Answer:
     """A refusal of a request with these headers, for what is refused before the protocol."""
-    return error(Refusal(code, message), correlate(headers), None)._replace(status=status)
+    return error(Refusal(code, message), correlate(headers), tenant)._replace(status=status)
 
 
 def error(refusal: Refusal, ids: Correlation, tenant: str | None) -> Answer:
@@ -65,7 +65,7 @@ def error(refusal: Refusal, ids: Correlation, tenant: str | None) -> Answer:
     }
     if refusal.details:
         body["details"] = refusal.details
-    return Answer(_STATUSES.get(refusal.code, 409), _headers(ids, tenant), dumps(body))
+    return Answer(_STATUSES.get(refusal.code, 409), _headers(ids, tenant), body)
 
 
 def _headers(ids: Correlation, tenant: str | None) -> dict[str, str]:

@@ -217,11 +217,11 @@ def _log_crash(crash: Exception, operation: str, request_id: str) -> None:
 
 # ---- One handler per operation: the answer's body, and the tenant that it was for ----
 
-_Handled = Tuple[bytes, Optional[str]]
+_Handled = Tuple[Any, Optional[str]]
 _Handler = Callable[[Ledger, Call, Caller], _Handled]
 
 
-def _for_subject(operate: Callable[..., bytes]) -> _Handler:
+def _for_subject(operate: Callable[..., Any]) -> _Handler:
     """A handler for an operation whose body names a subject."""
 
     def handle(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
@@ -232,7 +232,7 @@ def _for_subject(operate: Callable[..., bytes]) -> _Handler:
     return handle
 
 
-def _on_reservation(operate: Callable[..., bytes]) -> _Handler:
+def _on_reservation(operate: Callable[..., Any]) -> _Handler:
     """A handler for an operation that changes a reservation."""
 
     def handle(ledger: Ledger, call: Call, caller: Caller) -> _Handled:

@@ -8,7 +8,7 @@ from ..errors import ValidationError
 from ..protocol.checks import free_text, shown
 from ..protocol.models import DecisionRequest, EventCreateRequest, ReservationCreateRequest
 from ..protocol.values import Subject
-from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Call, parse_request
+from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Call
 from ..transport.handlers import is_from_handler
 from . import scopes
 from .filters import invalid
@@ -26,7 +26,7 @@ def body(call: Call) -> Any:
     model = call.operation.request
     assert model is not None  # the dispatch table pairs operations with what they take
     try:
-        request: Any = parse_request(model, call.body)
+        request: Any = model.parse(call.data)
     except ValidationError as e:
         if is_from_handler(e):
             raise

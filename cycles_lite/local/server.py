@@ -16,7 +16,7 @@ from waitress import wasyncore
 from waitress.server import create_server
 from waitress.task import ErrorTask
 
-from ..errors import ConfigError, TransportError
+from ..errors import ConfigError, TransportError, ValidationError
 from ..protocol import wire
 from ..runtime.clock import monotonic
 from . import channels
@@ -69,9 +69,10 @@ class Application:
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         answer = self._answer(environ)
-        headers = [*_titled(answer), ("Content-Length", str(len(answer.body)))]
+        body = answer.body
+        headers = [*_titled(answer), ("Content-Length", str(len(body)))]
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
-        return [answer.body] if environ["REQUEST_METHOD"] != "HEAD" else []
+        return [body] if environ["REQUEST_METHOD"] != "HEAD" else []
 
     def _answer(self, environ: dict[str, Any]) -> wire.Answer:
         headers = _headers(environ)
@@ -110,7 +111,11 @@ class Application:
         caller = self._caller(request, operation)
         if caller is None:
             return _unauthorized(request)
-        call = wire.Call(operation, id, request.query, request.body, request.headers, caller.tenant, *_PATIENCE)
+        try:
+            data = wire.read_body(request.body) if operation.request_name else None
+        except ValidationError as e:
+            return error_answer(400, "INVALID_REQUEST", e.message, request.headers, caller.tenant)
+        call = wire.Call(operation, id, request.query, data, request.headers, caller.tenant, *_PATIENCE)
         return self._authority.answer(call, caller)
 
     def _caller(self, request: _Request, operation: wire.Operation) -> Caller | None:
@@ -183,8 +188,8 @@ def _read(environ: dict[str, Any], headers: dict[str, str]) -> _Request | wire.A
 
 def _not_allowed(request: _Request, allowed: list[str]) -> wire.Answer:
     message = f"{request.method[:20]} is not possible here; {', '.join(sorted(allowed))} is."
-    status, headers, body = error_answer(405, "INVALID_REQUEST", message, request.headers)
-    return wire.Answer(status, {**headers, "allow": ", ".join(sorted(allowed))}, body)
+    answer = error_answer(405, "INVALID_REQUEST", message, request.headers)
+    return answer._replace(headers={**answer.headers, "allow": ", ".join(sorted(allowed))})
 
 
 def _unauthorized(request: _Request) -> wire.Answer:
