@@ -97,7 +97,8 @@ class Authority:
 
     def authenticate(self, secret: str) -> str | None:
         """The tenant that a key's secret belongs to; None for one that is unknown, revoked or expired."""
-        return self._ledger.look(lambda db, now: directory.authenticate(db, now, secret))
+        with self._ledger.reading() as (db, now):
+            return directory.authenticate(db, now, secret)
 
     # ---- Budgets ----
 
@@ -114,7 +115,8 @@ class Authority:
         `overdraft_limit` is in the same unit; omitted, it and the caps stay as they are, at first 0 and none. An
         empty `Caps()` takes the caps away. Raises `ValidationError`.
         """
-        return self._ledger.change(lambda db, now: provisioning.set_budget(db, scope, amount, overdraft_limit, caps))
+        with self._ledger.writing() as (db, _):
+            return provisioning.set_budget(db, scope, amount, overdraft_limit, caps)
 
     def add_budget(
         self,
@@ -125,11 +127,13 @@ class Authority:
         caps: Caps | None = None,
     ) -> bool:
         """Like `set_budget`, but an existing budget is left as it is; whether one was made."""
-        return self._ledger.change(lambda db, now: provisioning.add_budget(db, scope, amount, overdraft_limit, caps))
+        with self._ledger.writing() as (db, _):
+            return provisioning.add_budget(db, scope, amount, overdraft_limit, caps)
 
     def fund(self, scope: str, amount: Amount) -> Budget:
         """Add an amount to a budget; debt is repaid first. Raises `ValidationError`, also where there is no budget."""
-        return self._ledger.change(lambda db, now: provisioning.fund(db, scope, amount))
+        with self._ledger.writing() as (db, _):
+            return provisioning.fund(db, scope, amount)
 
     def freeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
         """Let a scope's budget, or with no unit all its budgets, take no new reservation or event for now."""
@@ -145,14 +149,17 @@ class Authority:
 
     def budgets(self) -> list[Budget]:
         """Every budget, in the order of scope and unit."""
-        return self._ledger.look(lambda db, now: provisioning.budgets(db))
+        with self._ledger.reading() as (db, _):
+            return provisioning.budgets(db)
 
     def check(self) -> list[str]:
         """Verify the ledger's invariants over the whole file; what is wrong, a sentence each."""
-        return self._ledger.look(lambda db, now: audit.violations(db))
+        with self._ledger.reading() as (db, _):
+            return audit.violations(db)
 
     def _set_status(self, scope: str, unit: str | Unit | None, status: str) -> list[Budget]:
-        return self._ledger.change(lambda db, now: provisioning.set_status(db, scope, unit, status))
+        with self._ledger.writing() as (db, _):
+            return provisioning.set_status(db, scope, unit, status)
 
     # ---- Tenants and keys ----
 
@@ -172,15 +179,18 @@ class Authority:
         `ValidationError`.
         """
         settings = TenantSettings(default_ttl_ms, max_ttl_ms, default_overage_policy, max_extensions)
-        return self._ledger.change(lambda db, now: directory.create_tenant(db, now, tenant_id, name, settings))
+        with self._ledger.writing() as (db, now):
+            return directory.create_tenant(db, now, tenant_id, name, settings)
 
     def tenant(self, tenant_id: str) -> Tenant | None:
         """A tenant's record; None where it has none, which does not keep it from having budgets."""
-        return self._ledger.look(lambda db, now: directory.tenant(db, tenant_id))
+        with self._ledger.reading() as (db, _):
+            return directory.tenant(db, tenant_id)
 
     def close_tenant(self, tenant_id: str) -> Tenant:
         """Close a tenant for good: nothing is reserved, settled or recorded for it any more. Its keys are revoked."""
-        return self._ledger.change(lambda db, now: directory.close_tenant(db, now, tenant_id))
+        with self._ledger.writing() as (db, now):
+            return directory.close_tenant(db, now, tenant_id)
 
     def create_key(
         self,
@@ -195,17 +205,18 @@ class Authority:
 
         A `secret` of your own (visible ASCII) that is already this tenant's key is returned as that key.
         """
-        return self._ledger.change(
-            lambda db, now: directory.create_key(db, now, tenant_id, secret, name, permissions, expires_at_ms)
-        )
+        with self._ledger.writing() as (db, now):
+            return directory.create_key(db, now, tenant_id, secret, name, permissions, expires_at_ms)
 
     def revoke_key(self, key_id: str) -> ApiKey:
         """End a key. Raises `ValidationError` where there is none with this id."""
-        return self._ledger.change(lambda db, now: directory.revoke_key(db, now, key_id))
+        with self._ledger.writing() as (db, now):
+            return directory.revoke_key(db, now, key_id)
 
     def keys(self) -> list[ApiKey]:
         """Every key, the oldest first, without their secrets."""
-        return self._ledger.look(lambda db, now: directory.keys(db))
+        with self._ledger.reading() as (db, _):
+            return directory.keys(db)
 
 
 def _log_crash(crash: Exception, operation: str, request_id: str) -> None:
@@ -227,7 +238,8 @@ def _for_subject(operate: Callable[..., Any]) -> _Handler:
     def handle(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
         request = requests.body(call)
         tenant = requests.subject_tenant(request.subject, caller.tenant)
-        return ledger.change(lambda db, now: operate(db, now, request, tenant), _timeout(call)), tenant
+        with ledger.writing(_timeout(call)) as (db, now):
+            return operate(db, now, request, tenant), tenant
 
     return handle
 
@@ -237,14 +249,16 @@ def _on_reservation(operate: Callable[..., Any]) -> _Handler:
 
     def handle(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
         id, request, owner = requests.path_id(call), requests.body(call), caller.tenant
-        return ledger.change(lambda db, now: operate(db, now, id, request, owner), _timeout(call)), owner
+        with ledger.writing(_timeout(call)) as (db, now):
+            return operate(db, now, id, request, owner), owner
 
     return handle
 
 
 def _get_reservation(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
     id, owner = requests.path_id(call), caller.tenant
-    return ledger.look(lambda db, now: queries.get_reservation(db, now, id, owner), _timeout(call)), owner
+    with ledger.reading(_timeout(call)) as (db, now):
+        return queries.get_reservation(db, now, id, owner), owner
 
 
 def _list_reservations(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
@@ -252,14 +266,16 @@ def _list_reservations(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
     if caller.admin and not (asked.tenant or "").strip():
         raise filters.invalid("tenant query parameter is required when using admin key authentication")
     owner = requests.query_tenant(asked.tenant, caller.tenant)
-    body = ledger.look(lambda db, now: queries.list_reservations(db, now, asked, owner), _timeout(call))
+    with ledger.reading(_timeout(call)) as (db, now):
+        body = queries.list_reservations(db, now, asked, owner)
     return body, caller.tenant
 
 
 def _get_balances(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
     asked = filters.balance_filters(call.query)
     owner = requests.query_tenant(asked.tenant, caller.tenant)
-    return ledger.look(lambda db, now: queries.get_balances(db, now, asked, owner), _timeout(call)), caller.tenant
+    with ledger.reading(_timeout(call)) as (db, now):
+        return queries.get_balances(db, now, asked, owner), caller.tenant
 
 
 def _get_evidence(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
@@ -269,7 +285,8 @@ def _get_evidence(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
 
 
 def _get_evidence_keys(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-    ledger.look(lambda db, now: None, _timeout(call))  # clients warm up with this: open the file
+    with ledger.reading(_timeout(call)):  # clients warm up with this: open the file
+        pass
     raise Refused(Refusal("NOT_FOUND", "This authority signs nothing, so it has no keys to publish."))
 
 

@@ -11,8 +11,9 @@ import random
 import sqlite3
 import threading
 import time
+import weakref
 from functools import partial
-from typing import Any
+from typing import Any, Callable
 
 from ..errors import ConfigError, TransportError, TransportTimeout
 from ..runtime.clock import monotonic
@@ -37,8 +38,8 @@ class Store:
         self.url = where.url
         #: How messages call it.
         self.name = location.printable(where.path) if where.path else "in memory"
-        self._timeout = timeout
-        self._is_memory = where.path is None
+        self.timeout = timeout
+        self.is_memory = where.path is None
         if where.path is None:
             self._pools: dict[int, Pool] = {os.getpid(): Memory()}
         else:
@@ -52,12 +53,11 @@ class Store:
 
     def write(self, timeout: float | None = None) -> Transaction:
         """A transaction that may write."""
-        return Transaction(self._pool(), self.name, self._seconds(timeout), writes=True)
+        return Transaction(self, timeout, writes=True)
 
     def read(self, timeout: float | None = None) -> Transaction:
         """A transaction that only reads: one snapshot, also while others write."""
-        # In memory there is one connection, so reading waits for its turn as writing does.
-        return Transaction(self._pool(), self.name, self._seconds(timeout), writes=self._is_memory)
+        return Transaction(self, timeout, writes=False)
 
     def close(self) -> None:
         """Close this process's connections, those in use when their transaction ends.
@@ -68,14 +68,12 @@ class Store:
         if pool is not None:
             pool.close()
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else min(timeout, self._timeout)
-
-    def _pool(self) -> Pool:
+    def pool(self) -> Pool:
+        """This process's connections."""
         pid = os.getpid()
         pool = self._pools.get(pid)
         if pool is None:
-            if self._is_memory:
+            if self.is_memory:
                 raise ConfigError("sqlite:// is memory of one process and does not survive a fork; use a file")
             INHERITED.extend(self._pools.values())
             pool = self._pools.setdefault(pid, Pool(self._open))
@@ -85,13 +83,21 @@ class Store:
 class Transaction:
     """Begun when entered, committed when left, rolled back on any exception. SQLite's errors become ours.
 
-    It owns what it takes, the connection and the right to write. Where an interruption keeps the `with` statement from
-    giving them back, `end` does, and else they are given back with the object.
+    It owns what it takes, the connection and the right to write, and no interruption keeps it from giving them back,
+    although one may come where no `try` can help: before the first instruction of a method `__exit__`, or after the
+    last one of `__enter__`. The traceback keeps the frames of these methods, and so their `self`, for as long as
+    somebody keeps the exception. So here the `with` statement itself has the only reference to the transaction, beside
+    those of frames that are within a `try` that ends it. When the statement is left in whatever way, its reference
+    goes, and what the transaction still owned is given back with the object. For that reason the object must not be
+    assigned to a variable before it is entered, where it is to survive interruptions.
     """
 
-    def __init__(self, pool: Pool, name: str, seconds: float, writes: bool) -> None:
-        self._pool, self._name, self._seconds, self.writes = pool, name, seconds, writes
-        self.pid = pool.pid
+    def __init__(self, store: Store, timeout: float | None, writes: bool) -> None:
+        self._pool, self._name = store.pool(), store.name
+        self._seconds = store.timeout if timeout is None else min(timeout, store.timeout)
+        # In memory there is one connection, so reading waits for its turn as writing does.
+        self.writes = writes or store.is_memory
+        self.pid = self._pool.pid
         self.thread = threading.get_ident()
         #: The connection, while it has one.
         self.connection: list[Connection] = []
@@ -99,35 +105,36 @@ class Transaction:
         #: Whether a fork must wait for it.
         self.is_at_work = False
 
-    def __enter__(self) -> sqlite3.Connection:
-        self._deadline = monotonic() + self._seconds
-        try:
-            connections.enter(self)
-            if self.writes:
-                self._begin_writing()
-            else:
-                self._begin_reading()
-            place = self._place()
-            if place is not None:
-                self._demand_same(place)
-            return self.connection[-1].db
-        except sqlite3.Error as e:
-            self.end(is_busy(e))
-            raise self._translated(e) from e
-        except BaseException:
-            self.end()
-            raise
+    @property
+    def __enter__(self) -> Callable[[], Any]:
+        return partial(_run, weakref.ref(self), type(self).begin)
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            if error is None:
-                self._commit()
-        except sqlite3.Error as e:
-            error = e
-        finally:
-            self.end(not isinstance(error, sqlite3.Error) or is_busy(error))
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        leave = partial(_run, weakref.ref(self), type(self).finish)
+        vars(leave)["transaction"] = self  # an attribute, and no argument, which a frame would keep
+        return leave
+
+    def begin(self) -> Any:
+        """What the `with` statement calls first; what it is to give its block."""
+        self._deadline = monotonic() + self._seconds
+        connections.enter(self)
+        if self.writes:
+            self._begin_writing()
+        else:
+            self._begin_reading()
+        place = self._place()
+        if place is not None:
+            self._demand_same(place)
+        return self.connection[-1].db
+
+    def finish(self, kind: object = None, error: BaseException | None = None, traceback: object = None) -> None:
+        """What the `with` statement calls last: commit, or hand the block's error to whoever ends the transaction."""
         if isinstance(error, sqlite3.Error):
-            raise self._translated(error) from error
+            raise error
+        if error is None:
+            self._commit()
+        self.end()
 
     def end(self, is_sound: bool = True) -> None:
         """Give everything back; what was not committed is rolled back. To do so twice is nothing."""
@@ -205,5 +212,31 @@ class Transaction:
     def _place(self) -> places.Place | None:
         return self.connection[-1].place if self.connection else None
 
-    def _translated(self, error: sqlite3.Error) -> TransportError:
+    def translated(self, error: sqlite3.Error) -> TransportError:
+        """The error to raise for one of SQLite's."""
         return not_in_time(self._name, self._seconds) if is_busy(error) else translated(error, self._name)
+
+
+def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *args: Any) -> Any:
+    """Do one half of a transaction, and end the transaction if that fails. `owner` is dead only after its end.
+
+    This frame refers to the transaction only where its `finally` is sure to run. The second one is for a signal handler
+    that raises within the first.
+    """
+    transaction = None
+    try:
+        try:
+            transaction = owner()
+            made = step(transaction, *args)
+            transaction = None
+            return made
+        except sqlite3.Error as e:
+            assert transaction is not None
+            transaction.end(is_busy(e))
+            raise transaction.translated(e) from e
+        finally:
+            if transaction is not None:
+                transaction.end()
+    finally:
+        if transaction is not None:
+            transaction.end()

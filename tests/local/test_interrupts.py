@@ -284,10 +284,10 @@ def test_a_time_limit_is_no_fault_of_the_authority(bench, on_alarm, handler, cap
         os.kill(os.getpid(), signal.SIGALRM)
         return clock.now
 
-    bench.authority._ledger._clock = raise_in_the_midst
+    bench.authority._ledger.clock = raise_in_the_midst
     with pytest.raises(TimeIsUp):
         bench.event(1)
-    bench.authority._ledger._clock = clock
+    bench.authority._ledger.clock = clock
     assert bench.event(1).status == 201
     assert bench.amounts()[2] == 1
     assert caplog.records == []
