@@ -11,12 +11,11 @@ from ..protocol.values import Amount, Caps, Unit
 from ..protocol.wire import Answer, Call
 from ..runtime.clock import now_ms
 from ..transport.handlers import is_from_handler
-from . import answers, audit, directory, filters, provisioning, queries, requests, reserving, rules, settling
+from . import answers, audit, directory, operations, provisioning, reads, requests, rules
 from .answers import error_answer, new_answer
 from .directory import ApiKey, Tenant, TenantSettings
-from .ledger import Ledger
+from .ledger import Ledger, Store
 from .rules import Budget, Refusal, Refused
-from .store import Store
 
 __all__ = ["ANYONE", "Authority", "Caller", "error_answer", "new_answer"]
 
@@ -258,29 +257,29 @@ def _on_reservation(operate: Callable[..., Any]) -> _Handler:
 def _get_reservation(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
     id, owner = requests.path_id(call), caller.tenant
     with ledger.reading(_timeout(call)) as (db, now):
-        return queries.get_reservation(db, now, id, owner), owner
+        return reads.get_reservation(db, now, id, owner), owner
 
 
 def _list_reservations(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-    asked = filters.list_filters(call.query)
+    asked = reads.list_filters(call.query)
     if caller.admin and not (asked.tenant or "").strip():
-        raise filters.invalid("tenant query parameter is required when using admin key authentication")
+        raise rules.invalid("tenant query parameter is required when using admin key authentication")
     owner = requests.query_tenant(asked.tenant, caller.tenant)
     with ledger.reading(_timeout(call)) as (db, now):
-        body = queries.list_reservations(db, now, asked, owner)
+        body = reads.list_reservations(db, now, asked, owner)
     return body, caller.tenant
 
 
 def _get_balances(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-    asked = filters.balance_filters(call.query)
+    asked = reads.balance_filters(call.query)
     owner = requests.query_tenant(asked.tenant, caller.tenant)
     with ledger.reading(_timeout(call)) as (db, now):
-        return queries.get_balances(db, now, asked, owner), caller.tenant
+        return reads.get_balances(db, now, asked, owner), caller.tenant
 
 
 def _get_evidence(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
     if _EVIDENCE_ID.match(call.id or "") is None:
-        raise filters.invalid("An evidence id is 64 lower-case hexadecimal digits.")
+        raise rules.invalid("An evidence id is 64 lower-case hexadecimal digits.")
     raise Refused(Refusal("NOT_FOUND", "There is no evidence with this id: this authority signs none."))
 
 
@@ -296,12 +295,12 @@ def _timeout(call: Call) -> float | None:
 
 
 _HANDLERS: dict[str, _Handler] = {
-    wire.CREATE_RESERVATION.name: _for_subject(reserving.reserve),
-    wire.DECIDE.name: _for_subject(reserving.decide),
-    wire.CREATE_EVENT.name: _for_subject(settling.record_event),
-    wire.COMMIT_RESERVATION.name: _on_reservation(settling.commit),
-    wire.RELEASE_RESERVATION.name: _on_reservation(settling.release),
-    wire.EXTEND_RESERVATION.name: _on_reservation(settling.extend),
+    wire.CREATE_RESERVATION.name: _for_subject(operations.reserve),
+    wire.DECIDE.name: _for_subject(operations.decide),
+    wire.CREATE_EVENT.name: _for_subject(operations.record_event),
+    wire.COMMIT_RESERVATION.name: _on_reservation(operations.commit),
+    wire.RELEASE_RESERVATION.name: _on_reservation(operations.release),
+    wire.EXTEND_RESERVATION.name: _on_reservation(operations.extend),
     wire.GET_RESERVATION.name: _get_reservation,
     wire.LIST_RESERVATIONS.name: _list_reservations,
     wire.GET_BALANCES.name: _get_balances,

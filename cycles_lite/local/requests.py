@@ -11,8 +11,7 @@ from ..protocol.values import Subject
 from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Call
 from ..transport.handlers import is_from_handler
 from . import scopes
-from .filters import invalid
-from .rules import Refusal, Refused
+from .rules import Refusal, Refused, invalid
 
 #: The requests that name a subject.
 _WITH_SUBJECT = (ReservationCreateRequest, DecisionRequest, EventCreateRequest)
