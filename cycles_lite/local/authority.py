@@ -14,7 +14,7 @@ from ..transport.handlers import is_from_handler
 from . import answers, audit, directory, operations, provisioning, reads, requests, rules
 from .answers import error_answer, new_answer
 from .directory import ApiKey, Tenant, TenantSettings
-from .ledger import Ledger, Store
+from .ledger import Ledger
 from .rules import Budget, Refusal, Refused
 
 __all__ = ["ANYONE", "Authority", "Caller", "error_answer", "new_answer"]
@@ -51,9 +51,9 @@ class Authority:
     def __init__(
         self, url: str, *, create: bool = True, clock: Callable[[], int] = now_ms, timeout: float = 7.0
     ) -> None:
-        self._ledger = Ledger(Store(url, create=create, timeout=timeout), clock)
+        self._ledger = Ledger(url, create=create, timeout=timeout, clock=clock)
         #: The URL of the file, from any folder; clients take it as `base_url`.
-        self.url = self._ledger.store.url
+        self.url = self._ledger.url
 
     def __repr__(self) -> str:
         return f"<Authority {self.url}>"
@@ -69,7 +69,7 @@ class Authority:
 
     def shutdown(self) -> None:
         """Close the file in this process. (`close` closes a budget.)"""
-        self._ledger.store.close()
+        self._ledger.close()
 
     # ---- The protocol ----
 
