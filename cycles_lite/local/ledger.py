@@ -197,8 +197,8 @@ class Transaction:
             try:
                 if not self._pool.take(self, self._deadline):
                     raise self._not_in_time()
-                connection = self.connection[-1]
-                connection.db.execute("BEGIN IMMEDIATE" if self.writes else "BEGIN")
+                db = self.connection[-1].db  # a frame that has the connection itself would keep it from being closed
+                db.execute("BEGIN IMMEDIATE" if self.writes else "BEGIN")
                 break
             except sqlite3.OperationalError as e:
                 if not self.writes or not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
@@ -209,11 +209,11 @@ class Transaction:
         if not self.writes:
             # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
             statement = "SELECT 1 FROM sqlite_master LIMIT 1"
-            connections.execute(connection.db, statement, self._deadline, self._waits_for_itself)
-        place = connection.place
+            connections.execute(db, statement, self._deadline, self._waits_for_itself)
+        place = self.connection[-1].place
         if place is not None and files.inode(place.path) != place.inode:
             self._refuse_lost(place)
-        return connection.db
+        return db
 
     def _commit(self, db: sqlite3.Connection) -> None:
         if self.pid != os.getpid():
