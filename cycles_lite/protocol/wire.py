@@ -138,6 +138,11 @@ IDEMPOTENCY_KEY_HEADER = "X-Idempotency-Key"
 API_KEY_HEADER = "X-Cycles-API-Key"
 
 
+def is_evidence_id(value: object) -> bool:
+    """Whether a value is what evidence is fetched by: 64 lower-case hexadecimal digits (protocol: CyclesEvidence)."""
+    return isinstance(value, str) and re.match(r"[0-9a-f]{64}\Z", value) is not None
+
+
 class Call(NamedTuple):
     """One request, ready to send."""
 
