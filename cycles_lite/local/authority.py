@@ -10,12 +10,10 @@ from ..protocol.checks import shown
 from ..protocol.wire import Answer, Call
 from ..runtime.clock import now_ms
 from ..transport.handlers import is_from_handler
-from . import filters, messages, queries, reserving, scopes, settling
+from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
-from .filters import invalid
-from .ledger import Ledger
-from .rules import Refusal, Refused
-from .store import Store
+from .ledger import Ledger, Store
+from .rules import Refusal, Refused, invalid
 from .tenants import TenantMethods
 
 if TYPE_CHECKING:
@@ -163,23 +161,23 @@ def _on_reservation(model: type[Model], operate: Callable[..., Any]) -> _Handler
 def _get_reservation(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
     id = messages.path_id(call)
     with ledger.reading(seconds) as (db, now):
-        return queries.get_reservation(db, now, id, caller.tenant), caller.tenant
+        return reads.get_reservation(db, now, id, caller.tenant), caller.tenant
 
 
 def _list_reservations(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
-    asked = filters.list_filters(call.query)
+    asked = reads.list_filters(call.query)
     if caller.admin and not (asked.tenant or "").strip():
         raise invalid("tenant query parameter is required when using admin key authentication")
     owner = caller.reading_of(asked.tenant)
     with ledger.reading(seconds) as (db, now):
-        return queries.list_reservations(db, now, asked, owner), caller.tenant
+        return reads.list_reservations(db, now, asked, owner), caller.tenant
 
 
 def _get_balances(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
-    asked = filters.balance_filters(call.query)
+    asked = reads.balance_filters(call.query)
     owner = caller.reading_of(asked.tenant)
     with ledger.reading(seconds) as (db, now):
-        return queries.get_balances(db, now, asked, owner), caller.tenant
+        return reads.get_balances(db, now, asked, owner), caller.tenant
 
 
 def _get_evidence(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
@@ -195,12 +193,12 @@ def _get_evidence_keys(ledger: Ledger, call: Call, caller: Caller, seconds: floa
 
 
 _HANDLERS: dict[str, _Handler] = {
-    wire.CREATE_RESERVATION.name: _for_subject(models.ReservationCreateRequest, reserving.reserve),
-    wire.DECIDE.name: _for_subject(models.DecisionRequest, reserving.decide),
-    wire.CREATE_EVENT.name: _for_subject(models.EventCreateRequest, settling.record_event),
-    wire.COMMIT_RESERVATION.name: _on_reservation(models.CommitRequest, settling.commit),
-    wire.RELEASE_RESERVATION.name: _on_reservation(models.ReleaseRequest, settling.release),
-    wire.EXTEND_RESERVATION.name: _on_reservation(models.ReservationExtendRequest, settling.extend),
+    wire.CREATE_RESERVATION.name: _for_subject(models.ReservationCreateRequest, operations.reserve),
+    wire.DECIDE.name: _for_subject(models.DecisionRequest, operations.decide),
+    wire.CREATE_EVENT.name: _for_subject(models.EventCreateRequest, operations.record_event),
+    wire.COMMIT_RESERVATION.name: _on_reservation(models.CommitRequest, operations.commit),
+    wire.RELEASE_RESERVATION.name: _on_reservation(models.ReleaseRequest, operations.release),
+    wire.EXTEND_RESERVATION.name: _on_reservation(models.ReservationExtendRequest, operations.extend),
     wire.GET_RESERVATION.name: _get_reservation,
     wire.LIST_RESERVATIONS.name: _list_reservations,
     wire.GET_BALANCES.name: _get_balances,

@@ -16,8 +16,7 @@ from ..protocol.fields import Model
 from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Answer, Call
 from ..transport.handlers import is_from_handler
 from . import scopes
-from .filters import invalid
-from .rules import Refusal
+from .rules import Refusal, invalid
 
 #: The longest id in a path (protocol: ReservationId).
 _LONGEST_ID = 128

@@ -17,7 +17,7 @@ import pytest
 from interrupts import IS_LONG, AfterTime, AtLine, Interrupt, in_finalizer, needs_timers, rounds
 
 from cycles_lite.errors import TransportTimeout
-from cycles_lite.local import Authority, connections, location, upkeep
+from cycles_lite.local import Authority, connections, ledger, location
 from cycles_lite.protocol.values import Amount
 
 from .helpers import Bench, connections_to, new_key
@@ -182,7 +182,7 @@ def test_an_exception_at_each_line(bench, operation_class, keeps):
 
 def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
     """Holds that are freed and rows that are pruned on the way."""
-    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(ledger, "PRUNE_EVERY", 1)
 
     def due():
         operation = Event(bench)
