@@ -49,11 +49,11 @@ def read_request(model: type[Model], call: Call) -> Any:
         if is_from_handler(e):
             raise
         raise invalid(e.message) from e
-    if "subject" in request.__dict__:
-        _demand_legal(request)
     key = _by_name(call.headers).get(IDEMPOTENCY_KEY_HEADER.lower(), request.idempotency_key)
     if key != request.idempotency_key:
         raise invalid(f"{IDEMPOTENCY_KEY_HEADER} and the body's idempotency_key differ.")
+    if "subject" in request.__dict__:
+        _demand_legal(request)
     return request
 
 

@@ -9,18 +9,18 @@ import socket
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 from urllib.parse import parse_qsl
 
 from waitress import wasyncore
+from waitress.channel import HTTPChannel
 from waitress.server import create_server
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, WSGITask
 
 from ..errors import ConfigError, TransportError, ValidationError
 from ..protocol import wire
 from ..protocol.wire import Answer
 from ..runtime.clock import monotonic
-from . import channels
 from .admin import ADMIN_ROUTES, provision
 from .authority import ADMIN_OPERATIONS, ANYONE, Authority, Caller
 from .messages import error_answer, new_answer
@@ -38,7 +38,7 @@ _READ_AT_MOST = 8 * MAX_BODY_BYTES
 _LOOK = 1.0
 
 #: Seconds that a request waits for the budget file at the most, as the client's two timeouts.
-_PATIENCE = (2.0, 5.0)
+_TIMEOUTS = (2.0, 5.0)
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
 _ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
@@ -120,7 +120,7 @@ class Application:
             data = wire.read_body(request.body) if operation.request_name else None
         except ValidationError as e:
             return error_answer(400, "INVALID_REQUEST", e.message, request.headers, caller.tenant)
-        call = wire.Call(operation, id, request.query, data, request.headers, caller.tenant, *_PATIENCE)
+        call = wire.Call(operation, id, request.query, data, request.headers, caller.tenant, *_TIMEOUTS)
         return self._authority.answer(call, caller)
 
     def _caller(self, request: _Request, admin_serves: bool) -> Caller | None:
@@ -191,8 +191,84 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
         super().execute()
 
 
-class _Channel(channels.Channel):
+# ---- Connections ----
+# Clients may send slowly, or nothing, or too many may come at once. Waitress reads requests without a thread each, so a
+# slow one costs no more than its connection. Those are limited, too: a request has a time to be there whole, and where
+# more connections come than are kept, the one goes that has waited for its client the longest, those first on which no
+# key was ever proven.
+
+#: Connections that are kept. Each may cost a file descriptor or two, of which systems give 1024, or fewer.
+MOST = 400
+
+#: Seconds for a request's head and body together, and for a connection without a proven key to ask for anything.
+PATIENCE = 20.0
+
+#: The header of an answer that shows whose key was proven.
+_PROVEN = "x-cycles-tenant"
+
+
+def most_connections() -> int:
+    """`MOST`, or what the limit on this process's open files allows for."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MOST
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if files < 0 else max(8, min(MOST, (files - 64) // 2))
+
+
+class _Task(WSGITask):  # type: ignore[misc]
+    channel: Any
+
+    def finish(self) -> None:
+        super().finish()
+        self.channel.answered(any(name.lower() == _PROVEN for name, _ in self.response_headers))
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection that knows since when its client lets it wait."""
+
+    task_class = _Task
     error_task_class = _FaultTask
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        #: Whether a request with a valid key came.
+        self.is_proven = False
+        #: Since when nothing is under way here, or only half a request.
+        self.waits_since = monotonic()
+        super().__init__(*given, **options)
+
+    def received(self, data: bytes) -> Any:
+        """Take what came; the time of a request runs from its first byte."""
+        was_idle = self.request is None
+        taken = super().received(data)
+        if was_idle and self.request is not None and self.is_proven:
+            self.waits_since = monotonic()
+        return taken
+
+    def answered(self, is_proven: bool) -> None:
+        self.is_proven = self.is_proven or is_proven
+        self.waits_since = monotonic()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the client has to say or to take something before anything happens here."""
+        return not self.requests
+
+
+def let_go(sockets: Mapping[int, Any], most: int) -> None:
+    """Close the connections that waited too long, and those over the limit. Only for the thread that serves sockets."""
+    now = monotonic()
+    channels = [one for one in list(sockets.values()) if isinstance(one, Channel)]
+    waiting = sorted((one for one in channels if one.is_waiting), key=lambda one: (one.is_proven, one.waits_since))
+    excess = len(channels) - most
+    for number, channel in enumerate(waiting):
+        is_late = now - channel.waits_since > PATIENCE and not (channel.is_proven and channel.request is None)
+        if number < excess or is_late:
+            channel.handle_close()
+
+
+# ---- The server ----
 
 
 class Server:
@@ -211,11 +287,11 @@ class Server:
             map=self._map,
             threads=8,
             ident=None,
-            connection_limit=2 * channels.MOST,  # never reached: who was here longest goes, and newcomers do not wait
+            connection_limit=2 * MOST,  # never reached: who was here longest goes, and newcomers do not wait
             max_request_body_size=_READ_AT_MOST,
             clear_untrusted_proxy_headers=True,  # as waitress 3 does; 2.1 warns where it is not said
         )
-        self._server.channel_class = _Channel
+        self._server.channel_class = Channel
         address = self._socket.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         #: A key to give to clients with it, where whoever serves has made one.
@@ -231,14 +307,14 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop()`, Ctrl-C or `SystemExit`; requests at work are finished."""
-        most, next_look = channels.most_connections(), 0.0
+        most, next_look = most_connections(), 0.0
         try:
             while not self._ending:
                 # Only for a second: a signal that comes just before the wait does not interrupt it.
                 wasyncore.loop(timeout=_LOOK, use_poll=True, map=self._map, count=1)
                 if len(self._map) > most or monotonic() >= next_look:
                     next_look = monotonic() + _LOOK
-                    channels.let_go(self._map, most)
+                    let_go(self._map, most)
         except (KeyboardInterrupt, SystemExit):
             pass
 

@@ -17,7 +17,7 @@ from ..errors import ValidationError
 from ..protocol.checks import INT64_MAX, refuse, text
 from ..protocol.fields import Integer, OneOf
 from ..protocol.values import CommitOveragePolicy
-from . import budget_rows, scopes
+from . import rows, scopes
 from .rules import ACTIVE, ALLOW_IF_AVAILABLE, CLOSED, Refusal, Refused
 
 if TYPE_CHECKING:
@@ -89,11 +89,6 @@ class Settings(NamedTuple):
     default_overage_policy: str = ALLOW_IF_AVAILABLE
     max_extensions: int = 10
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether nothing is reserved, settled or recorded for the tenant any more."""
-        return self.status == CLOSED
-
 
 FALLBACK = Settings()
 _POLICIES = tuple(CommitOveragePolicy)
@@ -122,7 +117,7 @@ def closed(tenant: str) -> Refusal:
 def demand_open(db: sqlite3.Connection, tenant: str) -> Settings:
     """The settings of a tenant that must not be closed."""
     found = settings(db, tenant)
-    if found.is_closed:
+    if found.status == CLOSED:
         raise Refused(closed(tenant))
     return found
 
@@ -187,7 +182,7 @@ class TenantMethods:
             if found is None:  # one that only has budgets gets a record that says so
                 root = scopes.TENANT_PREFIX + tenant_id
                 its_own = "scope = ? OR (scope > ? AND scope < ?) LIMIT 1"  # "0" comes after "/"
-                if not budget_rows.find_budgets(db, its_own, (root, root + "/", root + "0")):
+                if not rows.find_budgets(db, its_own, (root, root + "/", root + "0")):
                     raise ValidationError(f"tenant {tenant_id} is not known here")
                 found = _add_tenant(db, now, tenant_id)
             db.execute(_CLOSE_TENANT, (CLOSED, tenant_id))
@@ -277,10 +272,9 @@ def _add_tenant(
 
 
 def _keys(db: sqlite3.Connection, where: str, *values: Any) -> list[ApiKey]:
-    rows = db.execute(_FIND_KEYS + where, values).fetchall()
     return [
         ApiKey(key_id, key_prefix, tenant, name, tuple(json.loads(permissions)), *times)
-        for key_id, key_prefix, tenant, name, permissions, *times in rows
+        for key_id, key_prefix, tenant, name, permissions, *times in db.execute(_FIND_KEYS + where, values).fetchall()
     ]
 
 
