@@ -204,7 +204,7 @@ def open_transport(config: CyclesConfig) -> Transport:
     if config.base_url is None:
         return _NoTransport()
     if config.is_local:
-        from .local.transport import LocalTransport  # sqlite3, which only budget files need
+        from .local.authority import LocalTransport  # sqlite3, which only budget files need
 
         return LocalTransport(config)
     from .transport.http import HttpTransport  # urllib3, which only servers need

@@ -6,9 +6,8 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from .errors import TransportTimeout, ValidationError
-from .local.answers import error_answer
-from .local.authority import Authority, Caller
-from .local.transport import LocalTransport
+from .local.authority import Authority, Caller, LocalTransport
+from .local.messages import error_answer
 from .protocol.values import Amount, Caps
 from .protocol.wire import GET_RESERVATION, OPERATIONS, Answer, Call
 from .runtime.clock import now_ms

@@ -19,7 +19,7 @@ from typing import Any, Callable
 
 from ..errors import ConfigError, TransportError, TransportTimeout
 from ..runtime.clock import monotonic, now_ms
-from . import budget_rows, connections, files, location, rows, rules
+from . import connections, files, location, rows, rules
 from .connections import INHERITED, Connection, Memory, Pool, Right
 from .failures import is_busy, not_in_time, translated
 
@@ -298,7 +298,7 @@ def free_due(db: sqlite3.Connection, now: int) -> None:
         for scope in held.split(" "):
             freed[scope, unit] = freed.get((scope, unit), 0) + reserved
     for (scope, unit), amount in freed.items():
-        budget_rows.save_amounts(db, rules.free(budget_rows.budgets_of(db, (scope,), unit), amount))
+        rows.save_amounts(db, rules.free(rows.budgets_of(db, (scope,), unit), amount))
     db.executemany(_EXPIRE, [(deadline + rows.KEEP_FINISHED_MS, id) for id, _, _, _, deadline in due])
 
 

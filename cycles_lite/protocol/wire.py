@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, TypeVar
 
-from ..errors import DENIALS, ApiError, BudgetDenied, ResponseError, ValidationError, error_class
+from ..errors import ApiError, BudgetDenied, ResponseError, ValidationError, error_class, known_code
 from .checks import INT64_MAX
 from .fields import Model
 from .values import Unit
@@ -136,6 +136,11 @@ OPERATIONS = (
 
 IDEMPOTENCY_KEY_HEADER = "X-Idempotency-Key"
 API_KEY_HEADER = "X-Cycles-API-Key"
+
+
+def is_evidence_id(value: object) -> bool:
+    """Whether a value is what evidence is fetched by: 64 lower-case hexadecimal digits (protocol: CyclesEvidence)."""
+    return isinstance(value, str) and re.match(r"[0-9a-f]{64}\Z", value) is not None
 
 
 class Call(NamedTuple):
@@ -329,9 +334,10 @@ def _retry_after_header(answer: Answer) -> float | None:
     return float(value) if re.match(r"[0-9]{1,9}\Z", value) else None
 
 
-def denied(response: ReservationCreateResponse) -> BudgetDenied:
-    """The error for a reservation that the authority answered with anything but an ALLOW and an id."""
-    kind = DENIALS.get(response.reason_code or "", BudgetDenied)
+def denied(response: ReservationCreateResponse) -> ApiError:
+    """The `BudgetDenied` for a reservation that the authority answered with anything but an ALLOW and an id."""
+    row = known_code(response.reason_code)
+    kind = row.kind if row.denies else BudgetDenied
     wait = response.retry_after_ms
     return kind(
         f"the reservation was not allowed: {response.reason_code or response.decision}",

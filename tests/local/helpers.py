@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from cycles_lite.errors import ValidationError
 from cycles_lite.local import connections
-from cycles_lite.local.authority import Authority, Caller, error_answer
+from cycles_lite.local.authority import Authority, Caller
+from cycles_lite.local.messages import error_answer
 from cycles_lite.protocol import wire
 from cycles_lite.protocol.values import Amount
 

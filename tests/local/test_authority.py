@@ -10,7 +10,8 @@ import pytest
 
 from cycles_lite.errors import ConfigError, TransportError, TransportTimeout
 from cycles_lite.local import Authority, operations
-from cycles_lite.local.authority import ANYONE, Caller, error_answer, new_answer
+from cycles_lite.local.authority import ANYONE, Caller
+from cycles_lite.local.messages import error_answer, new_answer
 from cycles_lite.protocol.values import Amount
 
 from . import document
