@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
+from operator import attrgetter
 from typing import Any, Mapping, Sequence
 
 from ..protocol.checks import INT64_MAX
@@ -50,30 +51,30 @@ def reserve(db: sqlite3.Connection, now: int, request: ReservationCreateRequest,
         rows.keep(db, slot, payload, defaults, dumps(answer), now + rows.KEEP_EVALUATION_MS)
         return answer
     answer, _, held = _allowed(db, settings, tenant, affected, request.estimate)
-    terms = {**defaults, **payload}
+    unit, terms = held[0].unit, {**defaults, **payload}
     expires_at_ms = now + min(terms["ttl_ms"], settings.max_ttl_ms)
     deadline_ms = expires_at_ms + terms["grace_period_ms"]
     answer.update(
         reservation_id="rsv_" + os.urandom(16).hex(),
-        reserved=_amount(request.estimate),
+        reserved={"unit": unit, "amount": request.estimate.amount},
         expires_at_ms=expires_at_ms,
         remaining_ttl_ms=expires_at_ms - now,
         scope_path=affected[-1],
         affected_scopes=list(affected),
-        balances=balances(held),
+        balances=rules.balances(held),
     )
     made = Reservation(
         id=answer["reservation_id"],
         tenant=tenant,
         idempotency_key=request.idempotency_key,
-        unit=held[0].unit,
+        unit=unit,
         reserved=request.estimate.amount,
         overage_policy=str(terms["overage_policy"]),
         created_at_ms=now,
         expires_at_ms=expires_at_ms,
         deadline_ms=deadline_ms,
         scope_path=affected[-1],
-        held=" ".join([budget.scope for budget in held]),
+        held=" ".join(map(attrgetter("scope"), held)),
         request=rows.canonical(payload, defaults),
         defaults=encoded_defaults,
         answer=dumps(answer),
@@ -115,7 +116,8 @@ def _dry_run(
     answer, budgets = _evaluated(db, settings, tenant, affected, estimate)
     answer["scope_path"] = affected[-1]
     if budgets:
-        answer.update(reserved=_amount(estimate), balances=balances(budgets))
+        reserved = {"unit": estimate.unit.value, "amount": estimate.amount}
+        answer.update(reserved=reserved, balances=rules.balances(budgets))
     return answer
 
 
@@ -170,14 +172,6 @@ def _mismatch(message: str, scope: str, unit: str, expected: Sequence[str]) -> R
     return Refusal("UNIT_MISMATCH", message, {"scope": scope, "requested_unit": unit, "expected_units": expected})
 
 
-def balances(budgets: Budgets) -> list[Json]:
-    return [budget.to_json() for budget in budgets]
-
-
-def _amount(amount: Amount) -> Json:
-    return {"unit": amount.unit.value, "amount": amount.amount}
-
-
 # ---- Reservations that end or go on (protocol: commit, release, extend) ----
 
 
@@ -208,7 +202,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: CommitRequest, ow
     answer: Json = {"status": "COMMITTED", "charged": {"unit": unit, "amount": made.charged}}
     if made.released:
         answer["released"] = {"unit": unit, "amount": made.released}
-    answer["balances"] = balances(made.budgets)
+    answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
     return _finish(db, now, found._replace(committed=made.charged), payload, answer)
 
@@ -223,7 +217,7 @@ def release(db: sqlite3.Connection, now: int, id: str, request: ReleaseRequest, 
     _demand_active(db, found)
     budgets = rules.free(rows.budgets_of(db, found.held_scopes, found.unit), found.reserved)
     released = {"unit": found.unit, "amount": found.reserved}
-    answer = {"status": "RELEASED", "released": released, "balances": balances(budgets)}
+    answer = {"status": "RELEASED", "released": released, "balances": rules.balances(budgets)}
     rows.save_amounts(db, budgets)
     return _finish(db, now, found, payload, answer)
 
@@ -267,7 +261,7 @@ def extend(db: sqlite3.Connection, now: int, id: str, request: ReservationExtend
         "status": "ACTIVE",
         "expires_at_ms": extended.expires_at_ms,
         "remaining_ttl_ms": extended.expires_at_ms - now,
-        "balances": balances(rows.budgets_of(db, found.held_scopes, found.unit)),
+        "balances": rules.balances(rows.budgets_of(db, found.held_scopes, found.unit)),
     }
     rows.save_extended(db, extended)
     # A key of an earlier extension must not extend again for as long as the reservation lives.
@@ -311,8 +305,8 @@ def record_event(db: sqlite3.Connection, now: int, request: EventCreateRequest, 
     made = rules.charge_event(budgets, request.actual.amount, str({**defaults, **payload}["overage_policy"]))
     answer: Json = {"status": "APPLIED", "event_id": "evt_" + os.urandom(16).hex()}
     if made.charged < request.actual.amount:
-        answer["charged"] = {**_amount(request.actual), "amount": made.charged}
-    answer["balances"] = balances(made.budgets)
+        answer["charged"] = {"unit": request.actual.unit.value, "amount": made.charged}
+    answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
     rows.keep(db, slot, payload, defaults, dumps(answer), now + rows.KEEP_EVENT_MS)
     return answer

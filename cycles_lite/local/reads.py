@@ -19,7 +19,7 @@ from ..protocol.values import SUBJECT_LEVELS, ReservationStatus, SortDirection
 from . import instants, rows
 from .operations import expired, owned
 from .rows import Json
-from .rules import Refused, invalid
+from .rules import Refused, balances, invalid
 from .scopes import TENANT_PREFIX
 
 #: What a list may be sorted by, and its column. Each is either text or an integer.
@@ -236,7 +236,7 @@ def get_balances(db: sqlite3.Connection, now: int, asked: BalanceFilters, owner:
         where.append(("(scope > ? OR (scope = ? AND unit > ?))", (scope, scope, unit)))
     condition, values = _joined(where)
     found = rows.find_budgets(db, condition + " ORDER BY scope, unit LIMIT ?", [*values, asked.limit + 1])
-    answer: Json = {"balances": [budget.to_json() for budget in found[: asked.limit]]}
+    answer: Json = {"balances": balances(found[: asked.limit])}
     if len(found) > asked.limit:
         last = found[asked.limit - 1]
         answer["next_cursor"] = make_cursor((last.scope, last.unit), binding)
