@@ -13,19 +13,12 @@ import sqlite3
 from operator import attrgetter
 from typing import Any, Mapping, Sequence
 
+from ..protocol import models
 from ..protocol.checks import INT64_MAX
-from ..protocol.models import (
-    CommitRequest,
-    DecisionRequest,
-    EventCreateRequest,
-    ReleaseRequest,
-    ReservationCreateRequest,
-    ReservationExtendRequest,
-)
 from ..protocol.values import Amount
 from ..protocol.wire import dumps
 from . import rows, rules, scopes, tenants
-from .rows import Json, Reservation, Settlement, Slot
+from .rows import Json, Reservation, Slot
 from .rules import Budgets, Refusal, Refused
 
 DEFAULT_GRACE_MS = 5000
@@ -37,7 +30,7 @@ _REASONS = {"NOT_FOUND": "BUDGET_NOT_FOUND"}
 # ---- Reservations being made, and the evaluations that only ask (protocol: createReservation, decide) ----
 
 
-def reserve(db: sqlite3.Connection, now: int, request: ReservationCreateRequest, tenant: str) -> Json:
+def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateRequest, tenant: str) -> Json:
     """Hold an estimate in every budgeted scope, or with `dry_run` tell what would happen."""
     payload = request.to_json()
     slot = Slot(tenant, "reserve", "", request.idempotency_key)  # dry runs share it
@@ -47,9 +40,8 @@ def reserve(db: sqlite3.Connection, now: int, request: ReservationCreateRequest,
     settings, affected = tenants.settings(db, tenant), scopes.derive(request.subject)
     defaults, encoded_defaults = _defaults(settings)
     if request.dry_run:
-        answer = _dry_run(db, settings, tenant, affected, request.estimate)
-        rows.keep(db, slot, payload, defaults, dumps(answer), now + rows.KEEP_EVALUATION_MS)
-        return answer
+        answer = _evaluated(db, settings, tenant, affected, request.estimate, is_dry_run=True)
+        return rows.keep(db, slot, payload, defaults, answer, now + rows.KEEP_EVALUATION_MS)
     answer, _, held = _allowed(db, settings, tenant, affected, request.estimate)
     unit, terms = held[0].unit, {**defaults, **payload}
     expires_at_ms = now + min(terms["ttl_ms"], settings.max_ttl_ms)
@@ -96,7 +88,7 @@ def _defaults(settings: tenants.Settings) -> tuple[Mapping[str, Any], str]:
     return defaults, rows.encode(defaults)
 
 
-def decide(db: sqlite3.Connection, now: int, request: DecisionRequest, tenant: str) -> Json:
+def decide(db: sqlite3.Connection, now: int, request: models.DecisionRequest, tenant: str) -> Json:
     """Tell what a reservation would be told. Budget-state conditions are a DENY, never an error."""
     payload = request.to_json()
     slot = Slot(tenant, "decide", "", request.idempotency_key)
@@ -104,27 +96,19 @@ def decide(db: sqlite3.Connection, now: int, request: DecisionRequest, tenant: s
     if replayed is not None:
         return replayed
     settings, affected = tenants.settings(db, tenant), scopes.derive(request.subject)
-    answer, _ = _evaluated(db, settings, tenant, affected, request.estimate)
-    rows.keep(db, slot, payload, {}, dumps(answer), now + rows.KEEP_EVALUATION_MS)
-    return answer
-
-
-def _dry_run(
-    db: sqlite3.Connection, settings: tenants.Settings, tenant: str, affected: Sequence[str], estimate: Amount
-) -> Json:
-    """Protocol: DRY-RUN RESPONSE RULES."""
-    answer, budgets = _evaluated(db, settings, tenant, affected, estimate)
-    answer["scope_path"] = affected[-1]
-    if budgets:
-        reserved = {"unit": estimate.unit.value, "amount": estimate.amount}
-        answer.update(reserved=reserved, balances=rules.balances(budgets))
-    return answer
+    answer = _evaluated(db, settings, tenant, affected, request.estimate, is_dry_run=False)
+    return rows.keep(db, slot, payload, {}, answer, now + rows.KEEP_EVALUATION_MS)
 
 
 def _evaluated(
-    db: sqlite3.Connection, settings: tenants.Settings, tenant: str, affected: Sequence[str], estimate: Amount
-) -> tuple[Json, Budgets]:
-    """The decision as an answer, and the budgets where it allows. A wrong unit is the request's fault: no decision."""
+    db: sqlite3.Connection,
+    settings: tenants.Settings,
+    tenant: str,
+    affected: Sequence[str],
+    estimate: Amount,
+    is_dry_run: bool,
+) -> Json:
+    """What is answered to a request that only asks. A wrong unit is the request's fault, and no decision."""
     budgets: Budgets = ()
     try:
         answer, budgets, _ = _allowed(db, settings, tenant, affected, estimate)
@@ -134,7 +118,12 @@ def _evaluated(
             raise
         answer = {"decision": "DENY", "reason_code": _REASONS.get(code, code)}
     answer["affected_scopes"] = list(affected)
-    return answer, budgets
+    if is_dry_run:  # protocol: DRY-RUN RESPONSE RULES
+        answer["scope_path"] = affected[-1]
+        if budgets:
+            answer["reserved"] = {"unit": budgets[0].unit, "amount": estimate.amount}
+            answer["balances"] = rules.balances(budgets)
+    return answer
 
 
 def _allowed(
@@ -185,7 +174,7 @@ def owned(db: sqlite3.Connection, now: int, id: str, owner: str | None) -> Reser
     return found
 
 
-def commit(db: sqlite3.Connection, now: int, id: str, request: CommitRequest, owner: str | None) -> Json:
+def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequest, owner: str | None) -> Json:
     """Settle a reservation with what the action really cost."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
@@ -204,10 +193,10 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: CommitRequest, ow
         answer["released"] = {"unit": unit, "amount": made.released}
     answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
-    return _finish(db, now, found._replace(committed=made.charged), payload, answer)
+    return rows.finish(db, found, made.charged, payload, answer, now)
 
 
-def release(db: sqlite3.Connection, now: int, id: str, request: ReleaseRequest, owner: str | None) -> Json:
+def release(db: sqlite3.Connection, now: int, id: str, request: models.ReleaseRequest, owner: str | None) -> Json:
     """Give a hold back unused."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
@@ -219,24 +208,12 @@ def release(db: sqlite3.Connection, now: int, id: str, request: ReleaseRequest, 
     released = {"unit": found.unit, "amount": found.reserved}
     answer = {"status": "RELEASED", "released": released, "balances": rules.balances(budgets)}
     rows.save_amounts(db, budgets)
-    return _finish(db, now, found, payload, answer)
+    return rows.finish(db, found, None, payload, answer, now)
 
 
-def _finish(db: sqlite3.Connection, now: int, found: Reservation, payload: Mapping[str, Any], answer: Json) -> Json:
-    """Write the end of a reservation, with the answer to replay."""
-    ended = found._replace(status=answer["status"], finalized_at_ms=now, forget_at_ms=now + rows.KEEP_FINISHED_MS)
-    metadata = payload.get("metadata")
-    settlement = Settlement(
-        payload["idempotency_key"],
-        rows.fingerprint(payload, {}),
-        dumps(answer),
-        None if metadata is None else rows.encode(metadata),
-    )
-    rows.finish(db, ended, settlement)
-    return answer
-
-
-def extend(db: sqlite3.Connection, now: int, id: str, request: ReservationExtendRequest, owner: str | None) -> Json:
+def extend(
+    db: sqlite3.Connection, now: int, id: str, request: models.ReservationExtendRequest, owner: str | None
+) -> Json:
     """Move the expiry outward, from where it is."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
@@ -266,8 +243,7 @@ def extend(db: sqlite3.Connection, now: int, id: str, request: ReservationExtend
     rows.save_extended(db, extended)
     # A key of an earlier extension must not extend again for as long as the reservation lives.
     rows.keep_longer(db, slot, extended.expires_at_ms)
-    rows.keep(db, slot, payload, {}, dumps(answer), extended.expires_at_ms)
-    return answer
+    return rows.keep(db, slot, payload, {}, answer, extended.expires_at_ms)
 
 
 def _demand_active(db: sqlite3.Connection, found: Reservation) -> tenants.Settings:
@@ -293,7 +269,7 @@ def expired(found: Reservation) -> Refusal:
 # ---- Events (protocol: createEvent) ----
 
 
-def record_event(db: sqlite3.Connection, now: int, request: EventCreateRequest, tenant: str) -> Json:
+def record_event(db: sqlite3.Connection, now: int, request: models.EventCreateRequest, tenant: str) -> Json:
     """Charge spend that no reservation preceded, in every budgeted scope or in none."""
     payload = request.to_json()
     slot = Slot(tenant, "event", "", request.idempotency_key)
@@ -308,5 +284,4 @@ def record_event(db: sqlite3.Connection, now: int, request: EventCreateRequest, 
         answer["charged"] = {"unit": request.actual.unit.value, "amount": made.charged}
     answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
-    rows.keep(db, slot, payload, defaults, dumps(answer), now + rows.KEEP_EVENT_MS)
-    return answer
+    return rows.keep(db, slot, payload, defaults, answer, now + rows.KEEP_EVENT_MS)

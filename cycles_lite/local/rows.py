@@ -12,6 +12,7 @@ import json
 import sqlite3
 from typing import Any, Collection, Dict, Iterable, Mapping, NamedTuple, Sequence
 
+from ..protocol.wire import dumps
 from . import scopes
 from .rules import Budget, Budgets, Refusal, Refused
 
@@ -59,15 +60,6 @@ class Reservation(NamedTuple):
     def held_scopes(self) -> list[str]:
         """The scopes that were budgeted when the reservation was made."""
         return self.held.split(" ")
-
-
-class Settlement(NamedTuple):
-    """A row of `settlements`: how a reservation was committed or released."""
-
-    idempotency_key: str
-    payload: bytes
-    answer: bytes
-    metadata: str | None
 
 
 class Slot(NamedTuple):
@@ -147,9 +139,8 @@ _FIND_BY_KEY = (
 _LIST = f"SELECT {_COLUMNS} FROM reservations WHERE {{}} ORDER BY {{}} LIMIT ?"
 _FINISH = "UPDATE reservations SET status = ?, committed = ?, finalized_at_ms = ?, forget_at_ms = ? WHERE number = ?"
 _EXTEND = "UPDATE reservations SET expires_at_ms = ?, deadline_ms = ?, extensions = ? WHERE number = ?"
-_SETTLEMENT = ", ".join(Settlement._fields)
-_ADD_SETTLEMENT = f"INSERT INTO settlements (number, {_SETTLEMENT}) VALUES (?,?,?,?,?)"
-_FIND_SETTLEMENT = f"SELECT {_SETTLEMENT} FROM settlements WHERE number = ?"
+_ADD_SETTLEMENT = "INSERT INTO settlements (number, idempotency_key, payload, answer, metadata) VALUES (?,?,?,?,?)"
+_FIND_SETTLEMENT = "SELECT idempotency_key, payload, answer, metadata FROM settlements WHERE number = ?"
 
 
 def add(db: sqlite3.Connection, made: Reservation) -> None:
@@ -168,16 +159,20 @@ def find_all(db: sqlite3.Connection, where: str, order: str, values: Sequence[An
     return [Reservation._make(row) for row in db.execute(_LIST.format(where, order), values).fetchall()]
 
 
-def finish(db: sqlite3.Connection, ended: Reservation, settlement: Settlement) -> None:
-    """Write how a reservation ended."""
-    db.execute(_FINISH, (ended.status, ended.committed, ended.finalized_at_ms, ended.forget_at_ms, ended.number))
-    db.execute(_ADD_SETTLEMENT, (ended.number, *settlement))
-
-
-def find_settlement(db: sqlite3.Connection, of: Reservation) -> Settlement | None:
-    """How a reservation was committed or released."""
-    row = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone()
-    return None if row is None else Settlement._make(row)
+def finish(
+    db: sqlite3.Connection,
+    of: Reservation,
+    committed: int | None,
+    payload: Mapping[str, Any],
+    answer: Json,
+    now: int,
+) -> Json:
+    """Write how a reservation ended, and keep the answer, which is returned."""
+    db.execute(_FINISH, (answer["status"], committed, now, now + KEEP_FINISHED_MS, of.number))
+    metadata = encode(payload["metadata"]) if "metadata" in payload else None
+    settlement = (of.number, payload["idempotency_key"], fingerprint(payload, {}), dumps(answer), metadata)
+    db.execute(_ADD_SETTLEMENT, settlement)
+    return answer
 
 
 def save_extended(db: sqlite3.Connection, extended: Reservation) -> None:
@@ -207,9 +202,9 @@ def summary(db: sqlite3.Connection, of: Reservation, include: Collection[str]) -
     if "metadata" in include and "metadata" in request:
         shown["metadata"] = request["metadata"]
     if "committed_metadata" in include and of.status == "COMMITTED":
-        settlement = find_settlement(db, of)
-        if settlement is not None and settlement.metadata is not None:
-            shown["committed_metadata"] = json.loads(settlement.metadata)
+        settlement = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone()
+        if settlement is not None and settlement[3] is not None:
+            shown["committed_metadata"] = json.loads(settlement[3])
     return shown
 
 
@@ -266,11 +261,11 @@ def find_reserved(db: sqlite3.Connection, slot: Slot, payload: Mapping[str, Any]
 
 def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: Mapping[str, Any]) -> Json | None:
     """The answer of the settlement that ended a reservation with this status, if its key is the same."""
-    settlement = find_settlement(db, of) if of.status == status else None
-    if settlement is None or settlement.idempotency_key != payload["idempotency_key"]:
+    found = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone() if of.status == status else None
+    if found is None or found[0] != payload["idempotency_key"]:
         return None
-    demand_same(settlement.payload, fingerprint(payload, {}), settlement.idempotency_key)
-    return decoded(settlement.answer)
+    demand_same(found[1], fingerprint(payload, {}), found[0])
+    return decoded(found[2])
 
 
 def decoded(answer: bytes) -> Json:
@@ -290,11 +285,12 @@ def keep(
     slot: Slot,
     payload: Mapping[str, Any],
     defaults: Mapping[str, Any],
-    answer: bytes,
+    answer: Json,
     until: int,
-) -> None:
-    """Keep the answer to a key up to a time in milliseconds."""
-    db.execute(_ADD_REPLY, (*slot, fingerprint(payload, defaults), encode(defaults), answer, until))
+) -> Json:
+    """Keep the answer to a key, which is returned, up to a time in milliseconds."""
+    db.execute(_ADD_REPLY, (*slot, fingerprint(payload, defaults), encode(defaults), dumps(answer), until))
+    return answer
 
 
 def keep_longer(db: sqlite3.Connection, slot: Slot, until: int) -> None:
