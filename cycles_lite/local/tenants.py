@@ -156,12 +156,7 @@ class TenantMethods:
         The same tenant again is returned as it is; another name or other settings raise `AlreadyExists`, a
         `ValidationError`.
         """
-        wanted = checked_settings(
-            default_ttl_ms=default_ttl_ms,
-            max_ttl_ms=max_ttl_ms,
-            default_overage_policy=default_overage_policy,
-            max_extensions=max_extensions,
-        )
+        wanted = checked_settings(default_ttl_ms, max_ttl_ms, default_overage_policy, max_extensions)
         with self._ledger.writing() as (db, now):
             found = _tenant(db, scopes.tenant_id(tenant_id)) or _add_tenant(db, now, tenant_id, name, wanted)
         if name not in (None, found.name):
@@ -252,9 +247,9 @@ class TenantMethods:
             return None
 
 
-def checked_settings(**given: Any) -> list[Any]:
-    """The settings of a tenant in the order of their columns; None leaves one as it usually is."""
-    checked = [None if given[name] is None else kind.check(name, given[name]) for name, kind in _SETTINGS.items()]
+def checked_settings(*given: Any) -> list[Any]:
+    """The settings of a tenant in the order of `create_tenant`, proven legal; None leaves one as it usually is."""
+    checked = [None if one is None else kind.check(name, one) for (name, kind), one in zip(_SETTINGS.items(), given)]
     return [str(one) if isinstance(one, CommitOveragePolicy) else one for one in checked]
 
 
