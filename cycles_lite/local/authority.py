@@ -12,7 +12,7 @@ from ..runtime.clock import now_ms
 from ..transport.handlers import is_from_handler
 from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
-from .ledger import Ledger, Store
+from .ledger import Ledger
 from .rules import Refusal, Refused, invalid
 from .tenants import TenantMethods
 
@@ -76,9 +76,9 @@ class Authority(BudgetMethods, TenantMethods):
     def __init__(
         self, url: str, *, create: bool = True, clock: Callable[[], int] = now_ms, timeout: float = 7.0
     ) -> None:
-        self._ledger = Ledger(Store(url, create=create, timeout=timeout), clock)
+        self._ledger = Ledger(url, create=create, timeout=timeout, clock=clock)
         #: The URL of the file, from any folder; clients take it as `base_url`.
-        self.url = self._ledger.store.url
+        self.url = self._ledger.url
 
     def __repr__(self) -> str:
         return f"<Authority {self.url}>"
@@ -94,7 +94,7 @@ class Authority(BudgetMethods, TenantMethods):
 
     def shutdown(self) -> None:
         """Close the file in this process. (`close` closes a budget.)"""
-        self._ledger.store.close()
+        self._ledger.close()
 
     def answer(self, call: Call, caller: Caller = ANYONE) -> Answer:
         """Answer one request of the protocol. Its own faults and refusals are answers, and so is a crash of ours (500).
