@@ -1,4 +1,4 @@
-"""The provisioning calls over HTTP: tenants, keys and budgets, in the shapes that the official quickstart uses.
+"""The admin calls over HTTP: tenants, keys and budgets are made, in the shapes that the official quickstart uses.
 
 The official admin server has fields that this authority has no use for: they are ignored, and unknown ones refused.
 """
@@ -23,10 +23,10 @@ from .tenants import AlreadyExists, checked_settings
 _Handler = Callable[[Authority, Mapping[str, Any], Optional[str]], Tuple[int, Dict[str, Any]]]
 
 
-def provision(
+def answer_admin_call(
     path: str, authority: Authority, body: bytes, headers: Mapping[str, str], caller: Caller | None
 ) -> Answer:
-    """Answer one provisioning call. Who calls is asked before what they sent is read."""
+    """Answer one admin call. Who calls is asked before what they sent is read."""
     handler, fields, is_for_tenants = ADMIN_ROUTES[path]
     try:
         if caller is None or not (caller.admin or is_for_tenants):
@@ -171,7 +171,7 @@ def _demand_unit(name: str, amount: Amount, unit: object) -> None:
     raise Refused(Refusal("UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}."))
 
 
-#: The provisioning calls by their paths: the handler, the fields that the body may have, and whether a tenant's own key
+#: The admin calls by their paths: the handler, the fields that the body may have, and whether a tenant's own key
 #: is enough. The official admin server has fields that this authority has no use for.
 ADMIN_ROUTES: Mapping[str, tuple[_Handler, frozenset[str], bool]] = {
     "/v1/admin/tenants": (

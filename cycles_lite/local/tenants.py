@@ -14,7 +14,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 from ..errors import ValidationError
-from ..protocol.checks import INT64_MAX, refuse, text
+from ..protocol.checks import INT64_MAX, integer, refuse, text
 from ..protocol.fields import Integer, OneOf
 from ..protocol.values import CommitOveragePolicy
 from . import rows, scopes
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _SECRET = re.compile(r"[\x21-\x7e]{1,256}\Z")
 
 _TTL = Integer(1000, 86_400_000)  # up to the protocol's own maximum
-_EXPIRY = Integer(0, INT64_MAX)
 
 #: What may be set for a tenant, and what each setting may be.
 _SETTINGS = {
@@ -214,7 +213,7 @@ class TenantMethods:
                 name=None if name is None else text("name", name, 256),
                 permissions=_permissions(permissions),
                 created_at=now,
-                expires_at=None if expires_at_ms is None else _EXPIRY.check("expires_at_ms", expires_at_ms),
+                expires_at=None if expires_at_ms is None else integer("expires_at_ms", expires_at_ms, 0, INT64_MAX),
                 revoked_at=None,
                 key_secret=secret,
             )
