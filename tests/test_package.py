@@ -23,12 +23,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: `local` and `cli` count as one module each. A new module gets its place here.
 ORDER = (
     "runtime.clock transport.turns transport.handlers errors runtime.log transport.proxies transport.trust "
-    "transport.deadline transport.attempt transport.idle protocol.checks protocol.fields protocol.values "
-    "protocol.keywords protocol.models config transport.retry background.lease protocol.wire local "
+    "transport.deadline transport.attempt transport.idle protocol.checks protocol.twins protocol.fields "
+    "protocol.values protocol.keywords protocol.models config transport.retry background.lease protocol.wire local "
     "transport.redaction transport.http session settlement.journal settlement.meaning events guards.meter "
     "background.worker client guards.current settlement.spend settlement.settler background.heartbeat guard "
-    "guards.streaming settlement.flush guards.asking guards.costs guards.generators lifecycle "
-    "wsgi aws_lambda testing pytest_plugin cli __main__"
+    "guards.streaming settlement.flush guards.asking guards.costs guards.generators lifecycle wsgi aws_lambda testing "
+    "pytest_plugin cli __main__"
 ).split()
 
 #: The imports against that order, each for its reason; none of them happens while its module is imported.
@@ -48,7 +48,7 @@ AGAINST_THE_ORDER = {
 
 #: What is in which folder; the root has what users import, and the session under it.
 FOLDERS = {
-    "protocol": "checks fields keywords models values wire",
+    "protocol": "checks fields keywords models twins values wire",
     "transport": "attempt deadline handlers http idle proxies redaction retry trust turns",
     "settlement": "flush journal meaning settler spend",
     "background": "heartbeat lease worker",
