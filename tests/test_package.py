@@ -25,25 +25,16 @@ ORDER = (
     "runtime.clock transport.turns transport.handlers errors runtime.log transport.proxies transport.trust "
     "transport.deadline transport.attempt transport.idle protocol.checks protocol.fields protocol.values "
     "protocol.keywords protocol.models config transport.retry background.lease protocol.wire local "
-    "transport.redaction transport.http session settlement.journal settlement.meaning events guards.meter "
-    "background.worker client guards.current settlement.spend settlement.settler background.heartbeat guard "
-    "guards.streaming settlement.flush guards.asking guards.costs guards.generators lifecycle "
+    "transport.redaction transport.http settlement.journal settlement.meaning events session "
+    "background.worker settlement.spend settlement.settler background.heartbeat guards.current guard "
+    "guards.streaming settlement.flush guards.asking client guards.costs guards.generators lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
 #: The imports against that order, each for its reason; none of them happens while its module is imported.
 AGAINST_THE_ORDER = {
     ("errors", "protocol.values"): "an error that carries a reference to evidence reads it from its JSON",
-    ("client", "settlement.settler"): "the client makes it for the first guard; it settles through that client",
-    (
-        "client",
-        "settlement.flush",
-    ): "the client's own flush, and the interpreter's end, of which clients without guards need none",
-    ("client", "guards.asking"): "reserve() hands out a guard, which calls the client",
-    ("client", "guard"): "types alone",
     ("guards.current", "guard"): "types alone",
-    ("settlement.spend", "guard"): "types alone",
-    ("settlement.settler", "guard"): "types alone: what is released",
     ("guard", "guards.streaming"): "a guard hands itself to a stream, which few programs have",
 }
 
@@ -53,7 +44,7 @@ FOLDERS = {
     "transport": "attempt deadline handlers http idle proxies redaction retry trust turns",
     "settlement": "flush journal meaning settler spend",
     "background": "heartbeat lease worker",
-    "guards": "asking costs current generators meter streaming",
+    "guards": "asking costs current generators streaming",
     "runtime": "clock log",
     "": "__main__ aws_lambda client config errors events guard lifecycle pytest_plugin session testing wsgi",
 }

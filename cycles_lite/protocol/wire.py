@@ -227,12 +227,18 @@ def _parameter(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-def read_answer(operation: Operation, answer: Answer, unit: str | None = None) -> Any:
-    """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message."""
+def read_answer(
+    operation: Operation,
+    answer: Answer,
+    unit: str | None = None,
+    attempt_ms: tuple[float | None, float | None] = (None, None),
+) -> Any:
+    """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message;
+    `attempt_ms` when the attempt was sent and answered, for a heartbeat."""
     status, headers, body = answer
     if status == operation.status:
         response = _read_success(operation, answer)
-        response.__dict__.update(headers=headers, body=body)
+        response.__dict__.update(headers=headers, body=body, attempt_ms=attempt_ms)
         return response
     if 400 <= status < 600:
         raise _error(operation, answer, unit)

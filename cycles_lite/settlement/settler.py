@@ -20,37 +20,26 @@ from ..runtime.clock import monotonic, now_ms
 from ..runtime.log import log
 from ..transport.deadline import has_time
 from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
-from .meaning import (
-    SLOW_RETRY,
-    Meaning,
-    Settlement,
-    SettlementStatus,
-    is_too_old,
-    meaning_of,
-    retry_in,
-)
+from .meaning import SLOW_RETRY, Meaning, Settlement, SettlementStatus, is_too_old, meaning_of, retry_in
 from .spend import Spend, amount_of, until
 
 if TYPE_CHECKING:
-    from ..client import CyclesClient
-    from ..guard import ReservationGuard
-
-#: Attempts while the caller waits.
-_INLINE_ATTEMPTS = 2
+    from ..session import Session
 
 #: Seconds after which a living process looks again for what others have left.
 LOOK_AGAIN = 600.0
 
 
 class Settler:
-    """Settles the spend of one client's guards, and what earlier processes left in its journal."""
+    """Settles the spend of one session's guards, and what earlier processes left in its journal."""
 
-    def __init__(self, client: CyclesClient, journal: Journal | None = None) -> None:
-        self._client = client
-        #: A journal to settle that is not the client's own.
+    def __init__(self, session: Session, journal: Journal | None = None) -> None:
+        self._session = session
+        #: A journal to settle that is not the session's own.
         self._given = journal
-        self._config = client.config
-        self._base_url = normalised(client.config.base_url or "")
+        self._config = session.config
+        #: The server that spend is owed to, as records name it.
+        self.base_url = normalised(session.config.base_url or "")
         self._begin()
 
     def _begin(self) -> None:
@@ -66,8 +55,8 @@ class Settler:
         self._look: Job | None = None
         #: Settled by nobody yet, by reservation id. Single operations of a dictionary are atomic.
         self.pending: dict[str, Spend] = {}
-        #: Guards that were collected unfinished, while they are released.
-        self.releasing: dict[int, ReservationGuard] = {}
+        #: What releases guards that were collected unfinished, while it is on its way.
+        self.releasing: dict[int, Callable[[], None]] = {}
 
     # ---- From the guard ----
 
@@ -81,26 +70,22 @@ class Settler:
         self._write(spend)
 
     def settle(self, spend: Spend) -> Settlement:
-        """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no."""
-        tries = 0
-        while True:
-            tries += 1
-            told = self._send(spend)
-            if isinstance(told, Settlement):
-                self._settled(spend, told)
-                return told
-            meaning = meaning_of(spend.record.mode, told)
-            if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
-                tries = 0
-            elif meaning is Meaning.REJECTED:
-                self._rejected(spend, told)
-                try:
-                    raise told
-                finally:
-                    del told  # else this frame and the error's traceback would keep each other alive
-            elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
-                self._hold(spend, meaning, told)
-                return Settlement(SettlementStatus.PENDING)
+        """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no.
+
+        While the caller waits there are two attempts at the most in each of the record's modes.
+        """
+        told, repeated = None, ""
+        while told is None:
+            mode = spend.record.mode
+            told = self._try(spend, mode != repeated)
+            if spend.record.mode == mode:
+                repeated = mode
+        if isinstance(told, Settlement):
+            return told
+        try:
+            raise told
+        finally:
+            del told  # else this frame and the error's traceback would keep each other alive
 
     def resume(self, spend: Spend) -> None:
         """After an interruption of `accept` or `settle`: how far they came is unknown, so it is tried again."""
@@ -112,42 +97,61 @@ class Settler:
         finally:
             self.retry_later(spend, 0.0)
 
-    def release(self, guard: ReservationGuard, run: Callable[[], None]) -> None:
-        """Release a collected guard in the background; a flush waits for it."""
+    def release(self, run: Callable[[], None]) -> None:
+        """Have a collected guard released in the background; a flush waits for it."""
 
         def release() -> None:
             try:
                 run()
             finally:
-                self.releasing.pop(id(guard), None)
+                self.releasing.pop(id(run), None)
 
-        self.releasing[id(guard)] = guard
+        self.releasing[id(run)] = run
         worker.schedule(0.0, release)
 
     # ---- Sending, and what follows ----
+
+    def _try(self, spend: Spend, may_repeat: bool) -> Settlement | CyclesError | None:
+        """One attempt, and what follows from its answer: how the spend was settled or is kept, the authority's final
+        no, or None where the next attempt is to follow at once."""
+        told = self._send(spend)
+        if isinstance(told, Settlement):
+            self._settled(spend, told)
+            return told
+        meaning = meaning_of(spend.record.mode, told)
+        if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
+            return None
+        if meaning is Meaning.REJECTED:
+            self._rejected(spend, told)
+            return told
+        if meaning is Meaning.UNKNOWN and may_repeat and has_time():
+            return None
+        self._hold(spend, meaning, told)
+        return Settlement(SettlementStatus.PENDING)
 
     def _send(self, spend: Spend) -> Settlement | CyclesError:
         """One request in the record's mode, and what the authority says to it, or that it says nothing."""
         spend.attempt += 1
         record = spend.record
         if record.mode == COMMIT:
-            done = self._client.send_once(wire.COMMIT_RESERVATION, record.body, record.reservation_id)
-            if isinstance(done, CyclesError):
-                return done
-            return Settlement(SettlementStatus.COMMITTED, done.charged, done.released, done.balances, done)
-        applied = self._client.send_once(wire.CREATE_EVENT, record.body)
-        if isinstance(applied, CyclesError):
-            return applied
-        charged = applied.charged or amount_of(record.body)
-        return Settlement(SettlementStatus.RECORDED, charged, None, applied.balances, applied)
+            body = record.commit_body or {}
+            told = self._session.post(wire.COMMIT_RESERVATION, body, record.reservation_id, retries=False)
+            if isinstance(told, CyclesError):
+                return told
+            return Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
+        told = self._session.post(wire.CREATE_EVENT, record.body, retries=False)
+        if isinstance(told, CyclesError):
+            return told
+        charged = told.charged or amount_of(record.body)
+        return Settlement(SettlementStatus.RECORDED, charged, None, told.balances, told)
 
     def _settled(self, spend: Spend, settlement: Settlement) -> None:
         """Whoever removes the record tells of it: another process may have sent the same with the same key."""
         record = spend.record
         is_first = self._forget(spend) or not spend.is_written
         self._end(spend)
-        if is_first and self._client.is_observed:
-            self._client.observe(events.Settled(record.reservation_id, amount_of(record.body), settlement))
+        if is_first and self._session.observer is not None:
+            self._session.observe(events.Settled(record.reservation_id, amount_of(record.body), settlement))
 
     def _turn_to_event(self, spend: Spend) -> bool:
         """The record in event mode, with the same key: on disk before the event is sent. False where it has none.
@@ -182,7 +186,7 @@ class Settler:
             spend.runner = None
         spend.teller = get_ident()
         try:
-            self._client.observe(events.Pending(record.reservation_id, error, delay))
+            self._session.observe(events.Pending(record.reservation_id, error, delay))
         finally:
             spend.teller = None
 
@@ -212,25 +216,13 @@ class Settler:
             self._end(spend)  # another process that found it too has settled it, and tells of it
             return
         try:
-            told = self._send(spend)
-            if isinstance(told, Settlement):
-                self._settled(spend, told)
-            else:
-                self._retry_failed(spend, told)
+            if self._try(spend, False) is None:  # what is next is an event
+                spend.attempt = 0
+                self.retry_later(spend, 0.0)
         except BaseException:  # an observer that ends the program, say
             if spend.runner == get_ident():  # not settled, and nobody else tries it
                 self.retry_later(spend, SLOW_RETRY)
             raise
-
-    def _retry_failed(self, spend: Spend, error: CyclesError) -> None:
-        meaning = meaning_of(spend.record.mode, error)
-        if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
-            spend.attempt = 0
-            self.retry_later(spend, 0.0)
-        elif meaning is Meaning.REJECTED:
-            self._rejected(spend, error)
-        else:
-            self._hold(spend, meaning, error)
 
     def _rejected(self, spend: Spend, error: CyclesError) -> None:
         """The last word of this spend: everything that is known goes to the log and the observer."""
@@ -242,7 +234,7 @@ class Settler:
             wire.dumps(record.body).decode("ascii"),
         )
         try:
-            self._client.observe(events.Rejected(record.reservation_id, dict(record.body), error))
+            self._session.observe(events.Rejected(record.reservation_id, dict(record.body), error))
         finally:
             self._set_aside(spend)
             self._end(spend)
@@ -281,7 +273,7 @@ class Settler:
             folder, notice = usable_folder(config.journal_dir)
         except OSError as e:
             return None, f"there is no journal: {e}"
-        name = identity(self._base_url, config.tenant, config.api_key)
+        name = identity(self.base_url, config.tenant, config.api_key)
         return Journal(os.path.join(folder, name), config.journal_fsync), notice
 
     def look_around(self, is_needed: bool) -> Job:
@@ -319,7 +311,7 @@ class Settler:
             return []
         journals = [journal]
         if self._given is None and config.tenant and config.api_key and journal.has_neighbours():
-            name = identity(self._base_url, None, config.api_key)
+            name = identity(self.base_url, None, config.api_key)
             journals.append(Journal(os.path.join(os.path.dirname(journal.folder), name), config.journal_fsync))
         return journals
 
@@ -329,11 +321,12 @@ class Settler:
         for problem in problems:
             self._tell_once(problem)
         for record in records:
-            if normalised(record.base_url) != self._base_url:
+            if normalised(record.base_url) != self.base_url:
                 self._tell_once(f"reservation {record.reservation_id} is owed to {record.base_url}: not sent")
                 continue
-            spend = Spend(record)
-            spend.journal, spend.is_kept, spend.is_written, spend.is_found = journal, True, True, True
+            spend = Spend()
+            spend.record, spend.journal = record, journal
+            spend.is_kept = spend.is_written = spend.is_found = True
             if self.pending.setdefault(record.reservation_id, spend) is spend:
                 self.retry_later(spend, until(record))
 
@@ -383,7 +376,7 @@ class Settler:
 
     def _journal_failed(self, problem: str) -> None:
         log().error("%s", problem)
-        self._client.observe(events.JournalFailed(problem))
+        self._session.observe(events.JournalFailed(problem))
 
     # ---- The end ----
 
@@ -410,6 +403,14 @@ class Settler:
 
 #: By their `id`. Not a set, which may not be copied while another thread adds to it.
 _settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictionary()
+
+
+def settler_of(session: Session) -> Settler:
+    """What settles a session's spend. It is made when it is first asked for."""
+    if session.settler is None:
+        session.__dict__.setdefault("settler", Settler(session))  # atomic: one for all threads
+    settler: Settler = session.settler
+    return settler
 
 
 def open_settlers() -> list[Settler]:
