@@ -78,10 +78,13 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
         left_ms = _left_ms(context)
         with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
             _catch_up(client, left_ms)
-            estimate, action, subject = [_value(given, event, context) for given in asked]
+            estimate, action, subject = [given(event, context) if callable(given) else given for given in asked]
             ttl_ms = min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS)
             with client.reserve(estimate, action, subject=subject, ttl_ms=ttl_ms) as guard:
-                timer = _LastCall(guard, _left_ms(context))
+                rest_ms = _left_ms(context) - LAST_CALL_MS
+                timer = Job(rest_ms / 1000, functools.partial(_last_call, guard))
+                if rest_ms > 0:
+                    worker.post(timer)
                 try:
                     result = handler(event, context, *more)
                     _refuse_undone(handler, result)
@@ -106,26 +109,12 @@ def _never_run(handler: Any) -> TypeError:
     return TypeError(f"@guarded: {name} is a generator, which Lambda's Python runtime does not run; return its values")
 
 
-class _LastCall:
-    """Commits what was metered shortly before the invocation is cut off."""
-
-    def __init__(self, guard: ReservationGuard, left_ms: int) -> None:
-        self._guard = guard
-        self._job: Job | None = None
-        if left_ms > LAST_CALL_MS:
-            self._job = worker.schedule((left_ms - LAST_CALL_MS) / 1000, self._commit)
-
-    def _commit(self) -> None:
-        guard = self._guard
-        if not guard.spent or not guard.is_active:
-            return
+def _last_call(guard: ReservationGuard) -> None:
+    """Commit what was metered, shortly before the invocation is cut off."""
+    if guard.spent and guard.is_active:
         log().warning("the invocation is about to time out: what guard %r has metered is committed", guard)
         with deadline_in(LAST_CALL_MS / 1000 - _KEPT_BACK):
             guard.cut_off()
-
-    def cancel(self) -> None:
-        if self._job is not None:
-            self._job.cancel()
 
 
 def _left_ms(context: Any) -> int:
@@ -138,7 +127,3 @@ def _catch_up(client: CyclesClient, left_ms: int) -> None:
     """Settle what earlier invocations left, for a quarter of the time at the most."""
     if client.config.mode != "off":
         client.flush(min(_CATCH_UP, left_ms / 4000))
-
-
-def _value(given: Any, event: Any, context: Any) -> Any:
-    return given(event, context) if callable(given) else given

@@ -6,7 +6,7 @@ import codecs
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn, cast
 
 from .config import CyclesConfig
 from .errors import ApiError, ConfigError, CyclesError, ResponseError, ValidationError
@@ -21,30 +21,8 @@ if TYPE_CHECKING:
 
     from .events import Observer
     from .guard import ReservationGuard
+    from .protocol import models
     from .protocol.keywords import BalanceFilters, ReservationFilters, Settings
-    from .protocol.models import (
-        Balance,
-        BalanceRequest,
-        BalanceResponse,
-        CommitRequest,
-        CommitResponse,
-        CyclesEvidenceEnvelope,
-        CyclesEvidenceJwks,
-        DecisionRequest,
-        DecisionResponse,
-        EventCreateRequest,
-        EventCreateResponse,
-        ReleaseRequest,
-        ReleaseResponse,
-        ReservationCreateRequest,
-        ReservationCreateResponse,
-        ReservationDetail,
-        ReservationExtendRequest,
-        ReservationExtendResponse,
-        ReservationListRequest,
-        ReservationListResponse,
-        ReservationSummary,
-    )
     from .protocol.values import Action, Amount, CommitOveragePolicy, Subject
     from .session import Traceparent
     from .transport.http import Transport
@@ -159,101 +137,87 @@ class CyclesClient:
         The reservation lives `ttl_ms` (1000..86400000) and is extended while the guard does. Raises `BudgetDenied`
         where the work must not run. Modes and `on_unavailable` are the configuration's.
         """
+        asked = dict(locals(), dry_run=self.config.mode == "shadow")
         from .guards.asking import reserve  # only guards need it
         from .protocol.models import ReservationCreateRequest
 
-        named: Any = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
-        request = ReservationCreateRequest(
-            action=action,
-            estimate=estimate,
-            subject=subject,
-            ttl_ms=ttl_ms,
-            grace_period_ms=grace_period_ms,
-            overage_policy=overage_policy,
-            dry_run=self.config.mode == "shadow",
-            metadata=metadata,
-            **named,
-        )
-        return reserve(self.session, request)
+        del asked["self"]
+        if idempotency_key is None:  # one is made
+            del asked["idempotency_key"]
+        return reserve(self.session, ReservationCreateRequest(**asked))
 
     # ---- Operations ----
 
-    def create_reservation(self, request: ReservationCreateRequest) -> ReservationCreateResponse:
+    def create_reservation(self, request: models.ReservationCreateRequest) -> models.ReservationCreateResponse:
         """Hold an estimate (protocol: `POST /v1/reservations`). Returns the answer, a dry run's DENY included; a
         denied live reservation is a 409 and raises a `BudgetDenied`."""
-        response: ReservationCreateResponse = self._post(wire.CREATE_RESERVATION, request)
-        return response
+        return cast("models.ReservationCreateResponse", self._post(wire.CREATE_RESERVATION, request))
 
-    def commit_reservation(self, reservation_id: str, request: CommitRequest) -> CommitResponse:
+    def commit_reservation(self, reservation_id: str, request: models.CommitRequest) -> models.CommitResponse:
         """Settle a reservation with its actual cost (protocol: `POST /v1/reservations/{id}/commit`). A refusal for
         the budget's state is a `SettlementRejectedError`."""
-        response: CommitResponse = self._post(wire.COMMIT_RESERVATION, request, reservation_id)
-        return response
+        return cast("models.CommitResponse", self._post(wire.COMMIT_RESERVATION, request, reservation_id))
 
-    def release_reservation(self, reservation_id: str, request: ReleaseRequest) -> ReleaseResponse:
+    def release_reservation(self, reservation_id: str, request: models.ReleaseRequest) -> models.ReleaseResponse:
         """Give a reservation back unused (protocol: `POST /v1/reservations/{id}/release`)."""
-        response: ReleaseResponse = self._post(wire.RELEASE_RESERVATION, request, reservation_id)
-        return response
+        return cast("models.ReleaseResponse", self._post(wire.RELEASE_RESERVATION, request, reservation_id))
 
-    def extend_reservation(self, reservation_id: str, request: ReservationExtendRequest) -> ReservationExtendResponse:
+    def extend_reservation(
+        self, reservation_id: str, request: models.ReservationExtendRequest
+    ) -> models.ReservationExtendResponse:
         """Move a reservation's expiry outward (protocol: `POST /v1/reservations/{id}/extend`)."""
-        response: ReservationExtendResponse = self._post(wire.EXTEND_RESERVATION, request, reservation_id)
-        return response
+        return cast("models.ReservationExtendResponse", self._post(wire.EXTEND_RESERVATION, request, reservation_id))
 
-    def decide(self, request: DecisionRequest) -> DecisionResponse:
+    def decide(self, request: models.DecisionRequest) -> models.DecisionResponse:
         """Ask what a reservation would be told (protocol: `POST /v1/decide`). Returns the answer, DENY included."""
-        response: DecisionResponse = self._post(wire.DECIDE, request)
-        return response
+        return cast("models.DecisionResponse", self._post(wire.DECIDE, request))
 
-    def create_event(self, request: EventCreateRequest) -> EventCreateResponse:
+    def create_event(self, request: models.EventCreateRequest) -> models.EventCreateResponse:
         """Record spend without a reservation (protocol: `POST /v1/events`)."""
-        response: EventCreateResponse = self._post(wire.CREATE_EVENT, request)
-        return response
+        return cast("models.EventCreateResponse", self._post(wire.CREATE_EVENT, request))
 
     def list_reservations(
-        self, request: ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
-    ) -> ReservationListResponse:
+        self, request: models.ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
+    ) -> models.ReservationListResponse:
         """One page of reservations (protocol: `GET /v1/reservations`). `filters` are the request's fields."""
-        response: ReservationListResponse = self._get(
-            wire.LIST_RESERVATIONS, filters=_request("ReservationListRequest", request, filters)
+        return cast(
+            "models.ReservationListResponse",
+            self._get(wire.LIST_RESERVATIONS, filters=_request("ReservationListRequest", request, filters)),
         )
-        return response
 
-    def get_reservation(self, reservation_id: str) -> ReservationDetail:
+    def get_reservation(self, reservation_id: str) -> models.ReservationDetail:
         """One reservation (protocol: `GET /v1/reservations/{id}`); an expired one is a `ReservationExpiredError`."""
-        response: ReservationDetail = self._get(wire.GET_RESERVATION, reservation_id)
-        return response
+        return cast("models.ReservationDetail", self._get(wire.GET_RESERVATION, reservation_id))
 
-    def get_balances(self, request: BalanceRequest | None = None, **filters: Unpack[BalanceFilters]) -> BalanceResponse:
+    def get_balances(
+        self, request: models.BalanceRequest | None = None, **filters: Unpack[BalanceFilters]
+    ) -> models.BalanceResponse:
         """One page of balances (protocol: `GET /v1/balances`). `filters` are the request's fields; where they name no
         level, the configuration's tenant is asked for."""
-        response: BalanceResponse = self._get(wire.GET_BALANCES, filters=self._of_somebody(request, filters))
-        return response
+        return cast("models.BalanceResponse", self._get(wire.GET_BALANCES, filters=self._of_somebody(request, filters)))
 
-    def get_evidence(self, evidence_id: str) -> CyclesEvidenceEnvelope:
+    def get_evidence(self, evidence_id: str) -> models.CyclesEvidenceEnvelope:
         """A signed evidence envelope by its 64 hexadecimal digits (protocol: `GET /v1/evidence/{id}`). No key is
         sent. The signature is not verified here; `body` holds the envelope's bytes."""
         if not isinstance(evidence_id, str) or not re.match(r"[0-9a-f]{64}\Z", evidence_id):
             raise refuse("evidence_id", evidence_id, "64 lower-case hexadecimal digits")
-        response: CyclesEvidenceEnvelope = self._get(wire.GET_EVIDENCE, evidence_id)
-        return response
+        return cast("models.CyclesEvidenceEnvelope", self._get(wire.GET_EVIDENCE, evidence_id))
 
-    def get_evidence_keys(self) -> CyclesEvidenceJwks:
+    def get_evidence_keys(self) -> models.CyclesEvidenceJwks:
         """The keys that evidence is signed with (protocol: `GET /v1/.well-known/cycles-jwks.json`). No key is sent."""
-        response: CyclesEvidenceJwks = self._get(wire.GET_EVIDENCE_KEYS)
-        return response
+        return cast("models.CyclesEvidenceJwks", self._get(wire.GET_EVIDENCE_KEYS))
 
     def iter_reservations(
-        self, request: ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
-    ) -> Iterator[ReservationSummary]:
+        self, request: models.ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
+    ) -> Iterator[models.ReservationSummary]:
         """Every matching reservation, page after page."""
         wanted = _request("ReservationListRequest", request, filters)
         for page in self._pages(wire.LIST_RESERVATIONS, wanted):
             yield from page.reservations
 
     def iter_balances(
-        self, request: BalanceRequest | None = None, **filters: Unpack[BalanceFilters]
-    ) -> Iterator[Balance]:
+        self, request: models.BalanceRequest | None = None, **filters: Unpack[BalanceFilters]
+    ) -> Iterator[models.Balance]:
         """Every matching balance, page after page."""
         for page in self._pages(wire.GET_BALANCES, self._of_somebody(request, filters)):
             yield from page.balances
@@ -293,9 +257,9 @@ class CyclesClient:
                 raise ResponseError(f"{operation.name}: the next page's cursor leads nowhere new", status=200)
             seen.add(cursor)
 
-    def _of_somebody(self, request: BalanceRequest | None, filters: Mapping[str, Any]) -> BalanceRequest:
+    def _of_somebody(self, request: models.BalanceRequest | None, filters: Mapping[str, Any]) -> models.BalanceRequest:
         """The request for balances, unless neither it nor the configuration says whose."""
-        wanted: BalanceRequest = _request("BalanceRequest", request, filters)
+        wanted: models.BalanceRequest = _request("BalanceRequest", request, filters)
         if not any(getattr(wanted, level) for level in SUBJECT_LEVELS) and not self.config.tenant:
             raise ValidationError("balances: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
         return wanted

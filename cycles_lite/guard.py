@@ -46,14 +46,14 @@ from .protocol.values import Amount, Caps, CyclesMetrics, Decision
 from .runtime.log import log
 from .session import response_in
 from .settlement.meaning import Settlement, SettlementStatus
-from .settlement.settler import settler_of
+from .settlement.settler import Settler, settler_of
 from .settlement.spend import Meter, Spend, record_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from .guards.current import GuardToken
-    from .guards.streaming import GuardedStream
+    from .guards.generators import GuardedStream
     from .session import Session
     from .settlement.spend import Told
 
@@ -145,17 +145,16 @@ class ReservationGuard:
     @property
     def decision(self) -> Decision | None:
         """ALLOW or ALLOW_WITH_CAPS; in shadow mode None where the work would have been denied or nobody could say."""
-        granted = self._granted
-        return granted.decision if granted else None
+        return getattr(self._granted, "decision", None)
 
     @property
     def caps(self) -> Caps | None:
         """The limits that the work should keep to, with ALLOW_WITH_CAPS."""
-        granted = self._granted
-        return granted.caps if granted else None
+        return getattr(self._granted, "caps", None)
 
     @property
     def is_capped(self) -> bool:
+        """Whether `caps` limit the work."""
         return self.decision is Decision.ALLOW_WITH_CAPS
 
     @property
@@ -165,31 +164,28 @@ class ReservationGuard:
 
     @property
     def affected_scopes(self) -> tuple[str, ...]:
-        granted = self._granted
-        return granted.affected_scopes if granted else ()
+        """The scopes that the reservation concerns, such as `tenant:acme/agent:bot`, the widest first."""
+        return getattr(self._granted, "affected_scopes", ())
 
     @property
     def scope_path(self) -> str | None:
-        granted = self._granted
-        return granted.scope_path if granted else None
+        """The deepest of the affected scopes."""
+        return getattr(self._granted, "scope_path", None)
 
     @property
     def reserved(self) -> Amount:
         """What is held: the estimate."""
-        granted = self._granted
-        return (granted.reserved if granted else None) or self.estimate
+        return getattr(self._granted, "reserved", None) or self.estimate
 
     @property
     def balances(self) -> tuple[Balance, ...]:
         """The budgets right after the reservation, where the server told them."""
-        granted = self._granted
-        return granted.balances if granted else ()
+        return getattr(self._granted, "balances", ())
 
     @property
     def expires_at_ms(self) -> int | None:
         """When the reservation was to expire at first, in the server's milliseconds since the epoch."""
-        granted = self._granted
-        return granted.expires_at_ms if granted else None
+        return getattr(self._granted, "expires_at_ms", None)
 
     @property
     def is_active(self) -> bool:
@@ -289,10 +285,11 @@ class ReservationGuard:
                 return Settlement(SettlementStatus.SKIPPED)
             if told is None:
                 told = (Amount(self.estimate.unit, min(self._meter.total, INT64_MAX)), None, None)
-            settler = settler_of(self._session)
+            settler: Settler = self._session.settler or settler_of(self._session)
             spend.record = record_of(settler.base_url, self.reservation_id, self._subject, self._action, *told)
             settler.accept(spend)
-            self._stop_beating()
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
             if waits:
                 return settler.settle(spend)
             settler.resume(spend)
@@ -301,7 +298,8 @@ class ReservationGuard:
             if not spend.is_kept:
                 self._give_back(spend)
             elif not spend.is_done:
-                self._stop_beating()
+                if self._heartbeat is not None:
+                    self._heartbeat.stop()
                 settler_of(self._session).resume(spend)
             raise
 
@@ -313,7 +311,8 @@ class ReservationGuard:
         request = ReleaseRequest(reason=reason if len(reason) <= 256 else reason[:253] + "...")
         try:
             self._take("released", request)
-            self._stop_beating()
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
             if self._backing is Backing.RESERVATION and self.reservation_id is not None:
                 told = self._session.post(wire.RELEASE_RESERVATION, request.to_json(), self.reservation_id)
                 if isinstance(told, CyclesError):
@@ -334,10 +333,6 @@ class ReservationGuard:
     def _give_back(self, end: object) -> None:
         if self._end_of.get("end") is end:
             del self._end_of["end"]
-
-    def _stop_beating(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
 
     def _finalized(self, how: str) -> GuardFinalizedError:
         why = "it is finished" if self._pid == os.getpid() else f"it belongs to process {self._pid}"
@@ -362,7 +357,7 @@ class ReservationGuard:
         """Hand the guard to an iterator, such as a streaming response's: leaving the `with` block does not end it any
         more, unless by an exception. It is current inside each step, and exhaustion, `close()`, an exception or
         collection settle it, as leaving the block would."""
-        from .guards.streaming import GuardedStream  # only streams need it
+        from .guards.generators import GuardedStream  # only streams need it
 
         self._demand_active("streamed")
         stream = GuardedStream(self, iterable)

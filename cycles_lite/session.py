@@ -21,7 +21,7 @@ from .protocol import wire
 from .protocol.checks import refuse, text
 from .runtime.clock import monotonic
 from .runtime.log import log
-from .transport.deadline import seconds_left
+from .transport.deadline import ambient, seconds_left
 from .transport.handlers import is_from_handler
 from .transport.redaction import redacted, without_frames
 from .transport.retry import retry_delay
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 Traceparent = Union[None, str, Callable[[], Optional[str]]]
 
 _TRACEPARENT = r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
+
+#: Nearly every id is plain, and needs no closer look.
+_is_plain_id = re.compile(r"[A-Za-z0-9_-]{1,128}\Z").match
 
 _USER_AGENT = "cycles-lite/{} Python/{}.{}.{}".format(__version__, *sys.version_info)
 
@@ -119,7 +122,7 @@ class Session:
         config = self.config
         if "{id}" not in operation.path:
             id = None
-        else:
+        elif type(id) is not str or not _is_plain_id(id):
             try:
                 id = text("reservation_id", id, 128)
                 if id in (".", ".."):  # quoting leaves them as they are, and in a path they mean a folder
@@ -148,7 +151,7 @@ class Session:
 
     def _attempt(self, call: wire.Call, unit: str | None, may_retry: bool) -> Any:
         """One attempt within the ambient deadline: the response, or the error."""
-        left = seconds_left()
+        left = seconds_left() if ambient.get() is not None else None
         if left is not None:
             if left <= 0:
                 return TransportTimeout(f"{call.operation.name}: the deadline has passed; nothing was sent")

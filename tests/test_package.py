@@ -27,7 +27,7 @@ ORDER = (
     "protocol.keywords protocol.models config transport.retry background.lease protocol.wire local "
     "transport.redaction transport.http settlement.journal settlement.meaning events session "
     "background.worker settlement.spend settlement.settler background.heartbeat guards.current guard "
-    "guards.streaming settlement.flush guards.asking client guards.costs guards.generators lifecycle "
+    "settlement.flush guards.asking client guards.costs guards.generators lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
@@ -35,7 +35,7 @@ ORDER = (
 AGAINST_THE_ORDER = {
     ("errors", "protocol.values"): "an error that carries a reference to evidence reads it from its JSON",
     ("guards.current", "guard"): "types alone",
-    ("guard", "guards.streaming"): "a guard hands itself to a stream, which few programs have",
+    ("guard", "guards.generators"): "a guard hands itself to a stream, which few programs have",
 }
 
 #: What is in which folder; the root has what users import, and the session under it.
@@ -44,7 +44,7 @@ FOLDERS = {
     "transport": "attempt deadline handlers http idle proxies redaction retry trust turns",
     "settlement": "flush journal meaning settler spend",
     "background": "heartbeat lease worker",
-    "guards": "asking costs current generators streaming",
+    "guards": "asking costs current generators",
     "runtime": "clock log",
     "": "__main__ aws_lambda client config errors events guard lifecycle pytest_plugin session testing wsgi",
 }

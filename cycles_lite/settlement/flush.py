@@ -120,7 +120,9 @@ def _at_exit() -> None:
             guard.cut_off(waits=False)
     start = monotonic()
     ours = [settler for settler in open_settlers() if settler.pid == os.getpid()]
-    flushes = [Flush(settler, start + settler.flush_timeout) for settler in ours if settler.is_waited_for]
+    flushes = [
+        Flush(settler, start + settler.session.config.flush_timeout) for settler in ours if settler.is_waited_for
+    ]
     for flush in flushes:
         flush.begin()
     for flush in flushes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from threading import get_ident
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from .. import events
 from ..background.worker import Job, worker
@@ -34,10 +34,9 @@ class Settler:
     """Settles the spend of one session's guards, and what earlier processes left in its journal."""
 
     def __init__(self, session: Session, journal: Journal | None = None) -> None:
-        self._session = session
+        self.session = session
         #: A journal to settle that is not the session's own.
         self._given = journal
-        self._config = session.config
         #: The server that spend is owed to, as records name it.
         self.base_url = normalised(session.config.base_url or "")
         self._begin()
@@ -135,11 +134,11 @@ class Settler:
         record = spend.record
         if record.mode == COMMIT:
             body = record.commit_body or {}
-            told = self._session.post(wire.COMMIT_RESERVATION, body, record.reservation_id, retries=False)
+            told = self.session.post(wire.COMMIT_RESERVATION, body, record.reservation_id, retries=False)
             if isinstance(told, CyclesError):
                 return told
             return Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
-        told = self._session.post(wire.CREATE_EVENT, record.body, retries=False)
+        told = self.session.post(wire.CREATE_EVENT, record.body, retries=False)
         if isinstance(told, CyclesError):
             return told
         charged = told.charged or amount_of(record.body)
@@ -148,10 +147,9 @@ class Settler:
     def _settled(self, spend: Spend, settlement: Settlement) -> None:
         """Whoever removes the record tells of it: another process may have sent the same with the same key."""
         record = spend.record
-        is_first = self._forget(spend) or not spend.is_written
-        self._end(spend)
-        if is_first and self._session.observer is not None:
-            self._session.observe(events.Settled(record.reservation_id, amount_of(record.body), settlement))
+        is_first = self._end(spend, Journal.remove) or not spend.is_written
+        if is_first and self.session.observer is not None:
+            self.session.observe(events.Settled(record.reservation_id, amount_of(record.body), settlement))
 
     def _turn_to_event(self, spend: Spend) -> bool:
         """The record in event mode, with the same key: on disk before the event is sent. False where it has none.
@@ -167,7 +165,7 @@ class Settler:
     def _hold(self, spend: Spend, meaning: Meaning, error: CyclesError) -> None:
         """Keep the record and try again later."""
         record = spend.record
-        delay = retry_in(self._config, meaning, spend.attempt, error.retry_after)
+        delay = retry_in(self.session.config, meaning, spend.attempt, error.retry_after)
         if meaning is Meaning.WAIT:
             spend.record = record._replace(not_before_ms=now_ms() + int(delay * 1000))
             self._write(spend)
@@ -186,7 +184,7 @@ class Settler:
             spend.runner = None
         spend.teller = get_ident()
         try:
-            self._session.observe(events.Pending(record.reservation_id, error, delay))
+            self.session.observe(events.Pending(record.reservation_id, error, delay))
         finally:
             spend.teller = None
 
@@ -234,14 +232,23 @@ class Settler:
             wire.dumps(record.body).decode("ascii"),
         )
         try:
-            self._session.observe(events.Rejected(record.reservation_id, dict(record.body), error))
+            self.session.observe(events.Rejected(record.reservation_id, dict(record.body), error))
         finally:
-            self._set_aside(spend)
-            self._end(spend)
+            self._end(spend, Journal.refuse)
 
-    def _end(self, spend: Spend) -> None:
-        self.pending.pop(spend.record.reservation_id, None)
+    def _end(self, spend: Spend, take_away: Callable[[Journal, str], Any] | None = None) -> bool:
+        """Let go of spend of which nothing is sent any more, once its record has been taken away. Says whether this
+        was the one to do that: False where another process was first, or there is no record."""
+        id, was_ours = spend.record.reservation_id, False
+        if take_away is not None and spend.journal is not None and spend.is_written:
+            try:
+                was_ours = take_away(spend.journal, id)
+            except OSError as e:
+                was_ours = True
+                self._journal_failed(f"the record of reservation {id} stays on disk, though that is done: {e}")
+        self.pending.pop(id, None)
         spend.is_done, spend.runner = True, None
+        return was_ours
 
     # ---- The journal ----
 
@@ -266,7 +273,7 @@ class Settler:
 
     def _find_journal(self) -> tuple[Journal | None, str | None]:
         """The journal, unless there is none; and what there is to say about it."""
-        config = self._config
+        config = self.session.config
         if self._given is not None or not config.journal_enabled:
             return self._given, None
         try:
@@ -306,7 +313,7 @@ class Settler:
 
     def _journals(self) -> list[Journal]:
         """The journal, and the one of the same key from when no tenant was configured."""
-        journal, config = self._journal, self._config
+        journal, config = self._journal, self.session.config
         if journal is None:
             return []
         journals = [journal]
@@ -349,26 +356,6 @@ class Settler:
         else:
             spend.is_written = True
 
-    def _set_aside(self, spend: Spend) -> None:
-        if spend.journal is None or not spend.is_written:
-            return
-        id = spend.record.reservation_id
-        try:
-            spend.journal.refuse(id)
-        except OSError as e:
-            self._journal_failed(f"the refused record of reservation {id} cannot be set aside: {e}")
-
-    def _forget(self, spend: Spend) -> bool:
-        """Remove the record; whether it was there."""
-        if spend.journal is None or not spend.is_written:
-            return False
-        id = spend.record.reservation_id
-        try:
-            return spend.journal.remove(id)
-        except OSError as e:
-            self._journal_failed(f"the settled record of reservation {id} stays on disk: {e}")
-            return True
-
     def _tell_once(self, problem: str) -> None:
         if problem not in self._told:
             self._told.add(problem)
@@ -376,13 +363,9 @@ class Settler:
 
     def _journal_failed(self, problem: str) -> None:
         log().error("%s", problem)
-        self._session.observe(events.JournalFailed(problem))
+        self.session.observe(events.JournalFailed(problem))
 
     # ---- The end ----
-
-    @property
-    def flush_timeout(self) -> float:
-        return self._config.flush_timeout
 
     @property
     def is_waited_for(self) -> bool:
