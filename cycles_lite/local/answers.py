@@ -6,21 +6,10 @@ import os
 import re
 from typing import Any, Mapping, NamedTuple
 
+from ..errors import known_code
 from ..protocol.wire import Answer, dumps
 from .requests import find_header
 from .rules import Refusal
-
-#: The status of each code; the others are a 409 (protocol: ERROR SEMANTICS).
-_STATUSES = {
-    "INVALID_REQUEST": 400,
-    "UNIT_MISMATCH": 400,
-    "UNAUTHORIZED": 401,
-    "FORBIDDEN": 403,
-    "NOT_FOUND": 404,
-    "RESERVATION_EXPIRED": 410,
-    "LIMIT_EXCEEDED": 429,
-    "INTERNAL_ERROR": 500,
-}
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}\Z")
 _TRACE_ID = re.compile(r"[0-9a-f]{32}\Z")
@@ -65,7 +54,7 @@ def error(refusal: Refusal, ids: Correlation, tenant: str | None) -> Answer:
     }
     if refusal.details:
         body["details"] = refusal.details
-    return Answer(_STATUSES.get(refusal.code, 409), _headers(ids, tenant), dumps(body))
+    return Answer(known_code(refusal.code).status, _headers(ids, tenant), dumps(body))
 
 
 def _headers(ids: Correlation, tenant: str | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, TypeVar
 
-from ..errors import DENIALS, ApiError, BudgetDenied, ResponseError, ValidationError, error_class
+from ..errors import ApiError, BudgetDenied, ResponseError, ValidationError, error_class, known_code
 from .checks import INT64_MAX
 from .fields import Model
 from .values import Unit
@@ -315,9 +315,10 @@ def _retry_after_header(answer: Answer) -> float | None:
     return float(value) if re.match(r"[0-9]{1,9}\Z", value) else None
 
 
-def denied(response: ReservationCreateResponse) -> BudgetDenied:
-    """The error for a reservation that the authority answered with anything but an ALLOW and an id."""
-    kind = DENIALS.get(response.reason_code or "", BudgetDenied)
+def denied(response: ReservationCreateResponse) -> ApiError:
+    """The `BudgetDenied` for a reservation that the authority answered with anything but an ALLOW and an id."""
+    row = known_code(response.reason_code)
+    kind = row.kind if row.denies else BudgetDenied
     wait = response.retry_after_ms
     return kind(
         f"the reservation was not allowed: {response.reason_code or response.decision}",
