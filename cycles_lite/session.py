@@ -92,12 +92,12 @@ class Session:
         if isinstance(key, str) and _arrives_unchanged(key):  # the header is optional
             headers[wire.IDEMPOTENCY_KEY_HEADER] = key
         amount = data.get("estimate") or data.get("actual") or {}
-        return self._send(operation, id, {}, wire.dumps(data), headers, amount.get("unit"), retries)
+        return self._send(operation, id, {}, data, headers, amount.get("unit"), retries)
 
     def get(self, operation: wire.Operation, id: str | None, query: dict[str, str], retries: bool = True) -> Any:
         """Ask: the response in the answer, or the error that came instead, which is the caller's to raise."""
         headers = {"Accept": "application/json", "User-Agent": _USER_AGENT}
-        return self._send(operation, id, query, b"", headers, None, retries)
+        return self._send(operation, id, query, None, headers, None, retries)
 
     def close(self) -> None:
         """Let the connections go; calls that wait to be sent again give up."""
@@ -114,7 +114,7 @@ class Session:
         operation: wire.Operation,
         id: str | None,
         query: dict[str, str],
-        body: bytes,
+        data: dict[str, Any] | None,
         headers: dict[str, str],
         unit: str | None,
         retries: bool,
@@ -135,7 +135,7 @@ class Session:
         if config.api_key is not None and not operation.public:
             headers[wire.API_KEY_HEADER] = config.api_key
         call = wire.Call(
-            operation, id, query, body, headers, config.tenant, config.connect_timeout, config.read_timeout
+            operation, id, query, data, headers, config.tenant, config.connect_timeout, config.read_timeout
         )
         attempt = 1
         while True:
@@ -239,7 +239,7 @@ def _open_transport(config: CyclesConfig) -> Transport:
     if config.base_url is None:
         return _NoTransport()
     if config.is_local:
-        from .local.transport import LocalTransport  # sqlite3, which only budget files need
+        from .local.authority import LocalTransport  # sqlite3, which only budget files need
 
         return LocalTransport(config)
     from .transport.http import HttpTransport  # urllib3, which only servers need
