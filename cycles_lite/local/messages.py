@@ -10,7 +10,7 @@ import os
 import re
 from typing import Any, Mapping
 
-from ..errors import ValidationError
+from ..errors import ValidationError, known_code
 from ..protocol.checks import free_text, shown
 from ..protocol.fields import Model
 from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Answer, Call
@@ -20,19 +20,6 @@ from .rules import Refusal, invalid
 
 #: The longest id in a path (protocol: ReservationId).
 _LONGEST_ID = 128
-
-#: The status of each code; the others are a 409 (protocol: ERROR SEMANTICS).
-_STATUSES = {
-    "INVALID_REQUEST": 400,
-    "UNIT_MISMATCH": 400,
-    "UNAUTHORIZED": 401,
-    "FORBIDDEN": 403,
-    "NOT_FOUND": 404,
-    "TENANT_NOT_FOUND": 404,
-    "RESERVATION_EXPIRED": 410,
-    "LIMIT_EXCEEDED": 429,
-    "INTERNAL_ERROR": 500,
-}
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}\Z")
@@ -116,7 +103,8 @@ def error_answer(
 def refusal_answer(refusal: Refusal, headers: Mapping[str, str], tenant: str | None) -> Answer:
     """A refusal with the status that its code has."""
     code, message, details = refusal
-    return error_answer(_STATUSES.get(code, 409), code, message, headers, tenant, details)
+    status = 404 if code == "TENANT_NOT_FOUND" else known_code(code).status  # which the protocol's codes are without
+    return error_answer(status, code, message, headers, tenant, details)
 
 
 def _trace_id(headers: Mapping[str, str]) -> str:
