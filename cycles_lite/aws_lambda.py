@@ -43,7 +43,7 @@ _KEPT_BACK = 0.1
 #: The protocol's bounds of a TTL, in milliseconds.
 _SHORTEST_TTL_MS, _LONGEST_TTL_MS = 1_000, 86_400_000
 
-#: Seconds that an invocation spends on what earlier ones left, at the most.
+#: Seconds that an invocation spends on what earlier ones left, at the most; nor is it more than a quarter of its time.
 _CATCH_UP = 2.0
 
 
@@ -77,7 +77,8 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
     def invoke(event: Any, context: Any, *more: Any) -> Any:
         left_ms = _left_ms(context)
         with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
-            _catch_up(client, left_ms)
+            if client.config.mode != "off":  # what earlier invocations left is settled first
+                client.flush(min(_CATCH_UP, left_ms / 4000))
             estimate, action, subject = [given(event, context) if callable(given) else given for given in asked]
             ttl_ms = min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS)
             with client.reserve(estimate, action, subject=subject, ttl_ms=ttl_ms) as guard:
@@ -87,21 +88,16 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
                     worker.post(timer)
                 try:
                     result = handler(event, context, *more)
-                    _refuse_undone(handler, result)
+                    if isinstance(result, UNDONE):  # another decorator hid it until now: nothing of it will ever run
+                        refuse_unawaited("guarded", handler, result)
+                        result.close()
+                        raise _never_run(handler)
                     settle_call(guard, actual, result)
                 finally:
                     timer.cancel()
         return result
 
     return invoke
-
-
-def _refuse_undone(handler: Any, result: Any) -> None:
-    """Refuse what another decorator hid until now: nothing of it has run, and nothing will."""
-    if isinstance(result, UNDONE):
-        refuse_unawaited("guarded", handler, result)
-        result.close()
-        raise _never_run(handler)
 
 
 def _never_run(handler: Any) -> TypeError:
@@ -121,9 +117,3 @@ def _left_ms(context: Any) -> int:
     """What the invocation has left, in milliseconds; 0 is nothing, and a context that cannot tell is a minute."""
     tell = getattr(context, "get_remaining_time_in_millis", None)
     return max(0, int(tell())) if tell is not None else 60_000
-
-
-def _catch_up(client: CyclesClient, left_ms: int) -> None:
-    """Settle what earlier invocations left, for a quarter of the time at the most."""
-    if client.config.mode != "off":
-        client.flush(min(_CATCH_UP, left_ms / 4000))

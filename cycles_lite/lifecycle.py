@@ -72,7 +72,7 @@ def with_cycles(
     cost, or with one that cannot be committed, the meter is committed if there is one, else the reservation is
     released, with an ERROR in the log.
     """
-    given = locals()
+    given = dict(locals())
     if metrics is not None and not isinstance(metrics, CyclesMetrics):
         raise refuse("metrics", metrics, "a CyclesMetrics")
     with client.reserve(**{name: given[name] for name in _RESERVED_BY}) as guard:

@@ -89,7 +89,8 @@ class Session:
         """Send a body: the response in the answer, or the error that came instead, which is the caller's to raise."""
         key = data.get("idempotency_key")
         headers = {"Accept": "application/json", "User-Agent": _USER_AGENT, "Content-Type": "application/json"}
-        if isinstance(key, str) and _arrives_unchanged(key):  # the header is optional
+        # The header is optional, and carries visible ASCII, with blanks only inside.
+        if isinstance(key, str) and key.isascii() and key.isprintable() and key.strip() == key != "":
             headers[wire.IDEMPOTENCY_KEY_HEADER] = key
         amount = data.get("estimate") or data.get("actual") or {}
         return self._send(operation, id, {}, data, headers, amount.get("unit"), retries)
@@ -227,11 +228,6 @@ def _within(left: float, call: wire.Call, may_retry: bool) -> wire.Call:
         connect = min(call.connect_timeout, left)
         call = call._replace(connect_timeout=connect, read_timeout=left - connect)
     return call._replace(reused_bound=left / 2) if may_retry and left / 2 < bound else call
-
-
-def _arrives_unchanged(value: str) -> bool:
-    """Whether a header can carry a text: visible ASCII, blanks only inside."""
-    return value.isascii() and value.isprintable() and value.strip() == value != ""
 
 
 def _open_transport(config: CyclesConfig) -> Transport:

@@ -153,7 +153,8 @@ class CyclesMiddleware:
         self._exclude = tuple(path.rstrip("/") for path in exclude)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if self._is_excluded(environ.get("PATH_INFO", "")):
+        path = environ.get("PATH_INFO", "")
+        if any(path == excluded or path.startswith(excluded + "/") for excluded in self._exclude):
             return self._app(environ, start_response)
         tenant = self._tenant(environ)
         if tenant is _MALFORMED:
@@ -165,9 +166,6 @@ class CyclesMiddleware:
             status, headers, body = self._refusal(told, environ)
         start_response(status, headers)
         return [body]
-
-    def _is_excluded(self, path: str) -> bool:
-        return any(path == excluded or path.startswith(excluded + "/") for excluded in self._exclude)
 
     def _tenant(self, environ: Environ) -> str | None:
         """The request's tenant, None where none is asked for."""

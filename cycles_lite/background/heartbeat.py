@@ -86,16 +86,13 @@ class Heartbeat:
                 job.cancel()
             disposition = f"tried again in {step.delay_ms / 1000:.1f} s with the same key"
         if error is not None or step.next is Next.STOP:
-            self._tell(error, disposition)
-
-    def _tell(self, error: CyclesError | None, disposition: str) -> None:
-        log().warning(
-            "the heartbeat of reservation %s failed (%s); the work goes on; %s",
-            self._reservation_id,
-            error or "no safe schedule",
-            disposition,
-        )
-        self._session.observe(events.HeartbeatFailed(self._reservation_id, error, disposition))
+            log().warning(
+                "the heartbeat of reservation %s failed (%s); the work goes on; %s",
+                self._reservation_id,
+                error or "no safe schedule",
+                disposition,
+            )
+            self._session.observe(events.HeartbeatFailed(self._reservation_id, error, disposition))
 
     def beat(self) -> None:
         """One extension attempt. What the program did meanwhile, extending or finishing, goes before its outcome."""

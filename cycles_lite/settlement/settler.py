@@ -113,11 +113,23 @@ class Settler:
     def _try(self, spend: Spend, may_repeat: bool) -> Settlement | CyclesError | None:
         """One attempt, and what follows from its answer: how the spend was settled or is kept, the authority's final
         no, or None where the next attempt is to follow at once."""
-        told = self._send(spend)
-        if isinstance(told, Settlement):
-            self._settled(spend, told)
-            return told
-        meaning = meaning_of(spend.record.mode, told)
+        spend.attempt += 1
+        record, is_commit = spend.record, spend.record.mode == COMMIT
+        operation = wire.COMMIT_RESERVATION if is_commit else wire.CREATE_EVENT
+        body = (record.commit_body if is_commit else record.event_fallback_body) or {}
+        told = self.session.post(operation, body, record.reservation_id, retries=False)
+        if not isinstance(told, CyclesError):
+            if is_commit:
+                done = Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
+            else:
+                charged = told.charged or amount_of(body)
+                done = Settlement(SettlementStatus.RECORDED, charged, None, told.balances, told)
+            # Whoever removes the record tells of it: another process may have sent the same with the same key.
+            is_first = self._end(spend, Journal.remove) or not spend.is_written
+            if is_first and self.session.observer is not None:
+                self.session.observe(events.Settled(record.reservation_id, amount_of(body), done))
+            return done
+        meaning = meaning_of(record.mode, told)
         if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
             return None
         if meaning is Meaning.REJECTED:
@@ -127,29 +139,6 @@ class Settler:
             return None
         self._hold(spend, meaning, told)
         return Settlement(SettlementStatus.PENDING)
-
-    def _send(self, spend: Spend) -> Settlement | CyclesError:
-        """One request in the record's mode, and what the authority says to it, or that it says nothing."""
-        spend.attempt += 1
-        record = spend.record
-        if record.mode == COMMIT:
-            body = record.commit_body or {}
-            told = self.session.post(wire.COMMIT_RESERVATION, body, record.reservation_id, retries=False)
-            if isinstance(told, CyclesError):
-                return told
-            return Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
-        told = self.session.post(wire.CREATE_EVENT, record.body, retries=False)
-        if isinstance(told, CyclesError):
-            return told
-        charged = told.charged or amount_of(record.body)
-        return Settlement(SettlementStatus.RECORDED, charged, None, told.balances, told)
-
-    def _settled(self, spend: Spend, settlement: Settlement) -> None:
-        """Whoever removes the record tells of it: another process may have sent the same with the same key."""
-        record = spend.record
-        is_first = self._end(spend, Journal.remove) or not spend.is_written
-        if is_first and self.session.observer is not None:
-            self.session.observe(events.Settled(record.reservation_id, amount_of(record.body), settlement))
 
     def _turn_to_event(self, spend: Spend) -> bool:
         """The record in event mode, with the same key: on disk before the event is sent. False where it has none.
@@ -242,7 +231,7 @@ class Settler:
         id, was_ours = spend.record.reservation_id, False
         if take_away is not None and spend.journal is not None and spend.is_written:
             try:
-                was_ours = take_away(spend.journal, id)
+                was_ours = bool(take_away(spend.journal, id))
             except OSError as e:
                 was_ours = True
                 self._journal_failed(f"the record of reservation {id} stays on disk, though that is done: {e}")
