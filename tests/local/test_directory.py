@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cycles_lite.errors import ValidationError
-from cycles_lite.local.directory import AlreadyExists
+from cycles_lite.local import AlreadyExists
 from cycles_lite.protocol.values import Amount
 
 from .helpers import START, Bench

@@ -11,7 +11,7 @@ import pytest
 
 from cycles_lite.errors import ConfigError
 from cycles_lite.local import files, schema
-from cycles_lite.local.store import Store
+from cycles_lite.local.ledger import Store
 
 from .processes import finish, run_threads, start
 
@@ -139,7 +139,7 @@ def test_symbolic_links_are_followed(tmp_path, path, url):
 UNREADABLE = """
 import os, sys
 from cycles_lite.errors import ConfigError
-from cycles_lite.local.store import Store
+from cycles_lite.local.ledger import Store
 if os.geteuid() == 0:
     os.setuid(65534)
 for create in (True, False):

@@ -17,14 +17,14 @@ import pytest
 from interrupts import IS_LONG, AfterTime, AtLine, Interrupt, in_finalizer, needs_timers, rounds
 
 from cycles_lite.errors import TransportTimeout
-from cycles_lite.local import Authority, connections, location, upkeep
+from cycles_lite.local import Authority, connections, ledger, location
 from cycles_lite.protocol.values import Amount
 
 from .helpers import Bench, connections_to, new_key
 from .processes import PATIENCE, start
 
 #: An exception that comes within a finalizer is told to nobody, and files that it keeps Python from closing are named.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 #: Seconds in which what nobody holds up must be done; the store's own patience is far longer.
 SOON = 20.0
@@ -182,7 +182,7 @@ def test_an_exception_at_each_line(bench, operation_class, keeps):
 
 def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
     """Holds that are freed and rows that are pruned on the way."""
-    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(ledger, "PRUNE_EVERY", 1)
 
     def due():
         operation = Event(bench)
@@ -284,10 +284,10 @@ def test_a_time_limit_is_no_fault_of_the_authority(bench, on_alarm, handler, cap
         os.kill(os.getpid(), signal.SIGALRM)
         return clock.now
 
-    bench.authority._ledger._clock = raise_in_the_midst
+    bench.authority._ledger.clock = raise_in_the_midst
     with pytest.raises(TimeIsUp):
         bench.event(1)
-    bench.authority._ledger._clock = clock
+    bench.authority._ledger.clock = clock
     assert bench.event(1).status == 201
     assert bench.amounts()[2] == 1
     assert caplog.records == []

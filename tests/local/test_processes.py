@@ -77,7 +77,7 @@ def test_many_processes_and_threads(url):
 
 WORK = """
 import json, os, random, sys
-from cycles_lite.local.transport import LocalTransport
+from cycles_lite.local.authority import LocalTransport
 from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
 from cycles_lite.protocol.models import CommitRequest, EventCreateRequest, ReleaseRequest, ReservationCreateRequest

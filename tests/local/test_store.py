@@ -11,7 +11,7 @@ import pytest
 
 from cycles_lite.errors import ConfigError, TransportError, TransportTimeout
 from cycles_lite.local import connections, failures, location
-from cycles_lite.local.store import Store
+from cycles_lite.local.ledger import Store
 
 from .processes import PATIENCE, finish, run_threads, start
 
@@ -305,7 +305,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 FORK = """
 import os, sqlite3, sys
 from cycles_lite.local import connections
-from cycles_lite.local.store import Store
+from cycles_lite.local.ledger import Store
 from cycles_lite.errors import ConfigError
 
 ADD = "INSERT INTO tenants VALUES (?, '', '', 0, 0, 0, '', 0)"
@@ -358,7 +358,7 @@ def test_fork(url):
 
 FORK_UNDER_LOCK = """
 import os, sys, threading, warnings
-from cycles_lite.local.store import Store
+from cycles_lite.local.ledger import Store
 
 store = Store(sys.argv[1], timeout=60)
 had, done = threading.Event(), threading.Event()
@@ -391,7 +391,7 @@ store.close()
 
 PARENT_ENDS = """
 import os, sys
-from cycles_lite.local.store import Store
+from cycles_lite.local.ledger import Store
 
 ADD = "INSERT INTO tenants VALUES (?, '', '', 0, 0, 0, '', 0)"
 store = Store(sys.argv[1])

@@ -11,7 +11,7 @@ from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
 from cycles_lite.errors import BudgetExceededError, ConfigError, ForbiddenError
 from cycles_lite.local import Authority
-from cycles_lite.local.transport import LocalTransport
+from cycles_lite.local.authority import LocalTransport
 from cycles_lite.protocol.models import CommitRequest, ReservationCreateRequest
 from cycles_lite.protocol.values import Action, Amount, Subject
 

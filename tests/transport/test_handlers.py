@@ -78,8 +78,8 @@ def test_a_limit_within_the_embedded_authority_is_no_answer_of_it(limit, tmp_pat
                     strike()
                 return original(*arguments)
 
-            original = ledgers.upkeep.free_due
-            monkeypatch.setattr(ledgers.upkeep, "free_due", free_due)
+            original = ledgers.free_due
+            monkeypatch.setattr(ledgers, "free_due", free_due)
             with pytest.raises(error, match="time is up"), guard:
                 guard.commit(tokens(3))
             assert client.flush(PATIENCE) == 0
