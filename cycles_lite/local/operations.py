@@ -53,6 +53,7 @@ def reserve(db: sqlite3.Connection, now: int, request: ReservationCreateRequest,
     terms = {**defaults, **payload}
     expires_at_ms = now + min(terms["ttl_ms"], settings.max_ttl_ms)
     deadline_ms = expires_at_ms + terms["grace_period_ms"]
+    scopes_held = " ".join([budget.scope for budget in held])
     answer.update(
         reservation_id="rsv_" + os.urandom(16).hex(),
         reserved=_amount(request.estimate),
@@ -73,10 +74,10 @@ def reserve(db: sqlite3.Connection, now: int, request: ReservationCreateRequest,
         expires_at_ms=expires_at_ms,
         deadline_ms=deadline_ms,
         scope_path=affected[-1],
-        held=" ".join([budget.scope for budget in held]),
+        held=scopes_held,
+        answer=dumps(answer),
         request=rows.canonical(payload, defaults),
         defaults=encoded_defaults,
-        answer=dumps(answer),
         reply_until_ms=max(deadline_ms, now + rows.KEEP_RESERVE_MS),
     )
     rows.save_amounts(db, held)
