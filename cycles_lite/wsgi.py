@@ -153,21 +153,19 @@ class CyclesMiddleware:
         self._exclude = tuple(path.rstrip("/") for path in exclude)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if self._is_excluded(environ.get("PATH_INFO", "")):
+        path = environ.get("PATH_INFO", "")
+        if any(path == excluded or path.startswith(excluded + "/") for excluded in self._exclude):
             return self._app(environ, start_response)
-        try:
-            tenant = self._tenant(environ)
-            if tenant is _MALFORMED:
-                status, headers, body = _answer(400, "INVALID_TENANT", None)
-            else:
-                return self._guarded(environ, start_response, self._reserve(environ, tenant))
-        except _Unreserved as e:
-            status, headers, body = self._refusal(e.error, environ)
+        tenant = self._tenant(environ)
+        if tenant is _MALFORMED:
+            status, headers, body = _answer(400, "INVALID_TENANT", None)
+        else:
+            told = self._reserve(environ, tenant)
+            if isinstance(told, ReservationGuard):
+                return self._guarded(environ, start_response, told)
+            status, headers, body = self._refusal(told, environ)
         start_response(status, headers)
         return [body]
-
-    def _is_excluded(self, path: str) -> bool:
-        return any(path == excluded or path.startswith(excluded + "/") for excluded in self._exclude)
 
     def _tenant(self, environ: Environ) -> str | None:
         """The request's tenant, None where none is asked for."""
@@ -191,7 +189,8 @@ class CyclesMiddleware:
             log().exception("on_error failed for %s", _request(environ))
             return http_error(error)
 
-    def _reserve(self, environ: Environ, tenant: str | None) -> ReservationGuard:
+    def _reserve(self, environ: Environ, tenant: str | None) -> ReservationGuard | CyclesError:
+        """The request's guard, or what keeps it from being reserved."""
         try:
             client = self._client_for(tenant) if self._client_for is not None and tenant else self._client
             if client is None:
@@ -203,7 +202,7 @@ class CyclesMiddleware:
                 ttl_ms=self._ttl_ms,
             )
         except CyclesError as e:
-            raise _Unreserved(e) from e
+            return e
 
     def _guarded(self, environ: Environ, start_response: StartResponse, guard: ReservationGuard) -> Iterable[bytes]:
         environ[GUARD_KEY] = guard
@@ -218,14 +217,6 @@ class CyclesMiddleware:
 
 #: A tenant that no request may have.
 _MALFORMED = "\0"
-
-
-class _Unreserved(Exception):
-    """There is no reservation, and so no request to the application."""
-
-    def __init__(self, error: CyclesError) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 def _request(environ: Environ) -> str:

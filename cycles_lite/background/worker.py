@@ -363,7 +363,11 @@ def drain() -> None:
     try:
         _draining.by = threading.get_ident()
         while left_over:
-            _do(left_over[0])
+            try:
+                left_over[0]()
+            except Exception:
+                log().exception("what a finalizer of cycles_lite left failed")
+            left_over.popleft()  # at the end, so that an interruption before leaves it to be done again
     finally:
         _draining.by = None
         turn.give_back()
@@ -372,14 +376,6 @@ def drain() -> None:
 def is_drained() -> bool:
     """Whether there is nothing to do, or none that this thread could wait for."""
     return not left_over or _draining.by == threading.get_ident()
-
-
-def _do(note: Callable[[], None]) -> None:
-    try:
-        note()
-    except Exception:
-        log().exception("what a finalizer of cycles_lite left failed")
-    left_over.popleft()  # at the end, so that an interruption before leaves it to be done again
 
 
 def _threads_never_run() -> bool:

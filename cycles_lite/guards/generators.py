@@ -1,4 +1,5 @@
-"""Functions whose work is done after they have returned: generators are guarded step by step, coroutines refused."""
+"""Work that is done after its function has returned: generators and streams carry their guard from step to step;
+coroutines, which this library cannot wait for, are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import collections.abc
 import functools
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Generator
+from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterable, Iterator, TypeVar
 
 from ..background.worker import left_over
 from ..transport.turns import Turns
@@ -15,6 +16,8 @@ from .current import inside
 
 if TYPE_CHECKING:
     from ..guard import ReservationGuard
+
+T = TypeVar("T")
 
 #: What a function returns whose work has not been done yet. The classes of `typing` take longer to ask.
 _ASYNCHRONOUS = (collections.abc.Coroutine, collections.abc.AsyncGenerator)
@@ -62,12 +65,73 @@ def _innermost(fn: Any) -> Any:
     return fn if is_plain else getattr(fn, "__call__", fn)  # noqa: B004
 
 
+class _InTurns:
+    """Steps that are made one at a time. Who comes meanwhile, from another thread, gets the `ValueError` that
+    generators raise, and the step that is under way goes on."""
+
+    def __init__(self) -> None:
+        #: Whoever has the one turn steps, closes and settles.
+        self._turns = Turns(1)
+
+    def _in_turn(self, step: Callable[..., Any], *given: Any) -> Any:
+        turn = self._turns.take(0)
+        if turn is None:
+            raise ValueError("generator already executing")
+        try:
+            return step(*given)
+        finally:
+            turn.give_back()
+
+
+class GuardedStream(_InTurns, Generic[T]):
+    """The items of an iterable, each made with the guard as the current one; whatever ends them settles the guard. It
+    is what `ReservationGuard.stream` gives."""
+
+    def __init__(self, guard: ReservationGuard, iterable: Iterable[T]) -> None:
+        super().__init__()
+        self._guard, self._source = guard, iterable
+        self._items = iter(iterable)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        item: T = self._in_turn(self._ending, next, self._items)
+        return item
+
+    def close(self) -> None:
+        """Close the iterable, where it can be closed, and settle: what was metered is committed, else it is released.
+
+        Servers call this (PEP 3333) however a response ends.
+        """
+        self._in_turn(self._close)
+
+    def _close(self) -> None:
+        for closed in (self._items, self._source):
+            close: Any = getattr(closed, "close", None)
+            if close is not None:
+                self._ending(close)
+        self._guard.end(None)
+
+    def _ending(self, step: Callable[..., Any], *given: Any) -> Any:
+        """What a step gives; an exception out of it ends the guard."""
+        with inside(self._guard):
+            try:
+                return step(*given)
+            except StopIteration:
+                self._guard.end(None)
+                raise
+            except BaseException as e:
+                self._guard.end(e)
+                raise
+
+
 #: The guards of generators under way, by the `id` of the generator. Objects that are collected together are finalized
 #: in any order: a guard that went with its generator might be released before that could say what it costs.
 _under_way: dict[int, ReservationGuard] = {}
 
 
-class GuardedGenerator(Generator[Any, Any, Any]):
+class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
     """A generator whose guard lives from its first step to its last, and is current inside each step alone.
 
     how it ends                                     what is committed
@@ -90,9 +154,8 @@ class GuardedGenerator(Generator[Any, Any, Any]):
         guard: ReservationGuard | None = None,
     ) -> None:
         """Either `reserve` gives the guard before the first step, or there is one already."""
+        super().__init__()
         self._steps, self._settle, self._reserve = steps, settle, reserve
-        #: Whoever has the one turn steps, closes and settles.
-        self._turns = Turns(1)
         if guard is not None:
             self._begin(guard)
 
@@ -122,15 +185,6 @@ class GuardedGenerator(Generator[Any, Any, Any]):
         if guard is not None and guard.is_active and not sys.is_finalizing():
             self._is_collected = True
             self._close()
-
-    def _in_turn(self, step: Callable[..., Any], *given: Any) -> Any:
-        turn = self._turns.take(0)
-        if turn is None:
-            raise ValueError("generator already executing")
-        try:
-            return step(*given)
-        finally:
-            turn.give_back()
 
     def _send(self, value: Any) -> Any:
         if self._guard is None and value is None and self._reserve is not None and self._is_unrun():

@@ -67,9 +67,9 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
         deadline_ms=deadline_ms,
         scope_path=affected[-1],
         held=" ".join(map(attrgetter("scope"), held)),
+        answer=dumps(answer),
         request=rows.canonical(payload, defaults),
         defaults=encoded_defaults,
-        answer=dumps(answer),
         reply_until_ms=max(deadline_ms, now + rows.KEEP_RESERVE_MS),
     )
     rows.save_amounts(db, held)

@@ -117,10 +117,12 @@ def _at_exit() -> None:
     for held in metered.valuerefs():
         guard = held()
         if guard is not None:
-            guard.hand_over()
+            guard.cut_off(waits=False)
     start = monotonic()
     ours = [settler for settler in open_settlers() if settler.pid == os.getpid()]
-    flushes = [Flush(settler, start + settler.flush_timeout) for settler in ours if settler.is_waited_for]
+    flushes = [
+        Flush(settler, start + settler.session.config.flush_timeout) for settler in ours if settler.is_waited_for
+    ]
     for flush in flushes:
         flush.begin()
     for flush in flushes:

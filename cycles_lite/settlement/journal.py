@@ -160,30 +160,27 @@ class Journal:
         target = self.path_of(record.reservation_id)
         self._written += 1
         temporary = f"{target}.{os.getpid()}-{self._written}-{os.urandom(4).hex()}.tmp"
+        left = memoryview(record.to_json())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
-            self._fill(temporary, record.to_json())
+            try:
+                file = os.open(temporary, flags, 0o600)
+            except FileNotFoundError:
+                make_private(self.folder)
+                file = os.open(temporary, flags, 0o600)
+            try:
+                while left:
+                    left = left[os.write(file, left) :]
+                if self._fsync:
+                    os.fsync(file)
+            finally:
+                os.close(file)
             os.replace(temporary, target)
         except BaseException:
             _remove(temporary)
             raise
         if self._fsync:
             _sync_folder(self.folder)
-
-    def _fill(self, path: str, content: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        try:
-            file = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            make_private(self.folder)
-            file = os.open(path, flags, 0o600)
-        try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(file, left) :]
-            if self._fsync:
-                os.fsync(file)
-        finally:
-            os.close(file)
 
     def remove(self, reservation_id: str) -> bool:
         """Forget a settled reservation. Whether it was here: of several that have settled it, one is told so."""
