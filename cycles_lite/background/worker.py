@@ -347,8 +347,8 @@ class Worker:
 #: deque, from which a note is taken away when it has been done: an interruption in between loses nothing.
 left_over: deque[Callable[[], None]] = deque()
 
-#: Who does what is left over. `turns` has the one turn at it, which no interruption can lose; `by` is the thread that has
-#: the turn.
+#: Who does what is left over. `turns` has the one turn at it, which no interruption can lose; `by` is the thread that
+#: has the turn.
 _draining: Any = SimpleNamespace()
 
 worker = Worker()
