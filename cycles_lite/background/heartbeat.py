@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import events
 from ..errors import CyclesError, TransportError
 from ..protocol import wire
-from ..protocol.checks import new_idempotency_key
+from ..protocol.fields import new_idempotency_key
 from ..protocol.models import ReservationExtendRequest, Response
 from ..runtime.clock import monotonic
 from ..runtime.log import log

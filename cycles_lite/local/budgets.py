@@ -9,7 +9,7 @@ from ..errors import ValidationError
 from ..protocol.checks import refuse
 from ..protocol.fields import OneOf
 from ..protocol.values import Amount, Caps, Unit
-from . import budget_rows, rules, scopes
+from . import rows, rules, scopes
 from .rules import ACTIVE, CLOSED, FROZEN, Budget
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class BudgetMethods:
             (found,) = _known(db, scope, unit)
             _demand_not_closed(found)
             made = rules.fund(found, amount.amount)
-            budget_rows.save_budget(db, made)
+            rows.save_budget(db, made)
             return made
 
     def freeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
@@ -102,7 +102,7 @@ class BudgetMethods:
                 _demand_not_closed(found[0])
             made = [budget._replace(status=status) for budget in changing]
             for budget in made:
-                budget_rows.save_budget(db, budget)
+                rows.save_budget(db, budget)
             return made
 
 
@@ -130,7 +130,7 @@ def _set(
         if not isinstance(caps, Caps):
             raise refuse("caps", caps, "a Caps")
         made = made._replace(caps=caps.to_json() or None)
-    budget_rows.save_budget(db, made)
+    rows.save_budget(db, made)
     return made
 
 
@@ -146,7 +146,7 @@ def _limit(value: int | Amount | None, unit: str) -> int | None:
 
 def _find(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
     """A scope's budget in one unit, or with None its budgets in all of them."""
-    return budget_rows.find_budgets(db, "scope = ? AND unit = ifnull(?, unit) ORDER BY unit", (scope, unit))
+    return rows.find_budgets(db, "scope = ? AND unit = ifnull(?, unit) ORDER BY unit", (scope, unit))
 
 
 def _known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
@@ -163,7 +163,7 @@ def _demand_not_closed(found: Budget) -> None:
 
 
 def _all(db: sqlite3.Connection) -> list[Budget]:
-    return budget_rows.find_budgets(db, "1 ORDER BY scope, unit", ())
+    return rows.find_budgets(db, "1 ORDER BY scope, unit", ())
 
 
 # ---- The ledger's invariants ----

@@ -15,11 +15,11 @@ import threading
 import time
 import weakref
 from functools import partial
-from typing import Any, Callable, ContextManager, Tuple
+from typing import Any, Callable
 
 from ..errors import ConfigError, TransportError, TransportTimeout
-from ..runtime.clock import monotonic
-from . import budget_rows, connections, files, location, rows, rules
+from ..runtime.clock import monotonic, now_ms
+from . import connections, files, location, rows, rules
 from .connections import INHERITED, Connection, Memory, Pool, Right
 from .failures import is_busy, not_in_time, translated
 
@@ -33,24 +33,26 @@ PRUNE_AT_ONCE = 200
 #: Writes of one process from one pruning step to the next; each adds at most two records.
 PRUNE_EVERY = 100
 
-#: What an operation works with: the database, in a transaction, and the time in milliseconds since 1970.
-Work = ContextManager[Tuple[sqlite3.Connection, int]]
 
+class Ledger:
+    """Budgets and reservations in a file, or in memory, and their transactions.
 
-class Store:
-    """A budget file, or memory, and its transactions; it knows nothing about budgets.
-
-    `timeout` is in seconds: a lock that is not had in time raises `TransportTimeout`, with nothing written. All that
-    SQLite reports is raised as a `TransportError`.
+    `clock` gives milliseconds since 1970. `timeout` is in seconds: a lock that is not had in time raises
+    `TransportTimeout`, with nothing written. All that SQLite reports is raised as a `TransportError`.
     """
 
-    def __init__(self, url: str, *, create: bool = True, timeout: float = 7.0) -> None:
+    def __init__(
+        self, url: str, *, create: bool = True, timeout: float = 7.0, clock: Callable[[], int] = now_ms
+    ) -> None:
         where = location.parse(url)
         self.url = where.url
         #: How messages call it.
         self.name = location.printable(where.path) if where.path else "in memory"
-        self.timeout = timeout
+        self.timeout, self.clock = timeout, clock
         self.is_memory = where.path is None
+        # The count starts anywhere: a process may end before it has made as many writes as lie between two prunings.
+        self._writes = random.randrange(PRUNE_EVERY)
+        self._pruned_to: int | None = None
         if where.path is None:
             self._pools: dict[int, Pool] = {os.getpid(): Memory()}
         else:
@@ -60,15 +62,18 @@ class Store:
             self._pools = {os.getpid(): Pool(self._open)}
 
     def __reduce__(self) -> Any:
-        raise TypeError("a Store has connections to its file, and does not pickle: make one in each process")
+        raise TypeError("a Ledger has connections to its file, and does not pickle: make one in each process")
 
-    def write(self, timeout: float | None = None) -> Transaction:
-        """A transaction that may write."""
-        return Transaction(self, timeout, writes=True)
+    def writing(self, timeout: float | None = None) -> Transaction:
+        """A transaction that may write, within `timeout` seconds. What the block raises rolls it back.
 
-    def read(self, timeout: float | None = None) -> Transaction:
-        """A transaction that only reads: one snapshot, also while others write."""
-        return Transaction(self, timeout, writes=False)
+        Holds are freed in transactions of their own, so that a refusal does not undo it.
+        """
+        return Transaction(self, timeout, True)
+
+    def reading(self, timeout: float | None = None) -> Transaction:
+        """A transaction that only reads: one snapshot, also while others write. Holds that are due are freed before."""
+        return Transaction(self, timeout, False)
 
     def close(self) -> None:
         """Close this process's connections, those in use when their transaction ends.
@@ -90,28 +95,6 @@ class Store:
             pool = self._pools.setdefault(pid, Pool(self._open))
         return pool
 
-
-class Ledger:
-    """Budgets and reservations in a store. `clock` gives milliseconds since 1970."""
-
-    def __init__(self, store: Store, clock: Callable[[], int]) -> None:
-        self.store = store
-        self.clock = clock
-        # The count starts anywhere: a process may end before it has made as many writes as lie between two prunings.
-        self._writes = random.randrange(PRUNE_EVERY)
-        self._pruned_to: int | None = None
-
-    def writing(self, timeout: float | None = None) -> Work:
-        """A transaction for an operation that may write, within `timeout` seconds. What the block raises rolls it back.
-
-        Holds are freed in transactions of their own, so that a refusal does not undo it.
-        """
-        return _Dated(self, timeout, writes=True)
-
-    def reading(self, timeout: float | None = None) -> Work:
-        """A transaction for an operation that only reads; holds that are due are freed in one before it."""
-        return _Dated(self, timeout, writes=False)
-
     def prune_now_and_then(self, db: sqlite3.Connection, now: int) -> None:
         """Count a write, and drop old records with every so many."""
         self._writes += 1  # a lost count between threads only delays a step
@@ -125,20 +108,23 @@ class Ledger:
 class Transaction:
     """Begun when entered, committed when left, rolled back on any exception. SQLite's errors become ours.
 
-    It owns what it takes, the connection and the right to write, and no interruption keeps it from giving them back,
-    although one may come where no `try` can help: before the first instruction of a method `__exit__`, or after the
-    last one of `__enter__`. The traceback keeps the frames of these methods, and so their `self`, for as long as
-    somebody keeps the exception. So here the `with` statement itself has the only reference to the transaction, beside
-    those of frames that are within a `try` that ends it. When the statement is left in whatever way, its reference
-    goes, and what the transaction still owned is given back with the object. For that reason the object must not be
-    assigned to a variable before it is entered, where it is to survive interruptions.
+    `with ledger.writing() as (db, now)` gives the database, and the time in milliseconds since 1970.
+
+    A transaction owns what it takes, the connection and the right to write, and no interruption keeps it from giving
+    them back, although one may come where no `try` can help: before the first instruction of a method `__exit__`, or
+    after the last one of `__enter__`. The traceback keeps the frames of these methods, and so their `self`, for as long
+    as somebody keeps the exception. So here the `with` statement itself has the only reference to the transaction,
+    beside those of frames that are within a `try` that ends it. When the statement is left in whatever way, its
+    reference goes, and what the transaction still owned is given back with the object. For that reason the object must
+    not be assigned to a variable before it is entered, where it is to survive interruptions.
     """
 
-    def __init__(self, store: Store, timeout: float | None, writes: bool) -> None:
-        self._pool, self._name = store.pool(), store.name
-        self._seconds = store.timeout if timeout is None else min(timeout, store.timeout)
+    def __init__(self, ledger: Ledger, timeout: float | None, may_write: bool) -> None:
+        self._ledger, self._pool, self._name = ledger, ledger.pool(), ledger.name
+        self._seconds = ledger.timeout if timeout is None else min(timeout, ledger.timeout)
+        self._prunes = may_write
         # In memory there is one connection, so reading waits for its turn as writing does.
-        self.writes = writes or store.is_memory
+        self.writes = may_write or ledger.is_memory
         self.pid = self._pool.pid
         self.thread = threading.get_ident()
         #: The connection, while it has one.
@@ -148,37 +134,40 @@ class Transaction:
         self.is_at_work = False
 
     @property
-    def __enter__(self) -> Callable[[], Any]:
-        return partial(_run, weakref.ref(self), type(self).begin)
+    def __enter__(self) -> Callable[[], tuple[sqlite3.Connection, int]]:
+        return partial(_run, weakref.ref(self), Transaction.begin)
 
     @property
     def __exit__(self) -> Callable[..., None]:
-        leave = partial(_run, weakref.ref(self), type(self).finish)
+        leave = partial(_run, weakref.ref(self), Transaction.finish)
         vars(leave)["transaction"] = self  # an attribute, and no argument, which a frame would keep
         return leave
 
-    def begin(self) -> Any:
-        """What the `with` statement calls first; what it is to give its block."""
-        self._deadline = monotonic() + self._seconds
-        connections.live[id(self)] = weakref.ref(self)
-        while not self._has_begun():
-            # Nothing is held meanwhile: other threads get their try, and a gevent hub cannot lock itself up.
-            self.end()
-            time.sleep(_PAUSE * random.random())
-            connections.live[id(self)] = weakref.ref(self)
-        place = self._place()
-        if place is not None and files.inode(place.path) != place.inode:
-            self._refuse_lost(place)
-        return self.connection[-1].db
+    def begin(self) -> tuple[sqlite3.Connection, int]:
+        """What the `with` statement calls first."""
+        while True:
+            db = self._begin()
+            self._now = now = self._ledger.clock()  # under the lock: whoever waited for it must not act on the past
+            if db.execute(_ANY_DUE, (now,)).fetchone() is None:
+                return db, now
+            if self.writes:
+                free_due(db, now)
+                self._commit(db)
+                self.end()
+            else:
+                self.end()
+                with self._ledger.writing(self._seconds):
+                    pass
 
-    def finish(self, error: BaseException | None = None) -> None:
-        """What the `with` statement calls last: commit, or hand the block's error to whoever ends the transaction."""
+    def finish(self, error: BaseException | None) -> None:
+        """What the `with` statement calls last: commit, or hand SQLite's error to whoever ends the transaction."""
         if isinstance(error, sqlite3.Error):
             raise error
         if error is None:
-            if self.pid != os.getpid():
-                raise TransportError("a transaction does not survive a fork; nothing was written")
-            connections.execute(self.connection[-1].db, "COMMIT", self._deadline, self._waits_for_itself)
+            db = self.connection[-1].db
+            if self._prunes:
+                self._ledger.prune_now_and_then(db, self._now)
+            self._commit(db)
         self.end()
 
     def end(self, is_sound: bool = True) -> None:
@@ -194,26 +183,42 @@ class Transaction:
 
     def translated(self, error: sqlite3.Error) -> TransportError:
         """The error to raise for one of SQLite's."""
-        return not_in_time(self._name, self._seconds) if is_busy(error) else translated(error, self._name)
+        return self._not_in_time() if is_busy(error) else translated(error, self._name)
 
-    def _has_begun(self) -> bool:
-        """Try to begin; false where another process writes, and it is not yet too late for another try."""
-        if self.writes and not self._pool.rights.take(self._right, self._deadline, self._waits_for_itself):
-            raise not_in_time(self._name, self._seconds)
-        try:
-            if not self._pool.take(self, self._deadline):
-                raise not_in_time(self._name, self._seconds)
-            db = self.connection[-1].db
-            db.execute("BEGIN IMMEDIATE" if self.writes else "BEGIN")
-            if not self.writes:
-                # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
-                statement = "SELECT 1 FROM sqlite_master LIMIT 1"
-                connections.execute(db, statement, self._deadline, self._waits_for_itself)
-            return True
-        except sqlite3.OperationalError as e:
-            if not self.writes or not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
-                raise
-            return False
+    def _not_in_time(self) -> TransportTimeout:
+        return not_in_time(self._name, self._seconds)
+
+    def _begin(self) -> sqlite3.Connection:
+        self._deadline = monotonic() + self._seconds
+        while True:
+            connections.live[id(self)] = weakref.ref(self)
+            if self.writes and not self._pool.rights.take(self._right, self._deadline, self._waits_for_itself):
+                raise self._not_in_time()
+            try:
+                if not self._pool.take(self, self._deadline):
+                    raise self._not_in_time()
+                db = self.connection[-1].db  # a frame that has the connection itself would keep it from being closed
+                db.execute("BEGIN IMMEDIATE" if self.writes else "BEGIN")
+                break
+            except sqlite3.OperationalError as e:
+                if not self.writes or not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
+                    raise
+            # Nothing is held meanwhile: other threads get their try, and a gevent hub cannot lock itself up.
+            self.end()
+            time.sleep(_PAUSE * random.random())
+        if not self.writes:
+            # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
+            statement = "SELECT 1 FROM sqlite_master LIMIT 1"
+            connections.execute(db, statement, self._deadline, self._waits_for_itself)
+        place = self.connection[-1].place
+        if place is not None and files.inode(place.path) != place.inode:
+            self._refuse_lost(place)
+        return db
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        if self.pid != os.getpid():
+            raise TransportError("a transaction does not survive a fork; nothing was written")
+        connections.execute(db, "COMMIT", self._deadline, self._waits_for_itself)
 
     def _refuse_lost(self, place: files.Place) -> None:
         """Raise where the path leads to another file, or to none."""
@@ -241,32 +246,6 @@ class Transaction:
 
     def _place(self) -> files.Place | None:
         return self.connection[-1].place if self.connection else None
-
-
-class _Dated(Transaction):
-    """A transaction of the ledger, with the time at which it happens."""
-
-    def __init__(self, ledger: Ledger, timeout: float | None, writes: bool) -> None:
-        super().__init__(ledger.store, timeout, writes)
-        self._ledger, self._timeout, self._prunes = ledger, timeout, writes
-
-    def begin(self) -> tuple[sqlite3.Connection, int]:
-        while True:
-            db = super().begin()
-            self._now = now = self._ledger.clock()  # under the lock: whoever waited for it must not act on the past
-            if not (free_due if self.writes else any_due)(db, now):
-                return db, now
-            if self.writes:
-                super().finish()
-            else:
-                self.end()
-                with self._ledger.writing(self._timeout):
-                    pass
-
-    def finish(self, error: BaseException | None = None) -> None:
-        if error is None and self._prunes:
-            self._ledger.prune_now_and_then(self.connection[-1].db, self._now)
-        super().finish(error)
 
 
 def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any) -> Any:
@@ -311,24 +290,16 @@ _OLD_REPLIES = "SELECT tenant, operation, target, idempotency_key FROM replies W
 _FORGET_REPLY = "DELETE FROM replies WHERE tenant = ? AND operation = ? AND target = ? AND idempotency_key = ?"
 
 
-def any_due(db: sqlite3.Connection, now: int) -> bool:
-    """Whether a hold is past its reservation's expiry plus grace."""
-    return db.execute(_ANY_DUE, (now,)).fetchone() is not None
-
-
-def free_due(db: sqlite3.Connection, now: int) -> bool:
-    """Free a batch of holds that are due; whether there was any."""
-    if not any_due(db, now):
-        return False
+def free_due(db: sqlite3.Connection, now: int) -> None:
+    """Free a batch of the holds that are past their reservation's expiry plus grace."""
     due = db.execute(_DUE, (now, FREE_AT_ONCE)).fetchall()
     freed: dict[tuple[str, str], int] = {}
     for _, unit, reserved, held, _ in due:
         for scope in held.split(" "):
             freed[scope, unit] = freed.get((scope, unit), 0) + reserved
     for (scope, unit), amount in freed.items():
-        budget_rows.save_amounts(db, rules.free(budget_rows.budgets_of(db, (scope,), unit), amount))
+        rows.save_amounts(db, rules.free(rows.budgets_of(db, (scope,), unit), amount))
     db.executemany(_EXPIRE, [(deadline + rows.KEEP_FINISHED_MS, id) for id, _, _, _, deadline in due])
-    return True
 
 
 def prune(db: sqlite3.Connection, now: int, position: int | None) -> int:

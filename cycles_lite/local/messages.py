@@ -13,6 +13,7 @@ from typing import Any, Mapping
 from ..errors import ValidationError, known_code
 from ..protocol.checks import free_text, shown
 from ..protocol.fields import Model
+from ..protocol.values import SUBJECT_LEVELS
 from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Answer, Call
 from ..transport.handlers import is_from_handler
 from . import scopes
@@ -20,6 +21,9 @@ from .rules import Refusal, invalid
 
 #: The longest id in a path (protocol: ReservationId).
 _LONGEST_ID = 128
+
+#: The status of a code that is the official admin server's and not the protocol's; those have theirs in `errors`.
+_STATUSES_BESIDE = {"TENANT_NOT_FOUND": 404}
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}\Z")
@@ -36,20 +40,20 @@ def read_request(model: type[Model], call: Call) -> Any:
         if is_from_handler(e):
             raise
         raise invalid(e.message) from e
-    if "subject" in request.__dict__:
-        _demand_legal(request)
     key = _by_name(call.headers).get(IDEMPOTENCY_KEY_HEADER.lower(), request.idempotency_key)
     if key != request.idempotency_key:
         raise invalid(f"{IDEMPOTENCY_KEY_HEADER} and the body's idempotency_key differ.")
+    if "subject" in request.__dict__:
+        _demand_legal(request)
     return request
 
 
 def _demand_legal(request: Any) -> None:
     """Refuse levels that have no stable scope, and actions that say nothing (protocol: `Subject`, `Action`)."""
-    level = scopes.illegal_level(request.subject)
-    if level is not None:
+    for level in SUBJECT_LEVELS:
         value = getattr(request.subject, level)
-        raise invalid(f"subject.{level}: {shown(value)} has other characters than a-z, A-Z, 0-9, _, . and -.")
+        if value is not None and scopes.is_value(value) is None:
+            raise invalid(f"subject.{level}: {shown(value)} has other characters than a-z, A-Z, 0-9, _, . and -.")
     for name in ("kind", "name"):
         if not getattr(request.action, name).strip():
             raise invalid(f"action.{name}: it is blank.")
@@ -103,8 +107,7 @@ def error_answer(
 def refusal_answer(refusal: Refusal, headers: Mapping[str, str], tenant: str | None) -> Answer:
     """A refusal with the status that its code has."""
     code, message, details = refusal
-    status = 404 if code == "TENANT_NOT_FOUND" else known_code(code).status  # which the protocol's codes are without
-    return error_answer(status, code, message, headers, tenant, details)
+    return error_answer(_STATUSES_BESIDE.get(code, known_code(code).status), code, message, headers, tenant, details)
 
 
 def _trace_id(headers: Mapping[str, str]) -> str:

@@ -23,7 +23,7 @@ from ..protocol.models import (
 )
 from ..protocol.values import Amount
 from ..protocol.wire import dumps
-from . import budget_rows, rows, rules, scopes, tenants
+from . import rows, rules, scopes, tenants
 from .rows import Json, Reservation, Settlement, Slot
 from .rules import Budgets, Refusal, Refused
 
@@ -79,7 +79,7 @@ def reserve(db: sqlite3.Connection, now: int, request: ReservationCreateRequest,
         answer=dumps(answer),
         reply_until_ms=max(deadline_ms, now + rows.KEEP_RESERVE_MS),
     )
-    budget_rows.save_amounts(db, held)
+    rows.save_amounts(db, held)
     rows.add(db, made)
     return answer
 
@@ -142,7 +142,7 @@ def _allowed(
 
     Raises `Refused` for whatever does not allow the estimate.
     """
-    if settings.is_closed:
+    if settings.status == rules.CLOSED:
         raise Refused(tenants.closed(tenant))
     budgets = _budgets(db, affected, estimate)
     held = rules.hold(budgets, estimate.amount)
@@ -154,11 +154,11 @@ def _allowed(
 def _budgets(db: sqlite3.Connection, affected: Sequence[str], amount: Amount) -> Budgets:
     """The budgets of the affected scopes in an amount's unit. Raises `Refused` where none has one."""
     unit = amount.unit.value
-    budgets = budget_rows.budgets_of(db, affected, unit)
+    budgets = rows.budgets_of(db, affected, unit)
     if budgets:
         return budgets
     for scope in affected:
-        units = budget_rows.units_of(db, scope)
+        units = rows.units_of(db, scope)
         if units:
             message = "{} has no budget in {}; it has one in {}.".format(scope, unit, ", ".join(units))
             raise Refused(_mismatch(message, scope, unit, units))
@@ -203,13 +203,13 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: CommitRequest, ow
     if unit != found.unit:
         message = f"The reservation is in {found.unit}, not in {unit}."
         raise Refused(_mismatch(message, found.scope_path, unit, [found.unit]))
-    budgets = budget_rows.budgets_of(db, found.held_scopes, unit)
+    budgets = rows.budgets_of(db, found.held_scopes, unit)
     made = rules.charge(budgets, found.reserved, request.actual.amount, found.overage_policy)
     answer: Json = {"status": "COMMITTED", "charged": {"unit": unit, "amount": made.charged}}
     if made.released:
         answer["released"] = {"unit": unit, "amount": made.released}
     answer["balances"] = balances(made.budgets)
-    budget_rows.save_amounts(db, made.budgets)
+    rows.save_amounts(db, made.budgets)
     return _finish(db, now, found._replace(committed=made.charged), payload, answer)
 
 
@@ -221,10 +221,10 @@ def release(db: sqlite3.Connection, now: int, id: str, request: ReleaseRequest, 
     if replayed is not None:
         return replayed
     _demand_active(db, found)
-    budgets = rules.free(budget_rows.budgets_of(db, found.held_scopes, found.unit), found.reserved)
+    budgets = rules.free(rows.budgets_of(db, found.held_scopes, found.unit), found.reserved)
     released = {"unit": found.unit, "amount": found.reserved}
     answer = {"status": "RELEASED", "released": released, "balances": balances(budgets)}
-    budget_rows.save_amounts(db, budgets)
+    rows.save_amounts(db, budgets)
     return _finish(db, now, found, payload, answer)
 
 
@@ -267,7 +267,7 @@ def extend(db: sqlite3.Connection, now: int, id: str, request: ReservationExtend
         "status": "ACTIVE",
         "expires_at_ms": extended.expires_at_ms,
         "remaining_ttl_ms": extended.expires_at_ms - now,
-        "balances": balances(budget_rows.budgets_of(db, found.held_scopes, found.unit)),
+        "balances": balances(rows.budgets_of(db, found.held_scopes, found.unit)),
     }
     rows.save_extended(db, extended)
     # A key of an earlier extension must not extend again for as long as the reservation lives.
@@ -313,6 +313,6 @@ def record_event(db: sqlite3.Connection, now: int, request: EventCreateRequest, 
     if made.charged < request.actual.amount:
         answer["charged"] = {**_amount(request.actual), "amount": made.charged}
     answer["balances"] = balances(made.budgets)
-    budget_rows.save_amounts(db, made.budgets)
+    rows.save_amounts(db, made.budgets)
     rows.keep(db, slot, payload, defaults, dumps(answer), now + rows.KEEP_EVENT_MS)
     return answer

@@ -16,7 +16,7 @@ from typing import Any, Mapping, NamedTuple, Sequence, Tuple
 from ..errors import ValidationError
 from ..protocol.checks import INT64_MAX, free_text, shown
 from ..protocol.values import SUBJECT_LEVELS, ReservationStatus, SortDirection
-from . import budget_rows, instants, rows
+from . import instants, rows
 from .operations import expired, owned
 from .rows import Json
 from .rules import Refused, invalid
@@ -235,7 +235,7 @@ def get_balances(db: sqlite3.Connection, now: int, asked: BalanceFilters, owner:
             raise _unusable()
         where.append(("(scope > ? OR (scope = ? AND unit > ?))", (scope, scope, unit)))
     condition, values = _joined(where)
-    found = budget_rows.find_budgets(db, condition + " ORDER BY scope, unit LIMIT ?", [*values, asked.limit + 1])
+    found = rows.find_budgets(db, condition + " ORDER BY scope, unit LIMIT ?", [*values, asked.limit + 1])
     answer: Json = {"balances": [budget.to_json() for budget in found[: asked.limit]]}
     if len(found) > asked.limit:
         last = found[asked.limit - 1]

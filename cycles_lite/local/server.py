@@ -9,24 +9,21 @@ import socket
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 from urllib.parse import parse_qsl
 
 from waitress import wasyncore
+from waitress.channel import HTTPChannel
 from waitress.server import create_server
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, WSGITask
 
 from ..errors import ConfigError, TransportError, ValidationError
 from ..protocol import wire
 from ..protocol.wire import Answer
 from ..runtime.clock import monotonic
-from . import channels
 from .admin import ADMIN_ROUTES, provision
 from .authority import ADMIN_OPERATIONS, ANYONE, Authority, Caller
 from .messages import error_answer, new_answer
-
-if TYPE_CHECKING:
-    StartResponse = Callable[..., Any]
 
 #: Larger request bodies are refused; the largest legal ones are far below.
 MAX_BODY_BYTES = 1024 * 1024
@@ -38,7 +35,7 @@ _READ_AT_MOST = 8 * MAX_BODY_BYTES
 _LOOK = 1.0
 
 #: Seconds that a request waits for the budget file at the most, as the client's two timeouts.
-_PATIENCE = (2.0, 5.0)
+_TIMEOUTS = (2.0, 5.0)
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
 _ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
@@ -65,7 +62,7 @@ class Application:
         self._authority = authority
         self._admin_key = admin_key
 
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._answer(environ)
         body = answer.body
         headers = [*_titled(answer), ("Content-Length", str(len(body)))]
@@ -82,7 +79,8 @@ class Application:
             path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
             query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace"))
             body = environ["wsgi.input"].read(length)
-            return self._route(_Request(environ["REQUEST_METHOD"], path, query, body, headers))
+            answer = self._route(_Request(environ["REQUEST_METHOD"], path, query, body, headers))
+            return answer._replace(content=answer.body)  # what cannot be encoded is a failure of the server, too
         except (TransportError, ConfigError) as e:  # the budget file is locked, broken or gone
             _log.error("%s", e.message)  # it names the file, which is no caller's business
             message = "The budget file cannot be used at present; the server's log tells why."
@@ -120,7 +118,7 @@ class Application:
             data = wire.read_body(request.body) if operation.request_name else None
         except ValidationError as e:
             return error_answer(400, "INVALID_REQUEST", e.message, request.headers, caller.tenant)
-        call = wire.Call(operation, id, request.query, data, request.headers, caller.tenant, *_PATIENCE)
+        call = wire.Call(operation, id, request.query, data, request.headers, caller.tenant, *_TIMEOUTS)
         return self._authority.answer(call, caller)
 
     def _caller(self, request: _Request, admin_serves: bool) -> Caller | None:
@@ -169,30 +167,91 @@ def _not_allowed(request: _Request, allowed: list[str]) -> Answer:
     return answer._replace(headers={**answer.headers, "allow": ", ".join(sorted(allowed))})
 
 
-class _Fault:
-    """An error that waitress reports, as it asks for it: told as the protocol's errors are."""
-
-    def __init__(self, error: Any, headers: dict[str, str]) -> None:
-        code = "INVALID_REQUEST" if error.code < 500 else "INTERNAL_ERROR"
-        self._status = f"{error.code} {error.reason}"
-        self._answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
-
-    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
-        return self._status, _titled(self._answer), self._answer.body
-
-
 class _FaultTask(ErrorTask):  # type: ignore[misc]
     """The answer to what is not proper HTTP, and so never reaches the application."""
 
     def execute(self) -> None:
         request: Any = self.request
+        error = request.error
+        code = "INVALID_REQUEST" if error.code < 500 else "INTERNAL_ERROR"
         headers = _headers({"HTTP_" + name: value for name, value in request.headers.items()})
-        request.error = _Fault(request.error, headers)
+        answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
+        told = f"{error.code} {error.reason}", _titled(answer), answer.body
+        error.to_response = lambda ident=None: told  # what waitress asks it for
         super().execute()
 
 
-class _Channel(channels.Channel):
+# ---- Connections ----
+# Clients may send slowly, or nothing, or too many may come at once. Waitress reads requests without a thread each, so a
+# slow one costs no more than its connection. Those are limited, too: a request has a time to be there whole, and where
+# more connections come than are kept, the one goes that has waited for its client the longest, those first on which no
+# key was ever proven.
+
+#: Connections that are kept. Each may cost a file descriptor or two, of which systems give 1024, or fewer.
+MOST = 400
+
+#: Seconds for a request's head and body together, and for a connection without a proven key to ask for anything.
+PATIENCE = 20.0
+
+
+def most_connections() -> int:
+    """`MOST`, or what the limit on this process's open files allows for."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MOST
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if files < 0 else max(8, min(MOST, (files - 64) // 2))
+
+
+class _Task(WSGITask):  # type: ignore[misc]
+    """One request and its answer, whose headers show whether a key was proven."""
+
+    channel: Any
+
+    def finish(self) -> None:
+        super().finish()
+        if any(name.lower() == "x-cycles-tenant" for name, _ in self.response_headers):
+            self.channel.is_proven = True
+        self.channel.waits_since = monotonic()
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection that knows since when its client lets it wait."""
+
+    task_class = _Task
     error_task_class = _FaultTask
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        #: Whether a request with a valid key came.
+        self.is_proven = False
+        #: Since when nothing is under way here, or only half a request.
+        self.waits_since = monotonic()
+        super().__init__(*given, **options)
+
+    def received(self, data: bytes) -> Any:
+        """Take what came; the time of a request runs from its first byte."""
+        was_idle = self.request is None
+        taken = super().received(data)
+        if was_idle and self.request is not None and self.is_proven:
+            self.waits_since = monotonic()
+        return taken
+
+
+def let_go(sockets: Mapping[int, Any], most: int) -> None:
+    """Close the connections that waited too long, and those over the limit. Only for the thread that serves sockets."""
+    now = monotonic()
+    channels = [one for one in list(sockets.values()) if isinstance(one, Channel)]
+    # Those with no request at work: their clients have to say or to take something before anything happens.
+    waiting = sorted((one for one in channels if not one.requests), key=lambda one: (one.is_proven, one.waits_since))
+    excess = len(channels) - most
+    for number, channel in enumerate(waiting):
+        is_late = now - channel.waits_since > PATIENCE and not (channel.is_proven and channel.request is None)
+        if number < excess or is_late:
+            channel.handle_close()
+
+
+# ---- The server ----
 
 
 class Server:
@@ -211,11 +270,11 @@ class Server:
             map=self._map,
             threads=8,
             ident=None,
-            connection_limit=2 * channels.MOST,  # never reached: who was here longest goes, and newcomers do not wait
+            connection_limit=2 * MOST,  # never reached: who was here longest goes, and newcomers do not wait
             max_request_body_size=_READ_AT_MOST,
             clear_untrusted_proxy_headers=True,  # as waitress 3 does; 2.1 warns where it is not said
         )
-        self._server.channel_class = _Channel
+        self._server.channel_class = Channel
         address = self._socket.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         #: A key to give to clients with it, where whoever serves has made one.
@@ -231,14 +290,14 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop()`, Ctrl-C or `SystemExit`; requests at work are finished."""
-        most, next_look = channels.most_connections(), 0.0
+        most, next_look = most_connections(), 0.0
         try:
             while not self._ending:
                 # Only for a second: a signal that comes just before the wait does not interrupt it.
                 wasyncore.loop(timeout=_LOOK, use_poll=True, map=self._map, count=1)
                 if len(self._map) > most or monotonic() >= next_look:
                     next_look = monotonic() + _LOOK
-                    channels.let_go(self._map, most)
+                    let_go(self._map, most)
         except (KeyboardInterrupt, SystemExit):
             pass
 

@@ -17,7 +17,7 @@ from ..errors import ValidationError
 from ..protocol.checks import INT64_MAX, refuse, text
 from ..protocol.fields import Integer, OneOf
 from ..protocol.values import CommitOveragePolicy
-from . import budget_rows, scopes
+from . import rows, scopes
 from .rules import ACTIVE, ALLOW_IF_AVAILABLE, CLOSED, Refusal, Refused
 
 if TYPE_CHECKING:
@@ -89,11 +89,6 @@ class Settings(NamedTuple):
     default_overage_policy: str = ALLOW_IF_AVAILABLE
     max_extensions: int = 10
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether nothing is reserved, settled or recorded for the tenant any more."""
-        return self.status == CLOSED
-
 
 FALLBACK = Settings()
 _POLICIES = tuple(CommitOveragePolicy)
@@ -122,7 +117,7 @@ def closed(tenant: str) -> Refusal:
 def demand_open(db: sqlite3.Connection, tenant: str) -> Settings:
     """The settings of a tenant that must not be closed."""
     found = settings(db, tenant)
-    if found.is_closed:
+    if found.status == CLOSED:
         raise Refused(closed(tenant))
     return found
 
@@ -161,12 +156,7 @@ class TenantMethods:
         The same tenant again is returned as it is; another name or other settings raise `AlreadyExists`, a
         `ValidationError`.
         """
-        wanted = checked_settings(
-            default_ttl_ms=default_ttl_ms,
-            max_ttl_ms=max_ttl_ms,
-            default_overage_policy=default_overage_policy,
-            max_extensions=max_extensions,
-        )
+        wanted = checked_settings(default_ttl_ms, max_ttl_ms, default_overage_policy, max_extensions)
         with self._ledger.writing() as (db, now):
             found = _tenant(db, scopes.tenant_id(tenant_id)) or _add_tenant(db, now, tenant_id, name, wanted)
         if name not in (None, found.name):
@@ -187,7 +177,7 @@ class TenantMethods:
             if found is None:  # one that only has budgets gets a record that says so
                 root = scopes.TENANT_PREFIX + tenant_id
                 its_own = "scope = ? OR (scope > ? AND scope < ?) LIMIT 1"  # "0" comes after "/"
-                if not budget_rows.find_budgets(db, its_own, (root, root + "/", root + "0")):
+                if not rows.find_budgets(db, its_own, (root, root + "/", root + "0")):
                     raise ValidationError(f"tenant {tenant_id} is not known here")
                 found = _add_tenant(db, now, tenant_id)
             db.execute(_CLOSE_TENANT, (CLOSED, tenant_id))
@@ -257,9 +247,9 @@ class TenantMethods:
             return None
 
 
-def checked_settings(**given: Any) -> list[Any]:
-    """The settings of a tenant in the order of their columns; None leaves one as it usually is."""
-    checked = [None if given[name] is None else kind.check(name, given[name]) for name, kind in _SETTINGS.items()]
+def checked_settings(*given: Any) -> list[Any]:
+    """The settings of a tenant in the order of `create_tenant`, proven legal; None leaves one as it usually is."""
+    checked = [None if one is None else kind.check(name, one) for (name, kind), one in zip(_SETTINGS.items(), given)]
     return [str(one) if isinstance(one, CommitOveragePolicy) else one for one in checked]
 
 
@@ -277,10 +267,9 @@ def _add_tenant(
 
 
 def _keys(db: sqlite3.Connection, where: str, *values: Any) -> list[ApiKey]:
-    rows = db.execute(_FIND_KEYS + where, values).fetchall()
     return [
         ApiKey(key_id, key_prefix, tenant, name, tuple(json.loads(permissions)), *times)
-        for key_id, key_prefix, tenant, name, permissions, *times in rows
+        for key_id, key_prefix, tenant, name, permissions, *times in db.execute(_FIND_KEYS + where, values).fetchall()
     ]
 
 

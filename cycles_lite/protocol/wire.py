@@ -262,9 +262,8 @@ def read_answer(
     `attempt_ms` when the attempt was sent and answered, for a heartbeat."""
     status = answer.status
     if status == operation.status:
-        # The bytes first: nobody can have changed the data since it was answered.
-        body, response = answer.body, _read_success(operation, answer)
-        response.__dict__.update(headers=answer.headers, body=body, attempt_ms=attempt_ms)
+        response = _read_success(operation, answer)
+        response.__dict__["attempt_ms"] = attempt_ms
         return response
     if 400 <= status < 600:
         raise _error(operation, answer, unit)
@@ -274,6 +273,7 @@ def read_answer(
 def _read_success(operation: Operation, answer: Answer) -> Response:
     try:
         response = operation.response.from_json(answer.data, strict=operation.proof is not None)
+        response.__dict__.update(headers=answer.headers, body=answer.body)
     except ValueError as e:
         raise _unusable(answer, f"unusable body of {operation.name}: {e}") from e
     if operation.proof is not None:

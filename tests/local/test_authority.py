@@ -359,7 +359,7 @@ def test_a_lock_not_had_in_time(url):
     """A call waits no longer than its timeouts together, and no longer than the authority; then it raises."""
     with Bench(url, timeout=0.2) as bench, Bench(url) as other:
         bench.budget()
-        with other.authority._ledger.store.write():
+        with other.authority._ledger.writing():
             with pytest.raises(TransportTimeout, match="nothing was written"):
                 bench.reserve(1)
             assert bench.balances().status == 200

@@ -135,7 +135,7 @@ def demand_free(bench, operation, before):
     started = time.monotonic()
     after = bench.amounts()
     if bench.is_file:  # as another process would: with no patience at all
-        other = sqlite3.connect(bench.authority._ledger.store.name, timeout=0, isolation_level=None)
+        other = sqlite3.connect(bench.authority._ledger.name, timeout=0, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         other.execute("ROLLBACK")
         other.close()
@@ -333,7 +333,7 @@ def test_a_handler_that_writes_is_refused_at_once(bench, on_alarm, url):
             told.append(one)
 
     on_alarm(handler)
-    with bench.authority._ledger.store.write():
+    with bench.authority._ledger.writing():
         before = time.monotonic()
         os.kill(os.getpid(), signal.SIGALRM)
         while not told:
@@ -359,7 +359,7 @@ def test_a_handler_that_writes_while_a_network_file_is_read(on_alarm, url, monke
         bench.budget()
         on_alarm(handler)
         before = time.monotonic()
-        with bench.authority._ledger.store.read():
+        with bench.authority._ledger.reading():
             os.kill(os.getpid(), signal.SIGALRM)
             while not told:
                 time.sleep(0.001)
@@ -441,8 +441,8 @@ def end_of(transaction):
     else:
         raise AssertionError("a child ended its parent's transaction")
 
-transaction = authority._ledger.store.write()
-transaction.__enter__().execute("UPDATE budgets SET allocated = 7")
+transaction = authority._ledger.writing()
+transaction.__enter__()[0].execute("UPDATE budgets SET allocated = 7")
 forked(lambda: end_of(transaction))
 transaction.__exit__(None, None, None)
 assert authority.budgets()[0].allocated == 7

@@ -158,7 +158,7 @@ def test_the_clock_is_read_under_the_lock(url, kind, operation):
         made = bench.reserve(100, ttl_ms=1000, grace_period_ms=0)
         answers = []
         waiting = threading.Thread(target=lambda: answers.append(getattr(bench, operation)(made.id)))
-        with bench.authority._ledger.store.write():
+        with bench.authority._ledger.writing():
             waiting.start()
             while not any(one.thread == waiting.ident for one in connections.live_transactions()):
                 time.sleep(0.001)

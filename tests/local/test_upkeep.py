@@ -70,7 +70,7 @@ def test_holds_are_freed_by_whoever_comes(bench, made, reader):
 
 
 def _reserved(bench):
-    with bench.authority._ledger.store.read() as db:
+    with bench.authority._ledger.reading() as (db, _):
         return db.execute("SELECT reserved FROM budgets").fetchone()[0]
 
 
@@ -188,7 +188,7 @@ def test_short_processes_prune_too(url, monkeypatch):
 
 
 def _rows(bench):
-    with bench.authority._ledger.store.read() as db:
+    with bench.authority._ledger.reading() as (db, _):
         return {
             table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             for table in ("reservations", "settlements", "replies")
