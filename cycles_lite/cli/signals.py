@@ -17,7 +17,7 @@ import subprocess
 from typing import Any
 
 from ..runtime.clock import monotonic
-from .streams import tell
+from .output import tell
 
 _FORWARDED = [
     getattr(signal, name)
