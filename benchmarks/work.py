@@ -31,15 +31,17 @@ def config(url: str, **changes: Any) -> CyclesConfig:
 # ---- This library ----
 
 
+def request() -> ReservationCreateRequest:
+    return ReservationCreateRequest(
+        action=Action("llm.completion", "gpt-4o"), estimate=Amount.tokens(1000), ttl_ms=60_000
+    )
+
+
 def plain(client: CyclesClient) -> Work:
     """The programmatic client."""
 
     def work() -> None:
-        created = client.create_reservation(
-            ReservationCreateRequest(
-                action=Action("llm.completion", "gpt-4o"), estimate=Amount.tokens(1000), ttl_ms=60_000
-            )
-        )
+        created = client.create_reservation(request())
         client.commit_reservation(created.reservation_id or "", CommitRequest(actual=Amount.tokens(742)))
 
     return work

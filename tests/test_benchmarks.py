@@ -14,7 +14,10 @@ if sys.version_info < (3, 10):
     pytest.skip("the benchmarks need Python 3.10, as the official SDK does", allow_module_level=True)
 sys.path.insert(0, ROOT)
 from benchmarks.__main__ import BENCHMARKS
+from benchmarks.moves import FOLLOWED
 from benchmarks.report import Row, Target, as_text
+
+pytestmark = pytest.mark.thorough
 
 
 def run(*arguments):
@@ -72,3 +75,12 @@ def test_the_table_says_what_was_measured_against_what():
 
 def test_a_profile_shows_where_the_time_goes():
     assert "cycles_lite" in run("--profile", "guard")
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_a_call_does_not_wander(name):
+    """The same each time, other than a figure of time: so it is asserted."""
+    follow, most = FOLLOWED[name]
+    moves = follow()
+    assert len(moves.files) > 5
+    assert moves.moves <= most, moves

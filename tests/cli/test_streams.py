@@ -12,6 +12,8 @@ import pytest
 from guarded import go, started
 from ledgers import spent
 
+pytestmark = pytest.mark.thorough
+
 PYTHON = sys.executable
 
 #: Names outside ASCII, and one that is no text at all.

@@ -47,7 +47,7 @@ RATES = {
 KEY = "crash-matrix-key"
 BUDGET = 10**15
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+pytestmark = [pytest.mark.thorough, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -17,6 +17,8 @@ from serving import ADMIN_KEY, Http, asking, committing, document, event, keyed,
 from cycles_lite import Amount, Caps, TransportError
 from cycles_lite.protocol.checks import INT64_MAX, INT64_MIN
 
+pytestmark = pytest.mark.thorough
+
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema reads the document's schemas")
 
 UNKNOWN = "rsv_" + "0" * 32

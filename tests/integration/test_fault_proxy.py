@@ -45,6 +45,8 @@ from cycles_lite import (
 )
 from cycles_lite.local import Authority
 
+pytestmark = pytest.mark.thorough
+
 CALLS = int(os.environ.get("FAULT_CALLS", "2000"))
 SEED = int(os.environ.get("FAULT_SEED", "0")) or random.SystemRandom().getrandbits(32)
 THREADS = 8

@@ -30,7 +30,7 @@ ESTIMATE, ACTUAL = Amount.tokens(10), Amount.tokens(7)
 PATIENCE = 60.0
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-pytestmark = needs_timers
+pytestmark = [pytest.mark.thorough, needs_timers]
 
 
 class Desk:

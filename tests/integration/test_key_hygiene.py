@@ -30,6 +30,8 @@ from cycles_lite import (
 from cycles_lite.protocol.wire import COMMIT_RESERVATION
 from cycles_lite.transport.deadline import deadline_in
 
+pytestmark = pytest.mark.thorough
+
 #: One such as servers make, and one that JSON, URLs and Python write in several ways.
 KEYS = {"plain": "cyc_live_HyG1eNe0123456789abcdef", "awkward": "cyc_live_HyG1eNe/\"+=\\%41&<'>"}
 

@@ -17,7 +17,10 @@ from cycles_lite import Amount, CyclesClient, CyclesConfig, events
 GUARDS, GUARDS_WITH_FAULTS = 1000, 300
 CLIENTS = 200
 
-pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts what /proc/self/fd shows")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts what /proc/self/fd shows"),
+]
 
 
 class Failed(Exception):

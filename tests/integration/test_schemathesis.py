@@ -16,6 +16,8 @@ from cycles_lite import Amount, Unit
 from cycles_lite.protocol.checks import INT64_MAX
 from cycles_lite.protocol.values import SUBJECT_LEVELS
 
+pytestmark = pytest.mark.thorough
+
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis 4 needs Python 3.10 or newer")
 
 #: Examples per operation, beside those that schemathesis derives from each bound of each field.

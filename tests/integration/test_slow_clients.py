@@ -14,6 +14,8 @@ from serving import PATIENCE, Http, asking, committing, connect, event, process,
 
 from cycles_lite.local import Authority
 
+pytestmark = pytest.mark.thorough
+
 #: More than the server keeps connections.
 MANY = 450
 

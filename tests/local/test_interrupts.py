@@ -24,7 +24,7 @@ from .helpers import Bench, connections_to, new_key
 from .processes import PATIENCE, start
 
 #: An exception that comes within a finalizer is told to nobody, and files that it keeps Python from closing are named.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 #: Seconds in which what nobody holds up must be done; the store's own patience is far longer.
 SOON = 20.0

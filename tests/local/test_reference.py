@@ -16,6 +16,8 @@ from cycles_lite.protocol.values import Amount, Unit
 from .helpers import START, Bench
 from .reference import DAY, Reference
 
+pytestmark = pytest.mark.thorough
+
 BOT = {"tenant": "acme", "workspace": "w", "agent": "Bot"}
 SUBJECTS = [{"tenant": "acme"}, {"tenant": "acme", "agent": "bot"}, BOT, BOT, {"tenant": "other"}]
 SCOPES = ["tenant:acme", "tenant:acme/workspace:w", "tenant:acme/workspace:w/agent:bot", "tenant:other"]
