@@ -1,4 +1,5 @@
-"""The command line, `cycles-lite`. What cannot be done is one line on standard error and a status of `output`."""
+"""The command line, `cycles-lite`. A command that cannot do what it is asked says so in one line on standard error, and
+ends with one of the exit statuses in `output`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from .output import NoOutput, safe_streams, tell
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that says what is wrong in one line."""
+    """A parser that tells in one line what is wrong, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(output.FAILED, f"{self.prog}: {message} (see --help)\n")
@@ -22,12 +23,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     from . import demo, journal, look, provision, run, serve  # each declares its own commands
 
-    parser = _Parser(
-        prog="cycles-lite",
-        description="Budgets for agents and automation: serve them, manage them, see them work.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=output.epilog(output.COMMON),
-    )
+    text = "Budgets for agents and automation: serve them, manage them, see them work."
+    parser = _Parser(prog="cycles-lite", description=text, **output.epilog(output.COMMON))
     parser.add_argument("--version", action="version", version=f"cycles-lite {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (demo, serve, provision, journal, look, run):
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         except NoOutput as e:
-            if isinstance(e.__cause__, BrokenPipeError):  # such as `| head`: what reads has enough
+            if isinstance(e.__cause__, BrokenPipeError):  # the reader, such as `head`, has had enough
                 return output.DONE
             tell(e)
             return output.NO_OUTPUT
@@ -54,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        # Within another program nothing may be changed for good.
+        # `is_program`: where another program calls `main`, nothing of its process may be changed for good.
         arguments = _parser().parse_args(argv, argparse.Namespace(is_program=argv is None))
         return arguments.run(arguments) or output.DONE
     finally:
-        sys.stdout.flush()  # here, where a failure is still a line and a status
+        sys.stdout.flush()  # a failure here still becomes a line and a status; at the interpreter's end it would not

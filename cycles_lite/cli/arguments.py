@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, Tuple, TypeVar
 
-from ..errors import ConfigError, ValidationError
+from ..errors import ConfigError
 from ..local import Authority
 from ..local.location import Location
 from ..local.scopes import budget_scope
+from ..protocol.checks import shown
 from ..protocol.values import SUBJECT_LEVELS, Action, Amount, Caps, Unit
 from ..protocol.wire import loads
 
+T = TypeVar("T")
+
+#: What `add_argument` is called with: the names, and the rest by keyword.
 Argument = Tuple[Tuple[str, ...], Any]
 
 
@@ -40,53 +44,51 @@ def group(commands: Any, name: str, text: str) -> Any:
 # ---- What the text of an argument means ----
 
 
+def _taking(shape: str = "") -> Callable[[Callable[[str], T]], Callable[[str], T]]:
+    """Let the function that reads an argument tell `argparse` what is wrong with what it got, and what it takes unless
+    its own errors say that."""
+
+    def decorate(read: Callable[[str], T]) -> Callable[[str], T]:
+        def reading(text: str) -> T:
+            try:
+                return read(text)
+            except ValueError as e:  # bad JSON, no member of an enumeration, and our ValidationError
+                raise argparse.ArgumentTypeError(f"{shown(text)} is not {shape}: {e}" if shape else str(e)) from e
+
+        return reading
+
+    return decorate
+
+
+@_taking(f"UNIT:AMOUNT, such as TOKENS:100000 or USD:0.50 (units: {', '.join(Unit.__members__)}, USD)")
 def amount(text: str) -> Amount:
-    """`UNIT:AMOUNT`, such as TOKENS:100000; for money also `USD:0.50`."""
-    unit, colon, number = text.strip().partition(":")
-    unit = unit.upper()
-    try:
-        if unit == "USD" and colon:
-            return Amount.usd(number)
-        if unit in Unit.__members__ and re.match(r"[0-9]+\Z", number):
-            return Amount(Unit[unit], int(number))
-    except ValidationError as e:
-        raise argparse.ArgumentTypeError(e.message) from e
-    units = ", ".join(Unit.__members__)
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is not UNIT:AMOUNT, such as TOKENS:100000; units: {units}, and USD:0.50"
-    )
+    unit, _, number = text.strip().partition(":")
+    if unit.upper() == "USD":
+        return Amount.usd(number)
+    if not re.match(r"[0-9]+\Z", number):
+        raise ValueError("the amount is no whole number")
+    return Amount(Unit(unit.upper()), int(number))
 
 
+@_taking(f"one of {', '.join(Unit.__members__)}")
 def unit(text: str) -> str:
-    """The name of a unit."""
-    if text.upper() not in Unit.__members__:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(Unit.__members__)}")
-    return text.upper()
+    return Unit(text.upper()).value
 
 
+@_taking("KIND:NAME, such as tool.email:send")
 def action(text: str) -> Action:
-    """`KIND:NAME`, such as tool.email:send."""
     kind, _, name = text.partition(":")
-    try:
-        return Action(kind, name)
-    except ValidationError as e:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KIND:NAME, such as tool.email:send: {e.message}") from e
+    return Action(kind, name)
 
 
+@_taking()
 def scope(text: str) -> str:
-    """A budget's scope, such as tenant:acme/agent:bot."""
-    try:
-        return budget_scope(text.strip())
-    except ValidationError as e:
-        raise argparse.ArgumentTypeError(e.message) from e
+    return budget_scope(text.strip())
 
 
+@_taking('caps in JSON, such as {"max_tokens": 500}')
 def caps(text: str) -> Caps:
-    """The protocol's `Caps` as JSON, such as {"max_tokens": 500}."""
-    try:
-        return Caps.parse(loads(text.encode("utf-8", "surrogateescape")), "caps")
-    except ValueError as e:  # bad JSON, and our ValidationError
-        raise argparse.ArgumentTypeError(f'{text!r} is not caps in JSON, such as {{"max_tokens": 500}}: {e}') from e
+    return Caps.parse(loads(text.encode("utf-8", "surrogateescape")), "caps")
 
 
 def for_scopes(name: str, value: Callable[[str], Any], shape: str, example: str, what: str) -> Argument:
@@ -95,7 +97,7 @@ def for_scopes(name: str, value: Callable[[str], Any], shape: str, example: str,
     def pair(text: str) -> tuple[str, Any]:
         where, equals, rest = text.partition("=")
         if not equals:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {shape}, such as {example}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {shape}, such as {example}")
         return scope(where), value(rest)
 
     told = f"{what}, such as {example}; may be repeated"
@@ -113,9 +115,10 @@ LEVELS = [
 ]
 
 
-def levels(arguments: Any) -> dict[str, Any]:
-    """The levels that were given."""
-    return {level: value for level, value in vars(arguments).items() if level in SUBJECT_LEVELS and value is not None}
+def levels(arguments: Any, *more: str) -> dict[str, Any]:
+    """The levels, and more options by their names, that were given."""
+    named = {name: getattr(arguments, name) for name in (*SUBJECT_LEVELS, *more)}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 DB = argument(

@@ -15,7 +15,7 @@ _WIDTH = 32
 UNICODE = {"spent": "█", "reserved": "▒", "free": "░", "debt": "!"}
 ASCII = {"spent": "#", "reserved": "+", "free": ".", "debt": "!"}
 
-#: Colours by part, where the terminal has them.
+#: The number of each part's colour in a terminal's escape sequences.
 _COLOURS = {"spent": "36", "reserved": "33", "free": "2", "debt": "31"}
 
 
@@ -47,7 +47,7 @@ def render(balances: Iterable[Balance], stream: Any = None) -> Iterator[str]:
 
 
 def bar_of(balance: Balance, look: Mapping[str, str]) -> Mapping[str, str]:
-    """The parts of a bar, in order. Whatever is not nothing gets at least one cell."""
+    """The parts of a bar, in order. Each amount that is not zero gets at least one cell."""
     amounts = {name: _amount(getattr(balance, name)) for name in ("debt", "spent", "reserved")}
     whole = max(_amount(balance.allocated), sum(amounts.values()), 1)
     cells = {"free": _WIDTH}
@@ -62,7 +62,7 @@ def _amount(amount: Amount | None) -> int:
 
 
 def figures(balance: Balance) -> str:
-    """What is left of what, and whatever else is not nothing."""
+    """How much is left of how much, and what is reserved or owed if that is not zero."""
     unit = balance.remaining.unit
     text = f"{shown(balance.remaining.amount, unit)} of {shown(_amount(balance.allocated), unit)} {name(unit)} left"
     for part in ("reserved", "debt"):

@@ -32,15 +32,13 @@ _FEWEST = 5
 
 
 def add_commands(commands: Any) -> None:
-    command(
-        commands,
-        "demo",
-        "watch a small agent work within budgets, on an embedded authority that is thrown away afterwards",
-        _demo,
-        argument("files", nargs="*", metavar="FILE", help="texts for the agent to read; default: this package's own"),
-        argument("--json", action="store_true", help="one JSON object instead of the story"),
-        argument("--http", action="store_true", help="talk to it through a loopback server (needs the extra [server])"),
-    )
+    text = "texts for the agent to read; default: this package's own"
+    files = argument("files", nargs="*", metavar="FILE", help=text)
+    as_json = argument("--json", action="store_true", help="one JSON object instead of the story")
+    text = "talk to it through a loopback server (needs the extra [server])"
+    http = argument("--http", action="store_true", help=text)
+    text = "watch a small agent work within budgets, on an embedded authority that is thrown away afterwards"
+    command(commands, "demo", text, _demo, files, as_json, http)
 
 
 def _demo(arguments: Any) -> int:
@@ -57,17 +55,13 @@ def _demo(arguments: Any) -> int:
             stack.enter_context(server.in_background())
             config = config.replace(base_url=server.url, api_key=authority.create_key(TENANT, name="demo").key_secret)
         client = stack.enter_context(CyclesClient(config))
-        story = Story(client, authority, parts, _silent if arguments.json else print)
+        story = Story(client, authority, parts, (lambda line: None) if arguments.json else print)
         story.play()
     if arguments.json:
         print(json.dumps(story.to_json(), indent=2))
     else:
         _show_end(story)
     return DONE if story.held else WRONG
-
-
-def _silent(line: str) -> None:
-    pass
 
 
 def _show_end(story: Story) -> None:

@@ -19,13 +19,8 @@ from .output import DONE, WRONG, reason
 
 
 def add_commands(commands: Any) -> None:
-    folder = argument(
-        "folder",
-        nargs="?",
-        metavar="DIR",
-        help="a journal's folder or its parent, also one that the SDK runcycles wrote; default: CYCLES_JOURNAL_DIR or "
-        "~/.cycles-lite/journal",
-    )
+    text = "a journal's folder or its parent, also one that the SDK runcycles wrote; default: CYCLES_JOURNAL_DIR or "
+    folder = argument("folder", nargs="?", metavar="DIR", help=text + "~/.cycles-lite/journal")
     id = argument("id", metavar="ID", help="the reservation's id, or the name of a file that cannot be read")
     timeout = argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="default: %(default)s")
     to = argument("--to", metavar="URL", help="the server that has taken the place of the one they are owed to")
@@ -37,13 +32,12 @@ def add_commands(commands: Any) -> None:
     command(actions, "retry", text, _retry, id, folder, timeout)
     text = "delete one record, which is shown once more: its spend is never settled then"
     command(actions, "discard", text, _discard, id, folder)
-    command(
-        actions, "replay", "settle every record that is owed to the configured server", _replay, to, folder, timeout
-    )
+    text = "settle every record that is owed to the configured server"
+    command(actions, "replay", text, _replay, to, folder, timeout)
 
 
 def _folders(given: str | None) -> list[str]:
-    """The identity folders to look at."""
+    """The folders with records, one for each server and tenant, in the given folder or the configured one."""
     try:
         if given is not None and not os.path.isdir(given):
             raise ConfigError(f"journal: there is no folder {given}")
@@ -63,7 +57,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(given: str | None) -> Iterator[_Entry]:
-    """Every file: what is pending first, then what was refused, then what cannot be read."""
+    """Every file of these folders; in each first the pending records, then those refused, then what is unreadable."""
     for folder in _folders(given):
         journal = Journal(folder)
         for suffix in (PENDING, REFUSED):
@@ -97,7 +91,8 @@ def _amount(record: Record) -> str:
     actual = record.body.get("actual")
     if not isinstance(actual, dict) or type(actual.get("amount")) is not int:
         return "?"
-    return f"{bars.shown(actual['amount'], str(actual.get('unit')))} {bars.name(str(actual.get('unit')))}"
+    unit = str(actual.get("unit"))
+    return f"{bars.shown(actual['amount'], unit)} {bars.name(unit)}"
 
 
 def _show(arguments: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, Callable
+from itertools import islice
+from typing import Any
 
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
@@ -15,7 +16,7 @@ from . import bars
 from .arguments import JSON, LEVELS, argument, command, levels
 from .output import DONE, WRONG
 
-#: Seconds that the clocks may differ without a word; HTTP's Date has whole seconds.
+#: Seconds by which the clocks may differ before `check` objects. (HTTP's `Date` tells whole seconds.)
 _SKEW = 5.0
 
 #: Calls whose median is shown as the latency.
@@ -25,19 +26,14 @@ _ROUNDS = 5
 def add_commands(commands: Any) -> None:
     command(commands, "check", "check the configuration, and whether the authority takes it", _check)
     command(commands, "balances", "show balances as bars", _balances, *LEVELS, JSON)
-    command(
-        commands,
-        "reservations",
-        "show reservations",
-        _reservations,
-        *LEVELS,
+    filters = [
         argument("--status", help="ACTIVE, COMMITTED, RELEASED or EXPIRED"),
         argument("--idempotency-key", metavar="KEY", help="the key that it was made with"),
         argument("--from", dest="from_", metavar="TIME", help="made at or after, in ISO 8601 with an offset"),
         argument("--to", metavar="TIME", help="made at or before"),
         argument("--limit", type=int, default=50, help="how many at the most; default: %(default)s"),
-        JSON,
-    )
+    ]
+    command(commands, "reservations", "show reservations", _reservations, *LEVELS, *filters, JSON)
     reason = argument("--reason", default="released from the command line", help="default: %(default)s")
     command(commands, "release", "give a reservation back unused", _release, argument("id", metavar="ID"), reason)
 
@@ -50,13 +46,10 @@ def _balances(arguments: Any) -> None:
 
 
 def _reservations(arguments: Any) -> None:
-    filters = {name: getattr(arguments, name) for name in ("status", "idempotency_key", "from_", "to")}
-    filters = {name: value for name, value in filters.items() if value is not None}
-    filters["limit"] = min(max(arguments.limit, 1), 200)  # of a page: the protocol's bounds
+    filters = levels(arguments, "status", "idempotency_key", "from_", "to")
+    filters["limit"] = min(max(arguments.limit, 1), 200)  # of a page, within the protocol's bounds
     with CyclesClient.from_env() as client:
-        for shown, row in enumerate(client.iter_reservations(**filters, **levels(arguments))):
-            if shown >= arguments.limit:
-                break
+        for row in islice(client.iter_reservations(**filters), max(arguments.limit, 0)):
             print(json.dumps(row.to_json()) if arguments.json else _line(row))
 
 
@@ -76,7 +69,7 @@ def _release(arguments: Any) -> None:
 
 
 class _Wrong(Exception):
-    """What is wrong, and what to do."""
+    """Something is wrong: the message says what, and what to do about it."""
 
 
 def _check(arguments: Any) -> int:
@@ -90,7 +83,7 @@ def _check(arguments: Any) -> int:
     name = "reachability"
     try:
         with CyclesClient(config.replace(retry_enabled=False)) as client:
-            for name, step in _STEPS:
+            for name, step in _STEPS.items():
                 print(f"ok    {name:<14} {step(client)}")
     except (_Wrong, CyclesError) as e:
         print(f"FAIL  {name:<14} {e}")
@@ -153,10 +146,4 @@ def _latency(client: CyclesClient) -> str:
 
 
 #: What is asked of the authority, one after the other, until one thing is wrong. Each returns what it found to be well.
-_STEPS: tuple[tuple[str, Callable[[CyclesClient], str]], ...] = (
-    ("reachability", _reach),
-    ("key", _key),
-    ("tenant", _tenant),
-    ("clock", _clock),
-    ("latency", _latency),
-)
+_STEPS = {"reachability": _reach, "key": _key, "tenant": _tenant, "clock": _clock, "latency": _latency}

@@ -8,6 +8,7 @@ there is no other place to say it.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from contextlib import contextmanager
@@ -40,9 +41,10 @@ OF_RUN = {
 }
 
 
-def epilog(statuses: Mapping[str, str]) -> str:
-    """A table of exit statuses as `--help` shows it."""
-    return "exit status:\n" + "\n".join(f"  {status:<7} {meaning}" for status, meaning in statuses.items())
+def epilog(statuses: Mapping[str, str]) -> dict[str, Any]:
+    """What lets a parser's `--help` show a table of exit statuses below everything else."""
+    rows = [f"  {status:<7} {meaning}" for status, meaning in statuses.items()]
+    return {"epilog": "\n".join(["exit status:", *rows]), "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
 class NoOutput(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 from contextlib import ExitStack
@@ -22,24 +21,14 @@ from .signals import Signals
 
 
 def add_commands(commands: Any) -> None:
-    command(
-        commands,
-        "run",
-        "run a command on a budget: reserve, run, commit when it succeeds, release when it fails",
-        _run,
-        argument("--estimate", type=given.amount, required=True, metavar="UNIT:AMOUNT", help="what to reserve"),
-        argument("--action", type=given.action, required=True, metavar="KIND:NAME", help="such as tool.email:send"),
-        argument(
-            "--actual-from",
-            metavar="FILE",
-            help="a file that the command writes its real cost into, as a number or UNIT:AMOUNT; default: the estimate",
-        ),
-        *given.LEVELS,
-        argument("words", nargs="+", metavar="COMMAND", help="the command and its arguments, after --"),
-        usage="%(prog)s [options] -- COMMAND ...",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=output.epilog(output.OF_RUN),
-    )
+    estimate = argument("--estimate", type=given.amount, required=True, metavar="UNIT:AMOUNT", help="what to reserve")
+    action = argument("--action", type=given.action, required=True, metavar="KIND:NAME", help="such as tool.email:send")
+    text = "a file that the command writes its real cost into, as a number or UNIT:AMOUNT; default: the estimate"
+    actual = argument("--actual-from", metavar="FILE", help=text)
+    words = argument("words", nargs="+", metavar="COMMAND", help="the command and its arguments, after --")
+    text = "run a command on a budget: reserve, run, commit when it succeeds, release when it fails"
+    usage, shape = "%(prog)s [options] -- COMMAND ...", output.epilog(output.OF_RUN)
+    command(commands, "run", text, _run, estimate, action, actual, *given.LEVELS, words, usage=usage, **shape)
 
 
 def _run(arguments: Any) -> int:
@@ -62,7 +51,7 @@ def _run(arguments: Any) -> int:
 
 
 def _status_of(error: CyclesError | OSError) -> int:
-    """What a reservation that was not had ends with."""
+    """The exit status where the reservation was not granted, and the command does not run."""
     if isinstance(error, BudgetDenied):
         return output.DENIED
     if isinstance(error, (ConfigError, AuthenticationError, ForbiddenError, OSError)):
@@ -71,7 +60,7 @@ def _status_of(error: CyclesError | OSError) -> int:
 
 
 def _execute(words: list[str], signals: Signals) -> int:
-    """The command's exit status as a shell tells it."""
+    """Run the command and return its exit status as a shell would tell it."""
     early = signals.pending()
     if early:
         tell(f"{Number(early[0]).name} came before the command ran, and it does not run")
@@ -90,7 +79,7 @@ def _execute(words: list[str], signals: Signals) -> int:
 
 
 def _commit(guard: ReservationGuard, cost: CostFile | None, has_journal: bool) -> None:
-    """The command has succeeded, and its exit status stays 0, whatever becomes of the commit."""
+    """Commit what the command cost. It has succeeded, and its exit status stays 0 whatever becomes of the commit."""
     actual, metadata = guard.estimate, None
     try:
         if cost is not None:

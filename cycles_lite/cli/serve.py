@@ -25,26 +25,21 @@ _LONGEST_FILE = 4096
 
 
 def add_commands(commands: Any) -> None:
-    # Arguments are shown to every user of the machine; the other two places are not. One key has one place.
-    keys = []
-    for name, what in (("api", "for that tenant"), ("admin", "for the provisioning calls, which are off without one")):
-        places = f"one of: --{name}-key, --{name}-key-file, the variable CYCLES_SERVE_{name.upper()}_KEY"
-        keys.append(argument(f"--{name}-key", metavar="KEY", help=f"a key {what}; {places}"))
-        keys.append(argument(f"--{name}-key-file", metavar="PATH", help="a file with that key and nothing else"))
-    budget, caps = ("SCOPE=UNIT:AMOUNT", "tenant:acme=TOKENS:100000"), ("SCOPE=JSON", 'tenant:acme={"max_tokens": 500}')
-    command(
-        commands,
-        "serve",
-        "serve a budget file over HTTP (needs the extra [server])",
-        _serve,
-        given.DB,
+    options = [
         argument("--host", default="127.0.0.1", help="the address to listen on; default: %(default)s"),
         argument("--port", type=int, default=7878, help="0 picks a free one; default: %(default)s"),
         argument("--tenant", help="a tenant to create where it is missing"),
-        *keys,
-        given.for_scopes("--budget", given.amount, *budget, "a budget to set"),
-        given.for_scopes("--caps", given.caps, *caps, "caps for the budgets of a scope"),
-    )
+    ]
+    # Arguments are shown to every user of the machine; the other two places are not. One key has one place.
+    for name, what in (("api", "for that tenant"), ("admin", "for the provisioning calls, which are off without one")):
+        places = f"one of: --{name}-key, --{name}-key-file, the variable CYCLES_SERVE_{name.upper()}_KEY"
+        options.append(argument(f"--{name}-key", metavar="KEY", help=f"a key {what}; {places}"))
+        options.append(argument(f"--{name}-key-file", metavar="PATH", help="a file with that key and nothing else"))
+    shape, text = ("SCOPE=UNIT:AMOUNT", "tenant:acme=TOKENS:100000"), "a budget to set"
+    options.append(given.for_scopes("--budget", given.amount, *shape, text))
+    shape, text = ("SCOPE=JSON", 'tenant:acme={"max_tokens": 500}'), "caps for the budgets of a scope"
+    options.append(given.for_scopes("--caps", given.caps, *shape, text))
+    command(commands, "serve", "serve a budget file over HTTP (needs the extra [server])", _serve, given.DB, *options)
 
 
 def _serve(arguments: Any) -> None:
