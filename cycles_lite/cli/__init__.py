@@ -20,18 +20,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(output.FAILED, f"{self.prog}: {message} (see --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    from . import demo, journal, look, provision, run, serve  # each declares its own commands
-
-    text = "Budgets for agents and automation: serve them, manage them, see them work."
-    parser = _Parser(prog="cycles-lite", description=text, **output.epilog(output.COMMON))
-    parser.add_argument("--version", action="version", version=f"cycles-lite {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, serve, provision, journal, look, run):
-        module.add_commands(commands)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     with safe_streams():
@@ -50,9 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    from . import demo, journal, look, provision, run, serve  # each declares its own commands
+
+    text = "Budgets for agents and automation: serve them, manage them, see them work."
+    parser = _Parser(prog="cycles-lite", description=text, **output.epilog(output.COMMON))
+    parser.add_argument("--version", action="version", version=f"cycles-lite {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (demo, serve, provision, journal, look, run):
+        module.add_commands(commands)
     try:
         # `is_program`: where another program calls `main`, nothing of its process may be changed for good.
-        arguments = _parser().parse_args(argv, argparse.Namespace(is_program=argv is None))
+        arguments = parser.parse_args(argv, argparse.Namespace(is_program=argv is None))
         return arguments.run(arguments) or output.DONE
     finally:
         sys.stdout.flush()  # a failure here still becomes a line and a status; at the interpreter's end it would not

@@ -108,9 +108,8 @@ def _key(client: CyclesClient) -> str:
     except AuthenticationError as e:
         raise _Wrong(f"the key is not accepted: set CYCLES_API_KEY to a valid one ({e})") from e
     except ForbiddenError as e:
-        raise _Wrong(
-            f"the key is not tenant {client.config.tenant}'s: mend CYCLES_TENANT or CYCLES_API_KEY ({e})"
-        ) from e
+        named = client.config.tenant
+        raise _Wrong(f"the key is not tenant {named}'s: mend CYCLES_TENANT or CYCLES_API_KEY ({e})") from e
     return f"it is tenant {tenant}'s" if tenant else "it is accepted"
 
 
