@@ -217,7 +217,7 @@ def response_in(told: Any) -> Any:
     try:
         raise told
     finally:
-        del told  # else this frame and the error's traceback would keep each other, and guards on their way, alive
+        del told  # else this frame and the error's traceback would keep each other alive, and every guard on the way
 
 
 def _within(left: float, call: wire.Call, may_retry: bool) -> wire.Call:

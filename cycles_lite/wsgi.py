@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 #: Where the application finds its guard in the environment.
 GUARD_KEY = "cycles.guard"
 
-#: Seconds to wait that an exceeded budget names when the authority names none.
+#: The Retry-After of an exceeded budget, in seconds, where the authority names none.
 _DEFAULT_RETRY_AFTER = 60
 
 #: What a tenant from a request may be; it is hostile input.
@@ -56,7 +56,8 @@ _TENANT = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z")
 
 _STATUS_LINE = re.compile(r"[2-5][0-9][0-9] .")
 
-#: What an error becomes: the first row that it is an instance of. None: only where the authority named a time.
+#: What an error becomes in HTTP: the status, the code and the seconds for Retry-After of the first row whose class it
+#: is an instance of. Without seconds there is a Retry-After only where the authority named a time.
 HTTP_ERRORS: Sequence[tuple[type[BaseException], int, str, int | None]] = (
     (BudgetExceededError, 429, "BUDGET_EXCEEDED", _DEFAULT_RETRY_AFTER),
     (DebtOutstandingError, 503, "DEBT_OUTSTANDING", None),
@@ -179,7 +180,7 @@ class CyclesMiddleware:
         return _MALFORMED
 
     def _refusal(self, error: CyclesError, environ: Environ) -> Answer:
-        """What is answered in the place of the application, and a trace of it in the log."""
+        """The answer in the place of the application's. The refusal is logged."""
         say = log().warning if isinstance(error, BudgetDenied) else log().error
         say("%s is not let through (request id %s): %s", _request(environ), error.request_id, error)
         try:
@@ -215,7 +216,7 @@ class CyclesMiddleware:
         return _Body(body, guard, environ, self._actual)
 
 
-#: A tenant that no request may have.
+#: Stands for a tenant that is missing or malformed: no request can name this one.
 _MALFORMED = "\0"
 
 
@@ -278,7 +279,7 @@ class _Body:
                 if close is not None:
                     close()
         except BaseException as e:
-            if not (isinstance(e, ValueError) and goes_on(self._steps)):  # else it is in use in another thread
+            if not (isinstance(e, ValueError) and goes_on(self._steps)):  # else another thread is within a step
                 self._guard.end(e)
             raise
         if not self._guard.is_active:
