@@ -159,7 +159,7 @@ def get_reservation(db: sqlite3.Connection, now: int, id: str, owner: str | None
     """All that is known of one reservation; 410 once its hold was freed."""
     found = owned(db, now, id, owner)
     if found.status == "EXPIRED":
-        raise Refused(expired(found))
+        raise expired(found)
     return rows.summary(db, found, _EVERYTHING)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Collection, Dict, Iterable, Mapping, NamedTuple, Sequenc
 
 from ..protocol.wire import dumps
 from . import scopes
-from .rules import Budget, Budgets, Refusal, Refused
+from .rules import Budget, Budgets, Refused
 
 _HOUR_MS = 3600 * 1000
 
@@ -230,7 +230,7 @@ def _demand_same(kept: object, given: object, key: str) -> None:
     """Refuse a key that was used with another payload."""
     if kept != given:
         message = "This idempotency key was used before with another payload."
-        raise Refused(Refusal("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key}))
+        raise Refused("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key})
 
 
 class Once:

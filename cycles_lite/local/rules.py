@@ -79,25 +79,20 @@ def balances(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
     return [budget.to_json() for budget in budgets]
 
 
-class Refusal(NamedTuple):
-    """Why an operation did not happen: the protocol's code, a sentence, and facts for `details`."""
-
-    code: str
-    message: str
-    details: Mapping[str, Any] = {}
-
-
 class Refused(Exception):
-    """A refusal on its way out of a transaction, which it rolls back."""
+    """Why an operation does not happen: the protocol's code, a sentence, and facts for `details`.
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
+    It leaves the operation's transaction, which it rolls back.
+    """
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.details = code, message, details or {}
 
 
 def invalid(message: str, **details: Any) -> Refused:
     """The refusal of a request that the protocol does not allow."""
-    return Refused(Refusal("INVALID_REQUEST", message, details))
+    return Refused("INVALID_REQUEST", message, details)
 
 
 class Charge(NamedTuple):
@@ -166,7 +161,7 @@ def _refused(code: str, message: str, budget: Budget, requested: int) -> Refused
     }
     if budget.debt or budget.overdraft_limit:
         details.update(debt=budget.debt, overdraft_limit=budget.overdraft_limit)
-    return Refused(Refusal(code, message.format(**{"debt": 0, "overdraft_limit": 0, **details}), details))
+    return Refused(code, message.format(**{"debt": 0, "overdraft_limit": 0, **details}), details)
 
 
 def hold(budgets: Budgets, amount: int) -> Budgets:
