@@ -11,7 +11,7 @@ import functools
 import os
 import sqlite3
 from operator import attrgetter
-from typing import Any, Mapping, Sequence
+from typing import Sequence
 
 from ..protocol import models
 from ..protocol.checks import INT64_MAX
@@ -78,7 +78,7 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
 
 
 @functools.lru_cache(maxsize=128)
-def _defaults(settings: tenants.Settings) -> tuple[Mapping[str, Any], str]:
+def _defaults(settings: tenants.Settings) -> tuple[Json, str]:
     """What a request leaves to its tenant, also as canonical JSON."""
     defaults = {
         "ttl_ms": settings.default_ttl_ms,
@@ -192,7 +192,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
         answer["released"] = {"unit": unit, "amount": made.released}
     answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
-    return rows.finish(db, found, made.charged, payload, answer, now)
+    return rows.finish(db, now, found, made.charged, payload, answer)
 
 
 def release(db: sqlite3.Connection, now: int, id: str, request: models.ReleaseRequest, owner: str | None) -> Json:
@@ -207,7 +207,7 @@ def release(db: sqlite3.Connection, now: int, id: str, request: models.ReleaseRe
     released = {"unit": found.unit, "amount": found.reserved}
     answer = {"status": "RELEASED", "released": released, "balances": rules.balances(budgets)}
     rows.save_amounts(db, budgets)
-    return rows.finish(db, found, None, payload, answer, now)
+    return rows.finish(db, now, found, None, payload, answer)
 
 
 def extend(
