@@ -82,7 +82,7 @@ def balances(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
 class Refused(Exception):
     """Why an operation does not happen: the protocol's code, a sentence, and facts for `details`.
 
-    It leaves the operation's transaction, which it rolls back.
+    Raised within an operation's transaction, it rolls that back.
     """
 
     def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
@@ -165,9 +165,9 @@ def _refused(code: str, message: str, budget: Budget, requested: int) -> Refused
 
 
 def hold(budgets: Budgets, amount: int) -> Budgets:
-    """The budgets with an amount reserved, which cannot overflow where it is allowed.
+    """The budgets with an amount reserved. Raises `Refused`: all checks of a scope come before those of the next.
 
-    Raises `Refused`: scope by scope, each with all its checks.
+    Where the checks allow an amount, it cannot take what is reserved out of int64.
     """
     for budget in budgets:
         _demand(budget, amount, RESERVE_CHECKS)
@@ -213,8 +213,8 @@ def _cover(budgets: Budgets, held: int, actual: int, policy: str, checks: Sequen
     settled: list[Budget] = []
     for budget in budgets:
         _demand(budget, actual, checks)
-        owed = max(0, capped - max(0, budget.remaining))  # 0 in all that capped
-        # It is refused too where nothing is added to a debt that a lowered limit no longer allows.
+        owed = max(0, capped - max(0, budget.remaining))  # nothing, in each budget that has capped the extra
+        # A debt above a limit that was lowered refuses the charge too, also where nothing would be added to it.
         is_short = policy == ALLOW_WITH_OVERDRAFT and budget.remaining < capped
         if is_short and budget.debt + owed > budget.overdraft_limit:
             message = "{requested} {unit} would take the debt of {scope} past its overdraft limit of {overdraft_limit}."
@@ -269,5 +269,5 @@ def fund(budget: Budget, amount: int) -> Budget:
 def _funded(budget: Budget) -> Budget:
     if not is_legal(budget):
         raise ValidationError(f"budget {budget.scope} ({budget.unit}): an amount would leave 0..2^63-1")
-    # Funding reconciles (protocol: OVERDRAFT RECONCILIATION), also what capping had marked.
+    # Funding reconciles (protocol: OVERDRAFT RECONCILIATION), also a budget that was over limit because it had capped.
     return budget._replace(is_over_limit=budget.debt > budget.overdraft_limit)
