@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 import sys
 from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn
 
@@ -236,7 +235,7 @@ class CyclesClient:
     def get_evidence(self, evidence_id: str) -> CyclesEvidenceEnvelope:
         """A signed evidence envelope by its 64 hexadecimal digits (protocol: `GET /v1/evidence/{id}`). No key is
         sent. The signature is not verified here; `body` holds the envelope's bytes."""
-        if not isinstance(evidence_id, str) or not re.match(r"[0-9a-f]{64}\Z", evidence_id):
+        if not wire.is_evidence_id(evidence_id):
             raise refuse("evidence_id", evidence_id, "64 lower-case hexadecimal digits")
         response: CyclesEvidenceEnvelope = self._get(wire.GET_EVIDENCE, evidence_id)
         return response

@@ -58,11 +58,11 @@ class Sender:
         key = data.get("idempotency_key")
         amount = data.get("estimate") or data.get("actual") or {}
         id = _path_id(operation, reservation_id)
-        return self._send(operation, id, {}, wire.dumps(data), key, amount.get("unit"), retries)
+        return self._send(operation, id, {}, data, key, amount.get("unit"), retries)
 
     def get(self, operation: wire.Operation, id: str | None, query: dict[str, str], retries: bool = True) -> Any:
         """Ask: the response in the answer, or the error, which is the caller's to raise."""
-        return self._send(operation, _path_id(operation, id), query, b"", None, None, retries)
+        return self._send(operation, _path_id(operation, id), query, None, None, None, retries)
 
     def close(self) -> None:
         """Let the connections go; reads that wait to be retried give up."""
@@ -79,16 +79,16 @@ class Sender:
         operation: wire.Operation,
         id: str | None,
         query: dict[str, str],
-        body: bytes,
+        data: dict[str, Any] | None,
         key: Any,
         unit: str | None,
         retries: bool,
     ) -> Any:
         """Raises nothing: each frame from here on holds the API key, and a traceback would lead through them."""
         config = self._config
-        headers = self._headers_for(operation, body, key)
+        headers = self._headers_for(operation, data is not None, key)
         call = wire.Call(
-            operation, id, query, body, headers, config.tenant, config.connect_timeout, config.read_timeout
+            operation, id, query, data, headers, config.tenant, config.connect_timeout, config.read_timeout
         )
         attempt = 1
         while True:
@@ -128,9 +128,9 @@ class Sender:
         finally:
             self._bells.pop(bell, None)
 
-    def _headers_for(self, operation: wire.Operation, body: bytes, key: Any) -> dict[str, str]:
+    def _headers_for(self, operation: wire.Operation, has_body: bool, key: Any) -> dict[str, str]:
         trace = self._trace() if self.traceparent is not None else None
-        if not body:
+        if not has_body:
             headers = dict(self._public_headers if operation.public else self._headers)
         else:
             headers = dict(self._sending_headers)
@@ -204,7 +204,7 @@ def open_transport(config: CyclesConfig) -> Transport:
     if config.base_url is None:
         return _NoTransport()
     if config.is_local:
-        from .local.transport import LocalTransport  # sqlite3, which only budget files need
+        from .local.authority import LocalTransport  # sqlite3, which only budget files need
 
         return LocalTransport(config)
     from .transport.http import HttpTransport  # urllib3, which only servers need

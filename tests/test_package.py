@@ -33,7 +33,6 @@ ORDER = (
 
 #: The imports against that order, each for its reason; none of them happens while its module is imported.
 AGAINST_THE_ORDER = {
-    ("errors", "protocol.values"): "an error that carries a reference to evidence reads it from its JSON",
     ("client", "settlement.settler"): "the client makes it for the first guard; it settles through that client",
     (
         "client",
@@ -142,6 +141,14 @@ def test_a_public_name_can_be_imported(name):
 
 def test_the_public_names_are_sorted_and_there_once():
     assert list(cycles_lite.__all__) == sorted(set(cycles_lite.__all__))
+
+
+def test_type_checkers_are_told_of_the_same_names_in_the_same_modules():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and getattr(node.test, "id", "")]
+    told = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert told == cycles_lite._HOME
+    assert [alias.name for node in block.body for alias in node.names] == list(told)
 
 
 def test_any_other_name_is_an_attribute_error():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from interrupts import AtLine, Interrupt
 from ledgers import tokens
@@ -43,7 +41,7 @@ class Book:
         self.charged, self.released = {}, set()
 
     def answer(self, call):
-        body = json.loads(call.body.decode())
+        body = call.data
         if call.operation is wire.CREATE_RESERVATION:
             return replied(allowed(reservation_id=f"rsv_{body['idempotency_key'][-12:]}"))
         if call.operation is wire.RELEASE_RESERVATION:

@@ -32,12 +32,7 @@ import math
 from enum import Enum
 from typing import NamedTuple
 
-from ..errors import ApiError, CyclesError, ResponseError, TransportError
-
-#: Codes after which no extension of the reservation can succeed.
-PERMANENT_CODES = frozenset(
-    ("RESERVATION_EXPIRED", "RESERVATION_FINALIZED", "MAX_EXTENSIONS_EXCEEDED", "TENANT_CLOSED", "NOT_FOUND")
-)
+from ..errors import ApiError, CyclesError, ResponseError, TransportError, known_code
 
 _LEAST_BUDGET_MS = 1000
 _LEAST_MARGIN_MS = 1000
@@ -123,7 +118,7 @@ def classify(error: CyclesError) -> Failure:
         return Failure.REFUSED  # our own validation: nothing was sent, and nothing else would be
     if error.status >= 500:
         return Failure.TRANSIENT
-    if error.code in PERMANENT_CODES or error.status == 410:
+    if known_code(error.code).ends_lease or error.status == 410:
         return Failure.PERMANENT
     return Failure.THROTTLED if error.status == 429 else Failure.REFUSED
 

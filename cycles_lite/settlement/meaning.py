@@ -20,7 +20,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, NamedTuple
 
-from ..errors import ApiError, ConfigError, CyclesError, ValidationError
+from ..errors import (
+    ApiError,
+    ConfigError,
+    CyclesError,
+    RateLimitedError,
+    ReservationExpiredError,
+    ServerError,
+    ValidationError,
+    known_code,
+)
 from ..protocol.models import Balance, CommitResponse, EventCreateResponse
 from ..protocol.values import Amount
 from ..transport.retry import backoff
@@ -37,52 +46,20 @@ class Meaning(Enum):
     REJECTED = "the authority refused it for good"
 
 
-#: The codes that are a real no, by the record's mode. All others leave the spend where it is.
-FINAL_CODES = {
-    COMMIT: frozenset(
-        [
-            "INVALID_REQUEST",
-            "NOT_FOUND",
-            "UNIT_MISMATCH",
-            "IDEMPOTENCY_MISMATCH",
-            "RESERVATION_FINALIZED",
-            "TENANT_CLOSED",
-            "BUDGET_EXCEEDED",
-            "OVERDRAFT_LIMIT_EXCEEDED",
-            "DEBT_OUTSTANDING",
-            "BUDGET_CLOSED",
-            "BUDGET_FROZEN",
-        ]
-    ),
-    EVENT: frozenset(
-        [
-            "INVALID_REQUEST",
-            "NOT_FOUND",
-            "UNIT_MISMATCH",
-            "IDEMPOTENCY_MISMATCH",
-            "TENANT_CLOSED",
-            "BUDGET_EXCEEDED",
-            "OVERDRAFT_LIMIT_EXCEEDED",
-            "DEBT_OUTSTANDING",
-            "BUDGET_CLOSED",
-        ]
-    ),
-}
-
-
 def meaning_of(mode: str, error: CyclesError) -> Meaning:
     """What an error in answer to a settlement means. Success is decided before (`wire.read_answer`)."""
     if isinstance(error, (ConfigError, ValidationError)):  # a record that cannot even be sent
         return Meaning.HELD
     if not isinstance(error, ApiError) or error.status >= 500:
         return Meaning.UNKNOWN
-    if mode == COMMIT and (error.status == 410 or error.code == "RESERVATION_EXPIRED"):
+    row = known_code(error.code)
+    if mode == COMMIT and (error.status == 410 or row.kind is ReservationExpiredError):
         return Meaning.EXPIRED
     if error.status == 429:
         return Meaning.WAIT
-    if error.code in ("INTERNAL_ERROR", "LIMIT_EXCEEDED"):
+    if row.kind is ServerError or row.kind is RateLimitedError:
         return Meaning.UNKNOWN
-    if error.status in (401, 403) or error.code not in FINAL_CODES[mode]:
+    if error.status in (401, 403) or mode not in row.final_for:
         return Meaning.HELD
     return Meaning.REJECTED
 
