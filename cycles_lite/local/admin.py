@@ -1,4 +1,4 @@
-"""The provisioning calls over HTTP: tenants, keys and budgets, in the shapes that the official quickstart uses.
+"""The admin calls over HTTP: tenants, keys and budgets are made, in the shapes that the official quickstart uses.
 
 The official admin server has fields that this authority has no use for: they are ignored, and unknown ones refused.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import Any, Callable, Container, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Container, Dict, Mapping, Optional, Tuple
 
 from ..errors import ValidationError
 from ..protocol import checks
@@ -19,36 +19,25 @@ from .messages import new_answer, refusal_answer
 from .rules import Refusal, Refused
 from .tenants import AlreadyExists, checked_settings
 
+#: Given the authority, the body and the tenant whose key was sent, if any: the status and what is told.
 _Handler = Callable[[Authority, Mapping[str, Any], Optional[str]], Tuple[int, Dict[str, Any]]]
 
 
-class _Route(NamedTuple):
-    """One provisioning call."""
-
-    #: Given the authority, the body and the tenant whose key was sent, if any: the status and what is told.
-    handler: _Handler
-    #: The fields that the body may have.
-    fields: frozenset[str]
-    #: A tenant's own key is enough.
-    is_for_tenants: bool = False
-
-
-def provision(
+def answer_admin_call(
     path: str, authority: Authority, body: bytes, headers: Mapping[str, str], caller: Caller | None
 ) -> Answer:
-    """Answer one provisioning call. Who calls is asked before what they sent is read."""
-    route = ADMIN_ROUTES[path]
+    """Answer one admin call. Who calls is asked before what they sent is read."""
+    handler, fields, is_for_tenants = ADMIN_ROUTES[path]
     try:
-        if caller is None or not (caller.admin or route.is_for_tenants):
+        if caller is None or not (caller.admin or is_for_tenants):
             raise Refused(Refusal("UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed."))
-        status, told = route.handler(authority, _object(body, route.fields), caller.tenant)
+        status, told = handler(authority, _object(body, fields), caller.tenant)
         return new_answer(status, told, headers, caller.tenant)
     except Refused as e:
         return refusal_answer(e.refusal, headers, None)
-    except AlreadyExists as e:
-        return refusal_answer(Refusal("DUPLICATE_RESOURCE", e.message), headers, None)
     except ValidationError as e:
-        return refusal_answer(Refusal("INVALID_REQUEST", e.message), headers, None)
+        code = "DUPLICATE_RESOURCE" if isinstance(e, AlreadyExists) else "INVALID_REQUEST"
+        return refusal_answer(Refusal(code, e.message), headers, None)
 
 
 def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
@@ -91,13 +80,13 @@ def _instant(milliseconds: int | None) -> str | None:
 #: The last millisecond that a date can tell.
 _LAST_MS = 253_402_300_799_999
 
-#: Settings of a tenant: the admin API's names, and the authority's.
-_TENANT_SETTINGS = (
-    ("default_reservation_ttl_ms", "default_ttl_ms"),
-    ("max_reservation_ttl_ms", "max_ttl_ms"),
-    ("max_reservation_extensions", "max_extensions"),
-    ("default_commit_overage_policy", "default_overage_policy"),
-)
+#: Settings of a tenant: the admin API's names, and those of `create_tenant` in its order.
+_TENANT_SETTINGS = {
+    "default_reservation_ttl_ms": "default_ttl_ms",
+    "max_reservation_ttl_ms": "max_ttl_ms",
+    "default_commit_overage_policy": "default_overage_policy",
+    "max_reservation_extensions": "max_extensions",
+}
 
 #: What a key may be permitted. Stored, and enforced by nobody.
 _PERMISSION = re.compile(
@@ -109,8 +98,8 @@ _PERMISSION = re.compile(
 
 def _create_tenant(authority: Authority, data: Mapping[str, Any], _: str | None) -> tuple[int, dict[str, Any]]:
     tenant_id, name = _text(data, "tenant_id"), _text(data, "name")
-    settings = {ours: data.get(theirs) for theirs, ours in _TENANT_SETTINGS}
-    checked_settings(**settings)  # also where the tenant stays as it is
+    settings = {ours: data.get(theirs) for theirs, ours in _TENANT_SETTINGS.items()}
+    checked_settings(*settings.values())  # also where the tenant stays as it is
     made = authority.tenant(tenant_id)
     status = 201 if made is None else 200
     if made is None or made.name != name:
@@ -182,24 +171,27 @@ def _demand_unit(name: str, amount: Amount, unit: object) -> None:
     raise Refused(Refusal("UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}."))
 
 
-#: The provisioning calls by their paths. The official admin server has fields that this authority has no use for.
-ADMIN_ROUTES: Mapping[str, _Route] = {
-    "/v1/admin/tenants": _Route(
+#: The admin calls by their paths: the handler, the fields that the body may have, and whether a tenant's own key
+#: is enough. The official admin server has fields that this authority has no use for.
+ADMIN_ROUTES: Mapping[str, tuple[_Handler, frozenset[str], bool]] = {
+    "/v1/admin/tenants": (
         _create_tenant,
-        frozenset(["tenant_id", "name", "parent_tenant_id", "metadata", "reservation_expiry_policy"]).union(
-            [theirs for theirs, _ in _TENANT_SETTINGS]
+        frozenset(
+            ["tenant_id", "name", "parent_tenant_id", "metadata", "reservation_expiry_policy", *_TENANT_SETTINGS]
         ),
+        False,
     ),
-    "/v1/admin/api-keys": _Route(
+    "/v1/admin/api-keys": (
         _create_key,
         frozenset("tenant_id name description permissions scope_filter expires_at metadata".split()),
+        False,
     ),
-    "/v1/admin/budgets": _Route(
+    "/v1/admin/budgets": (
         _create_budget,
         frozenset(
             "tenant_id scope unit allocated overdraft_limit commit_overage_policy caps rollover_policy period_start"
             " period_end metadata".split()
         ),
-        is_for_tenants=True,
+        True,
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, Tuple
 
 from ..errors import ConfigError, CyclesError, TransportError
 from ..protocol import models, wire
@@ -44,7 +44,12 @@ class Caller(NamedTuple):
         return tenant or ""
 
     def reading_of(self, named: str | None) -> str | None:
-        """The tenant that a read is limited to; None for all. A blank one is nobody's, and has nothing."""
+        """The tenant that a read is limited to; None for all. A blank one is nobody's, and has nothing.
+
+        An operator, who acts for no tenant, must name one.
+        """
+        if self.admin and not (named or "").strip():
+            raise invalid("tenant query parameter is required when using admin key authentication")
         if self.tenant is not None and named not in (None, self.tenant) and named.strip():
             raise _forbidden(named)
         return self.tenant if named is None else named
@@ -102,8 +107,12 @@ class Authority(BudgetMethods, TenantMethods):
         try:
             if caller.admin and not (operation.public or operation in ADMIN_OPERATIONS):
                 raise Refused(Refusal("UNAUTHORIZED", "This operation needs a tenant's API key."))
-            seconds = call.connect_timeout + call.read_timeout or None
-            data, tenant = _HANDLERS[operation.name](self._ledger, call, caller, seconds)
+            handler = _HANDLERS[operation]
+            prepared, for_whom = handler.prepare(call, caller)
+            transaction = self._ledger.writing if handler.writes else self._ledger.reading
+            with transaction(call.connect_timeout + call.read_timeout or None) as (db, now):
+                data = handler.operate(db, now, *prepared)
+            tenant = for_whom
             return messages.new_answer(operation.status, data, call.headers, tenant)
         except Refused as e:
             return messages.refusal_answer(e.refusal, call.headers, tenant)
@@ -127,83 +136,78 @@ def _log_crash(crash: Exception, operation: str, request_id: str) -> None:
     logging.getLogger("cycles_lite").error(message, operation, request_id, exc_info=crash)
 
 
-# ---- One handler per operation ----
-# It is given the seconds that its transaction may wait for the file, and returns what is answered, as decoded JSON, and
-# the tenant that the request was for.
+# ---- How each operation is answered ----
 
-_Handled = Tuple[Any, Optional[str]]
-_Handler = Callable[[Ledger, Call, Caller, Optional[float]], _Handled]
+#: What an operation takes, and the tenant that its answer is for.
+_Prepared = Tuple[Tuple[Any, ...], Optional[str]]
+
+
+class _Handler(NamedTuple):
+    """How one operation is answered: what it takes is proven legal first, then it runs in a transaction."""
+
+    prepare: Callable[[Call, Caller], _Prepared]
+    #: Given the database, the time and what was prepared, returns decoded JSON.
+    operate: Callable[..., Any]
+    writes: bool = False
 
 
 def _for_subject(model: type[Model], operate: Callable[..., Any]) -> _Handler:
-    """A handler for an operation whose body names a subject."""
+    """For an operation whose body names a subject."""
 
-    def handle(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
+    def prepare(call: Call, caller: Caller) -> _Prepared:
         request = messages.read_request(model, call)
         tenant = caller.acting_for(request.subject.tenant)
-        with ledger.writing(seconds) as (db, now):
-            return operate(db, now, request, tenant), tenant
+        return (request, tenant), tenant
 
-    return handle
+    return _Handler(prepare, operate, writes=True)
 
 
 def _on_reservation(model: type[Model], operate: Callable[..., Any]) -> _Handler:
-    """A handler for an operation that changes a reservation."""
+    """For an operation that changes a reservation."""
 
-    def handle(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
-        id, request = messages.path_id(call), messages.read_request(model, call)
-        with ledger.writing(seconds) as (db, now):
-            return operate(db, now, id, request, caller.tenant), caller.tenant
+    def prepare(call: Call, caller: Caller) -> _Prepared:
+        return (messages.path_id(call), messages.read_request(model, call), caller.tenant), caller.tenant
 
-    return handle
+    return _Handler(prepare, operate, writes=True)
 
 
-def _get_reservation(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
-    id = messages.path_id(call)
-    with ledger.reading(seconds) as (db, now):
-        return reads.get_reservation(db, now, id, caller.tenant), caller.tenant
+def _page(filters: Callable[[Mapping[str, str]], Any], operate: Callable[..., Any]) -> _Handler:
+    """For an operation that reads a page of what the filters in the query match."""
+
+    def prepare(call: Call, caller: Caller) -> _Prepared:
+        asked = filters(call.query)
+        return (asked, caller.reading_of(asked.tenant)), caller.tenant
+
+    return _Handler(prepare, operate)
 
 
-def _list_reservations(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
-    asked = reads.list_filters(call.query)
-    if caller.admin and not (asked.tenant or "").strip():
-        raise invalid("tenant query parameter is required when using admin key authentication")
-    owner = caller.reading_of(asked.tenant)
-    with ledger.reading(seconds) as (db, now):
-        return reads.list_reservations(db, now, asked, owner), caller.tenant
+def _reservation_id(call: Call, caller: Caller) -> _Prepared:
+    return (messages.path_id(call), caller.tenant), caller.tenant
 
 
-def _get_balances(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
-    asked = reads.balance_filters(call.query)
-    owner = caller.reading_of(asked.tenant)
-    with ledger.reading(seconds) as (db, now):
-        return reads.get_balances(db, now, asked, owner), caller.tenant
-
-
-def _get_evidence(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
+def _evidence(call: Call, caller: Caller) -> _Prepared:
     if not wire.is_evidence_id(call.id):
         raise invalid("An evidence id is 64 lower-case hexadecimal digits.")
     raise Refused(Refusal("NOT_FOUND", "There is no evidence with this id: this authority signs none."))
 
 
-def _get_evidence_keys(ledger: Ledger, call: Call, caller: Caller, seconds: float | None) -> _Handled:
-    with ledger.reading(seconds):  # clients warm up with this: open the file
-        pass
+def _no_keys(*_: Any) -> None:
+    """Refused only in a transaction, because clients warm up with this operation: it opens the file."""
     raise Refused(Refusal("NOT_FOUND", "This authority signs nothing, so it has no keys to publish."))
 
 
-_HANDLERS: dict[str, _Handler] = {
-    wire.CREATE_RESERVATION.name: _for_subject(models.ReservationCreateRequest, operations.reserve),
-    wire.DECIDE.name: _for_subject(models.DecisionRequest, operations.decide),
-    wire.CREATE_EVENT.name: _for_subject(models.EventCreateRequest, operations.record_event),
-    wire.COMMIT_RESERVATION.name: _on_reservation(models.CommitRequest, operations.commit),
-    wire.RELEASE_RESERVATION.name: _on_reservation(models.ReleaseRequest, operations.release),
-    wire.EXTEND_RESERVATION.name: _on_reservation(models.ReservationExtendRequest, operations.extend),
-    wire.GET_RESERVATION.name: _get_reservation,
-    wire.LIST_RESERVATIONS.name: _list_reservations,
-    wire.GET_BALANCES.name: _get_balances,
-    wire.GET_EVIDENCE.name: _get_evidence,
-    wire.GET_EVIDENCE_KEYS.name: _get_evidence_keys,
+_HANDLERS = {
+    wire.CREATE_RESERVATION: _for_subject(models.ReservationCreateRequest, operations.reserve),
+    wire.DECIDE: _for_subject(models.DecisionRequest, operations.decide),
+    wire.CREATE_EVENT: _for_subject(models.EventCreateRequest, operations.record_event),
+    wire.COMMIT_RESERVATION: _on_reservation(models.CommitRequest, operations.commit),
+    wire.RELEASE_RESERVATION: _on_reservation(models.ReleaseRequest, operations.release),
+    wire.EXTEND_RESERVATION: _on_reservation(models.ReservationExtendRequest, operations.extend),
+    wire.GET_RESERVATION: _Handler(_reservation_id, reads.get_reservation),
+    wire.LIST_RESERVATIONS: _page(reads.list_filters, reads.list_reservations),
+    wire.GET_BALANCES: _page(reads.balance_filters, reads.get_balances),
+    wire.GET_EVIDENCE: _Handler(_evidence, _no_keys),
+    wire.GET_EVIDENCE_KEYS: _Handler(lambda call, caller: ((), None), _no_keys),
 }
 
 

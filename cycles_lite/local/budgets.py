@@ -92,7 +92,7 @@ class BudgetMethods:
             return [f"SQLite: {line}" for line in damage] or list(_violations(db))
 
     def _set_status(self, scope: str, unit: str | Unit | None, status: str) -> list[Budget]:
-        """Change the budgets that may still change; only to be closed once more is nothing to a closed one."""
+        """Give a scope's budgets another status. Closed ones stay as they are, and to close them again is no error."""
         scope = scopes.budget_scope(scope)
         wanted = None if unit is None else _UNIT.check("unit", unit).value
         with self._ledger.writing() as (db, _):

@@ -13,6 +13,7 @@ from typing import Any, Mapping
 from ..errors import ValidationError, known_code
 from ..protocol.checks import free_text, shown
 from ..protocol.fields import Model
+from ..protocol.values import SUBJECT_LEVELS
 from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Answer, Call
 from ..transport.handlers import is_from_handler
 from . import scopes
@@ -49,10 +50,10 @@ def read_request(model: type[Model], call: Call) -> Any:
 
 def _demand_legal(request: Any) -> None:
     """Refuse levels that have no stable scope, and actions that say nothing (protocol: `Subject`, `Action`)."""
-    level = scopes.illegal_level(request.subject)
-    if level is not None:
+    for level in SUBJECT_LEVELS:
         value = getattr(request.subject, level)
-        raise invalid(f"subject.{level}: {shown(value)} has other characters than a-z, A-Z, 0-9, _, . and -.")
+        if value is not None and scopes.is_value(value) is None:
+            raise invalid(f"subject.{level}: {shown(value)} has other characters than a-z, A-Z, 0-9, _, . and -.")
     for name in ("kind", "name"):
         if not getattr(request.action, name).strip():
             raise invalid(f"action.{name}: it is blank.")

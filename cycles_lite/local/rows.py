@@ -115,7 +115,7 @@ def find_budgets(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> l
 
 
 def save_amounts(db: sqlite3.Connection, changed: Iterable[Budget]) -> None:
-    """Write what operations change; limits, status and caps are only ever provisioned."""
+    """Write what operations change; limits, status and caps are changed by operators alone."""
     db.executemany(
         _SAVE_AMOUNTS, [(b.allocated, b.spent, b.reserved, b.debt, b.is_over_limit, b.scope, b.unit) for b in changed]
     )

@@ -9,7 +9,7 @@ import socket
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 from urllib.parse import parse_qsl
 
 from waitress import wasyncore
@@ -21,23 +21,20 @@ from ..errors import ConfigError, TransportError, ValidationError
 from ..protocol import wire
 from ..protocol.wire import Answer
 from ..runtime.clock import monotonic
-from .admin import ADMIN_ROUTES, provision
+from .admin import ADMIN_ROUTES, answer_admin_call
 from .authority import ADMIN_OPERATIONS, ANYONE, Authority, Caller
 from .messages import error_answer, new_answer
-
-if TYPE_CHECKING:
-    StartResponse = Callable[..., Any]
 
 #: Larger request bodies are refused; the largest legal ones are far below.
 MAX_BODY_BYTES = 1024 * 1024
 
-#: Up to here they are read before they are refused, because most clients send all before they look for an answer.
+#: Bodies are read up to this size before they are refused: most clients send all before they look for an answer.
 _READ_AT_MOST = 8 * MAX_BODY_BYTES
 
-#: Seconds between two looks at slow connections, where nothing happens.
+#: Seconds from one look at slow connections to the next, where nothing else happens.
 _LOOK = 1.0
 
-#: Seconds that a request waits for the budget file at the most, as the client's two timeouts.
+#: Seconds that a request may wait for the budget file, given as the two timeouts that a client has.
 _TIMEOUTS = (2.0, 5.0)
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
@@ -57,7 +54,7 @@ class _Request(NamedTuple):
 
 
 class Application:
-    """The WSGI application: routes, keys, and answers as JSON. `admin_key` opens the provisioning calls."""
+    """The WSGI application: routes, keys, and answers as JSON. `admin_key` opens the admin calls."""
 
     def __init__(self, authority: Authority, admin_key: str | None = None) -> None:
         if admin_key is not None and _ADMIN_KEY.match(admin_key) is None:
@@ -65,7 +62,7 @@ class Application:
         self._authority = authority
         self._admin_key = admin_key
 
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._answer(environ)
         body = answer.body
         headers = [*_titled(answer), ("Content-Length", str(len(body)))]
@@ -82,7 +79,8 @@ class Application:
             path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
             query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace"))
             body = environ["wsgi.input"].read(length)
-            return self._route(_Request(environ["REQUEST_METHOD"], path, query, body, headers))
+            answer = self._route(_Request(environ["REQUEST_METHOD"], path, query, body, headers))
+            return answer._replace(content=answer.body)  # what cannot be encoded is a failure of the server, too
         except (TransportError, ConfigError) as e:  # the budget file is locked, broken or gone
             _log.error("%s", e.message)  # it names the file, which is no caller's business
             message = "The budget file cannot be used at present; the server's log tells why."
@@ -100,7 +98,7 @@ class Application:
             if request.method != "POST":
                 return _not_allowed(request, ["POST"])
             caller = self._caller(request, admin_serves=True)
-            return provision(request.path, self._authority, request.body, request.headers, caller)
+            return answer_admin_call(request.path, self._authority, request.body, request.headers, caller)
         allowed = []
         for pattern, operation in _ROUTES:
             match = pattern.match(request.path)
@@ -169,25 +167,17 @@ def _not_allowed(request: _Request, allowed: list[str]) -> Answer:
     return answer._replace(headers={**answer.headers, "allow": ", ".join(sorted(allowed))})
 
 
-class _Fault:
-    """An error that waitress reports, as it asks for it: told as the protocol's errors are."""
-
-    def __init__(self, error: Any, headers: dict[str, str]) -> None:
-        code = "INVALID_REQUEST" if error.code < 500 else "INTERNAL_ERROR"
-        self._status = f"{error.code} {error.reason}"
-        self._answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
-
-    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
-        return self._status, _titled(self._answer), self._answer.body
-
-
 class _FaultTask(ErrorTask):  # type: ignore[misc]
     """The answer to what is not proper HTTP, and so never reaches the application."""
 
     def execute(self) -> None:
         request: Any = self.request
+        error = request.error
+        code = "INVALID_REQUEST" if error.code < 500 else "INTERNAL_ERROR"
         headers = _headers({"HTTP_" + name: value for name, value in request.headers.items()})
-        request.error = _Fault(request.error, headers)
+        answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
+        told = f"{error.code} {error.reason}", _titled(answer), answer.body
+        error.to_response = lambda ident=None: told  # what waitress asks it for
         super().execute()
 
 
@@ -203,9 +193,6 @@ MOST = 400
 #: Seconds for a request's head and body together, and for a connection without a proven key to ask for anything.
 PATIENCE = 20.0
 
-#: The header of an answer that shows whose key was proven.
-_PROVEN = "x-cycles-tenant"
-
 
 def most_connections() -> int:
     """`MOST`, or what the limit on this process's open files allows for."""
@@ -218,11 +205,15 @@ def most_connections() -> int:
 
 
 class _Task(WSGITask):  # type: ignore[misc]
+    """One request and its answer, whose headers show whether a key was proven."""
+
     channel: Any
 
     def finish(self) -> None:
         super().finish()
-        self.channel.answered(any(name.lower() == _PROVEN for name, _ in self.response_headers))
+        if any(name.lower() == "x-cycles-tenant" for name, _ in self.response_headers):
+            self.channel.is_proven = True
+        self.channel.waits_since = monotonic()
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
@@ -246,21 +237,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.waits_since = monotonic()
         return taken
 
-    def answered(self, is_proven: bool) -> None:
-        self.is_proven = self.is_proven or is_proven
-        self.waits_since = monotonic()
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether the client has to say or to take something before anything happens here."""
-        return not self.requests
-
 
 def let_go(sockets: Mapping[int, Any], most: int) -> None:
     """Close the connections that waited too long, and those over the limit. Only for the thread that serves sockets."""
     now = monotonic()
     channels = [one for one in list(sockets.values()) if isinstance(one, Channel)]
-    waiting = sorted((one for one in channels if one.is_waiting), key=lambda one: (one.is_proven, one.waits_since))
+    # Those with no request at work: their clients have to say or to take something before anything happens.
+    waiting = sorted((one for one in channels if not one.requests), key=lambda one: (one.is_proven, one.waits_since))
     excess = len(channels) - most
     for number, channel in enumerate(waiting):
         is_late = now - channel.waits_since > PATIENCE and not (channel.is_proven and channel.request is None)

@@ -14,7 +14,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 from ..errors import ValidationError
-from ..protocol.checks import INT64_MAX, refuse, text
+from ..protocol.checks import INT64_MAX, integer, refuse, text
 from ..protocol.fields import Integer, OneOf
 from ..protocol.values import CommitOveragePolicy
 from . import rows, scopes
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _SECRET = re.compile(r"[\x21-\x7e]{1,256}\Z")
 
 _TTL = Integer(1000, 86_400_000)  # up to the protocol's own maximum
-_EXPIRY = Integer(0, INT64_MAX)
 
 #: What may be set for a tenant, and what each setting may be.
 _SETTINGS = {
@@ -156,12 +155,7 @@ class TenantMethods:
         The same tenant again is returned as it is; another name or other settings raise `AlreadyExists`, a
         `ValidationError`.
         """
-        wanted = checked_settings(
-            default_ttl_ms=default_ttl_ms,
-            max_ttl_ms=max_ttl_ms,
-            default_overage_policy=default_overage_policy,
-            max_extensions=max_extensions,
-        )
+        wanted = checked_settings(default_ttl_ms, max_ttl_ms, default_overage_policy, max_extensions)
         with self._ledger.writing() as (db, now):
             found = _tenant(db, scopes.tenant_id(tenant_id)) or _add_tenant(db, now, tenant_id, name, wanted)
         if name not in (None, found.name):
@@ -219,7 +213,7 @@ class TenantMethods:
                 name=None if name is None else text("name", name, 256),
                 permissions=_permissions(permissions),
                 created_at=now,
-                expires_at=None if expires_at_ms is None else _EXPIRY.check("expires_at_ms", expires_at_ms),
+                expires_at=None if expires_at_ms is None else integer("expires_at_ms", expires_at_ms, 0, INT64_MAX),
                 revoked_at=None,
                 key_secret=secret,
             )
@@ -252,9 +246,9 @@ class TenantMethods:
             return None
 
 
-def checked_settings(**given: Any) -> list[Any]:
-    """The settings of a tenant in the order of their columns; None leaves one as it usually is."""
-    checked = [None if given[name] is None else kind.check(name, given[name]) for name, kind in _SETTINGS.items()]
+def checked_settings(*given: Any) -> list[Any]:
+    """The settings of a tenant in the order of `create_tenant`, proven legal; None leaves one as it usually is."""
+    checked = [None if one is None else kind.check(name, one) for (name, kind), one in zip(_SETTINGS.items(), given)]
     return [str(one) if isinstance(one, CommitOveragePolicy) else one for one in checked]
 
 

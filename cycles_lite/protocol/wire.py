@@ -256,10 +256,7 @@ def read_answer(operation: Operation, answer: Answer, unit: str | None = None) -
     """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message."""
     status = answer.status
     if status == operation.status:
-        # The bytes first: nobody can have changed the data since it was answered.
-        body, response = answer.body, _read_success(operation, answer)
-        response.__dict__.update(headers=answer.headers, body=body)
-        return response
+        return _read_success(operation, answer)
     if 400 <= status < 600:
         raise _error(operation, answer, unit)
     raise _unusable(answer, f"status {status} where {operation.status} was expected")
@@ -268,6 +265,7 @@ def read_answer(operation: Operation, answer: Answer, unit: str | None = None) -
 def _read_success(operation: Operation, answer: Answer) -> Response:
     try:
         response = operation.response.from_json(answer.data, strict=operation.proof is not None)
+        response.__dict__.update(headers=answer.headers, body=answer.body)
     except ValueError as e:
         raise _unusable(answer, f"unusable body of {operation.name}: {e}") from e
     if operation.proof is not None:
