@@ -93,7 +93,9 @@ def test_a_denial_that_a_handler_raises_within_a_request_is_no_answer_to_it():
             while at is None or at.where is not None:
                 nth += 5
                 at = AtLine(nth, error=denied)
-                guard = ReservationGuard(client, create_request(), Backing.RESERVATION, granted(f"rsv_{nth}"))
+                guard = ReservationGuard(
+                    client.session, create_request(), Backing.RESERVATION, {"tenant": "acme"}, granted(f"rsv_{nth}")
+                )
                 try:
                     with guard, at:
                         guard.commit(cost)
@@ -102,6 +104,9 @@ def test_a_denial_that_a_handler_raises_within_a_request_is_no_answer_to_it():
                 assert client.flush(PATIENCE) == 0, at.where
                 assert f"/v1/reservations/rsv_{nth}/commit" in [request.target for request in peer.requests], at.where
     assert nth > 150
+
+
+SUBJECT = {"tenant": "acme"}
 
 
 def granted(reservation_id):

@@ -252,11 +252,19 @@ def _parameter(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-def read_answer(operation: Operation, answer: Answer, unit: str | None = None) -> Any:
-    """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message."""
+def read_answer(
+    operation: Operation,
+    answer: Answer,
+    unit: str | None = None,
+    attempt_ms: tuple[float | None, float | None] = (None, None),
+) -> Any:
+    """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message;
+    `attempt_ms` when the attempt was sent and answered, for a heartbeat."""
     status = answer.status
     if status == operation.status:
-        return _read_success(operation, answer)
+        response = _read_success(operation, answer)
+        response.__dict__["attempt_ms"] = attempt_ms
+        return response
     if 400 <= status < 600:
         raise _error(operation, answer, unit)
     raise _unusable(answer, f"status {status} where {operation.status} was expected")

@@ -1,9 +1,11 @@
-"""Settling spend: what an answer to a commit or an event means, as a table. The settler (`settler`) acts on it.
+"""What an answer to a commit or an event means for the spend that it was to settle: a table, and what it says pure.
+
+An answer that proves the operation's success settles the spend, and its record is removed. Every other answer is an
+error here, and means one of these:
 
 ===============================================================  ========  ===========================================
 the answer                                                       meaning   what happens
 ===============================================================  ========  ===========================================
-the proven success of the operation                              SETTLED   the record is removed
 410, or RESERVATION_EXPIRED, to a commit                         EXPIRED   the record becomes an event's, on disk first
 none, a timeout, 5xx, an unproven 2xx; INTERNAL_ERROR or         UNKNOWN   the same key again: once now, then later
 LIMIT_EXCEEDED under another status
@@ -12,7 +14,7 @@ LIMIT_EXCEEDED under another status
 a 4xx with a code that is final for the operation                REJECTED  reported with all that is known, set aside
 ===============================================================  ========  ===========================================
 
-From the moment that an amount is handed to the settler it is settled once or reported as refused, and never released.
+Whatever happens, the spend is settled once or reported as refused, and never released.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from .journal import COMMIT, EVENT, Record
 
 
 class Meaning(Enum):
-    """What an answer means for the spend; see the table above."""
+    """What an error means for the spend, as the table above has it; the values are words for the log."""
 
     EXPIRED = "the hold is gone, the spend is real"
     UNKNOWN = "whether it was settled is unknown"
@@ -87,12 +89,15 @@ class SettlementStatus(str, Enum):
 class Settlement(NamedTuple):
     """How a guard's spend was settled."""
 
+    #: What became of it.
     status: SettlementStatus
     #: What the authority charged; less than the actual amount where the policy capped it. None while PENDING.
     charged: Amount | None = None
     #: What went back to the budgets.
     released: Amount | None = None
+    #: The budgets right after it, where the server told them.
     balances: tuple[Balance, ...] = ()
+    #: The authority's whole answer; None while PENDING or SKIPPED.
     response: CommitResponse | EventCreateResponse | None = None
 
 
