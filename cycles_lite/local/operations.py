@@ -18,7 +18,7 @@ from ..protocol.checks import INT64_MAX
 from ..protocol.values import Amount
 from ..protocol.wire import dumps
 from . import rows, rules, scopes, tenants
-from .rows import Json, Reservation, Slot
+from .rows import Json, Once, Reservation
 from .rules import Budgets, Refusal, Refused
 
 DEFAULT_GRACE_MS = 5000
@@ -33,15 +33,15 @@ _REASONS = {"NOT_FOUND": "BUDGET_NOT_FOUND"}
 def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateRequest, tenant: str) -> Json:
     """Hold an estimate in every budgeted scope, or with `dry_run` tell what would happen."""
     payload = request.to_json()
-    slot = Slot(tenant, "reserve", "", request.idempotency_key)  # dry runs share it
-    replayed = rows.find_reserved(db, slot, payload, now)
+    once = Once(db, now, tenant, "reserve", payload)  # dry runs share the keys
+    replayed = once.reserved()
     if replayed is not None:
         return replayed
     settings, affected = tenants.settings(db, tenant), scopes.derive(request.subject)
     defaults, encoded_defaults = _defaults(settings)
     if request.dry_run:
         answer = _evaluated(db, settings, tenant, affected, request.estimate, is_dry_run=True)
-        return rows.keep(db, slot, payload, defaults, answer, now + rows.KEEP_EVALUATION_MS)
+        return once.keep(answer, now + rows.KEEP_EVALUATION_MS, defaults)
     answer, _, held = _allowed(db, settings, tenant, affected, request.estimate)
     unit, terms = held[0].unit, {**defaults, **payload}
     expires_at_ms = now + min(terms["ttl_ms"], settings.max_ttl_ms)
@@ -67,9 +67,9 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
         deadline_ms=deadline_ms,
         scope_path=affected[-1],
         held=" ".join(map(attrgetter("scope"), held)),
+        answer=dumps(answer),
         request=rows.canonical(payload, defaults),
         defaults=encoded_defaults,
-        answer=dumps(answer),
         reply_until_ms=max(deadline_ms, now + rows.KEEP_RESERVE_MS),
     )
     rows.save_amounts(db, held)
@@ -90,14 +90,13 @@ def _defaults(settings: tenants.Settings) -> tuple[Mapping[str, Any], str]:
 
 def decide(db: sqlite3.Connection, now: int, request: models.DecisionRequest, tenant: str) -> Json:
     """Tell what a reservation would be told. Budget-state conditions are a DENY, never an error."""
-    payload = request.to_json()
-    slot = Slot(tenant, "decide", "", request.idempotency_key)
-    replayed = rows.find_reply(db, slot, payload, now)
+    once = Once(db, now, tenant, "decide", request.to_json())
+    replayed = once.replayed()
     if replayed is not None:
         return replayed
     settings, affected = tenants.settings(db, tenant), scopes.derive(request.subject)
     answer = _evaluated(db, settings, tenant, affected, request.estimate, is_dry_run=False)
-    return rows.keep(db, slot, payload, {}, answer, now + rows.KEEP_EVALUATION_MS)
+    return once.keep(answer, now + rows.KEEP_EVALUATION_MS)
 
 
 def _evaluated(
@@ -216,9 +215,8 @@ def extend(
 ) -> Json:
     """Move the expiry outward, from where it is."""
     found = owned(db, now, id, owner)
-    payload = request.to_json()
-    slot = Slot(found.tenant, "extend", id, request.idempotency_key)
-    replayed = rows.find_reply(db, slot, payload, now)
+    once = Once(db, now, found.tenant, "extend", request.to_json(), id)
+    replayed = once.replayed()
     if replayed is not None:
         return rows.refreshed(replayed, found, now)
     settings = _demand_active(db, found)
@@ -242,8 +240,8 @@ def extend(
     }
     rows.save_extended(db, extended)
     # A key of an earlier extension must not extend again for as long as the reservation lives.
-    rows.keep_longer(db, slot, extended.expires_at_ms)
-    return rows.keep(db, slot, payload, {}, answer, extended.expires_at_ms)
+    once.keep_others(extended.expires_at_ms)
+    return once.keep(answer, extended.expires_at_ms)
 
 
 def _demand_active(db: sqlite3.Connection, found: Reservation) -> tenants.Settings:
@@ -272,8 +270,8 @@ def expired(found: Reservation) -> Refusal:
 def record_event(db: sqlite3.Connection, now: int, request: models.EventCreateRequest, tenant: str) -> Json:
     """Charge spend that no reservation preceded, in every budgeted scope or in none."""
     payload = request.to_json()
-    slot = Slot(tenant, "event", "", request.idempotency_key)
-    replayed = rows.find_reply(db, slot, payload, now)
+    once = Once(db, now, tenant, "event", payload)
+    replayed = once.replayed()
     if replayed is not None:
         return replayed
     defaults = {"overage_policy": tenants.demand_open(db, tenant).default_overage_policy}
@@ -284,4 +282,4 @@ def record_event(db: sqlite3.Connection, now: int, request: models.EventCreateRe
         answer["charged"] = {"unit": request.actual.unit.value, "amount": made.charged}
     answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
-    return rows.keep(db, slot, payload, defaults, answer, now + rows.KEEP_EVENT_MS)
+    return once.keep(answer, now + rows.KEEP_EVENT_MS, defaults)

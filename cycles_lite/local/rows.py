@@ -27,6 +27,9 @@ KEEP_EVENT_MS = 7 * 24 * _HOUR_MS
 #: JSON in its one canonical form.
 encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
+#: Of an operation that leaves nothing to the tenant's settings.
+NO_DEFAULTS: Mapping[str, Any] = {}
+
 #: Decoded JSON, as operations answer it.
 Json = Dict[str, Any]
 
@@ -60,16 +63,6 @@ class Reservation(NamedTuple):
     def held_scopes(self) -> list[str]:
         """The scopes that were budgeted when the reservation was made."""
         return self.held.split(" ")
-
-
-class Slot(NamedTuple):
-    """What a key is unique in."""
-
-    tenant: str
-    operation: str
-    #: The reservation's id for an extension; "" elsewhere.
-    target: str
-    idempotency_key: str
 
 
 # ---- Budgets ----
@@ -170,7 +163,7 @@ def finish(
     """Write how a reservation ended, and keep the answer, which is returned."""
     db.execute(_FINISH, (answer["status"], committed, now, now + KEEP_FINISHED_MS, of.number))
     metadata = encode(payload["metadata"]) if "metadata" in payload else None
-    settlement = (of.number, payload["idempotency_key"], fingerprint(payload, {}), dumps(answer), metadata)
+    settlement = (of.number, payload["idempotency_key"], _fingerprint(payload, {}), dumps(answer), metadata)
     db.execute(_ADD_SETTLEMENT, settlement)
     return answer
 
@@ -228,35 +221,62 @@ def canonical(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     return encode(whole)
 
 
-def fingerprint(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> bytes:
+def _fingerprint(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> bytes:
     """SHA-256 of the canonical JSON."""
     return hashlib.sha256(canonical(payload, defaults).encode("ascii")).digest()
 
 
-def demand_same(kept: object, given: object, key: str) -> None:
+def _demand_same(kept: object, given: object, key: str) -> None:
     """Refuse a key that was used with another payload."""
     if kept != given:
         message = "This idempotency key was used before with another payload."
         raise Refused(Refusal("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key}))
 
 
-def find_reply(db: sqlite3.Connection, slot: Slot, payload: Mapping[str, Any], now: int) -> Json | None:
-    """The answer kept for a key. Raises `Refused` when the payload was another."""
-    row = db.execute(_FIND_REPLY, (*slot, now)).fetchone()
-    if row is None:
-        return None
-    demand_same(row[0], fingerprint(payload, json.loads(row[1])), slot.idempotency_key)
-    return decoded(row[2])
+class Once:
+    """A request that is done once for its key: what was answered before, and where the answer is kept.
 
+    A key is unique within a tenant and an operation, and for an extension within its `target`, the reservation.
+    """
 
-def find_reserved(db: sqlite3.Connection, slot: Slot, payload: Mapping[str, Any], now: int) -> Json | None:
-    """The answer kept for a key to reserve with: a reservation's, or a dry run's."""
-    row = db.execute(_FIND_BY_KEY, (slot.tenant, slot.idempotency_key, now)).fetchone()
-    if row is None:
-        return find_reply(db, slot, payload, now)
-    made = Reservation._make(row)
-    demand_same(made.request, canonical(payload, json.loads(made.defaults)), slot.idempotency_key)
-    return refreshed(decoded(made.answer), made, now)
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        now: int,
+        tenant: str,
+        operation: str,
+        payload: Mapping[str, Any],
+        target: str = "",
+    ) -> None:
+        self._db, self._now, self._payload = db, now, payload
+        self._slot = (tenant, operation, target, payload["idempotency_key"])
+
+    def replayed(self) -> Json | None:
+        """The answer kept for the key. Raises `Refused` when the payload was another."""
+        row = self._db.execute(_FIND_REPLY, (*self._slot, self._now)).fetchone()
+        if row is None:
+            return None
+        _demand_same(row[0], _fingerprint(self._payload, json.loads(row[1])), self._slot[3])
+        return _decoded(row[2])
+
+    def reserved(self) -> Json | None:
+        """The answer kept for a key to reserve with: a reservation's, or a dry run's."""
+        row = self._db.execute(_FIND_BY_KEY, (self._slot[0], self._slot[3], self._now)).fetchone()
+        if row is None:
+            return self.replayed()
+        made = Reservation._make(row)
+        _demand_same(made.request, canonical(self._payload, json.loads(made.defaults)), self._slot[3])
+        return refreshed(_decoded(made.answer), made, self._now)
+
+    def keep(self, answer: Json, until: int, defaults: Mapping[str, Any] = NO_DEFAULTS) -> Json:
+        """Keep the answer, which is returned, up to a time in milliseconds."""
+        kept = (_fingerprint(self._payload, defaults), encode(defaults), dumps(answer), until)
+        self._db.execute(_ADD_REPLY, (*self._slot, *kept))
+        return answer
+
+    def keep_others(self, until: int) -> None:
+        """Let the other answers of the target live as long as its newest."""
+        self._db.execute(_KEEP_LONGER, (until, *self._slot[:3]))
 
 
 def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: Mapping[str, Any]) -> Json | None:
@@ -264,11 +284,11 @@ def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: 
     found = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone() if of.status == status else None
     if found is None or found[0] != payload["idempotency_key"]:
         return None
-    demand_same(found[1], fingerprint(payload, {}), found[0])
-    return decoded(found[2])
+    _demand_same(found[1], _fingerprint(payload, {}), found[0])
+    return _decoded(found[2])
 
 
-def decoded(answer: bytes) -> Json:
+def _decoded(answer: bytes) -> Json:
     """An answer that was kept."""
     data: Json = json.loads(answer.decode("ascii"))
     return data
@@ -278,21 +298,3 @@ def refreshed(answer: Json, of: Reservation, now: int) -> Json:
     """The answer with `remaining_ttl_ms` as of now: 0 once the hold is gone."""
     answer["remaining_ttl_ms"] = max(0, answer["expires_at_ms"] - now) if of.status == "ACTIVE" else 0
     return answer
-
-
-def keep(
-    db: sqlite3.Connection,
-    slot: Slot,
-    payload: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    answer: Json,
-    until: int,
-) -> Json:
-    """Keep the answer to a key, which is returned, up to a time in milliseconds."""
-    db.execute(_ADD_REPLY, (*slot, fingerprint(payload, defaults), encode(defaults), dumps(answer), until))
-    return answer
-
-
-def keep_longer(db: sqlite3.Connection, slot: Slot, until: int) -> None:
-    """Let the answers of one target live as long as its newest."""
-    db.execute(_KEEP_LONGER, (until, *slot[:3]))

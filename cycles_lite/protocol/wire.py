@@ -262,18 +262,17 @@ def read_answer(
     `attempt_ms` when the attempt was sent and answered, for a heartbeat."""
     status = answer.status
     if status == operation.status:
-        response = _read_success(operation, answer)
-        response.__dict__["attempt_ms"] = attempt_ms
-        return response
+        return _read_success(operation, answer, attempt_ms)
     if 400 <= status < 600:
         raise _error(operation, answer, unit)
     raise _unusable(answer, f"status {status} where {operation.status} was expected")
 
 
-def _read_success(operation: Operation, answer: Answer) -> Response:
+def _read_success(operation: Operation, answer: Answer, attempt_ms: tuple[float | None, float | None]) -> Response:
     try:
+        body = answer.body
         response = operation.response.from_json(answer.data, strict=operation.proof is not None)
-        response.__dict__.update(headers=answer.headers, body=answer.body)
+        response.__dict__.update(headers=answer.headers, body=body, attempt_ms=attempt_ms)
     except ValueError as e:
         raise _unusable(answer, f"unusable body of {operation.name}: {e}") from e
     if operation.proof is not None:
