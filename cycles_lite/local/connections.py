@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, Tuple, TypeVar
 
 from ..errors import TransportError
 from ..runtime.clock import monotonic
@@ -27,7 +27,6 @@ from . import schema
 from .failures import is_busy
 
 if TYPE_CHECKING:
-    from .files import Place
     from .ledger import Transaction
 
 T = TypeVar("T", "Connection", "Transaction")
@@ -39,13 +38,42 @@ _FORK_PAUSE = 0.002
 #: What forked children inherited.
 INHERITED: list[object] = []
 
-#: The transactions that did not end, by id, and all connections. A transaction enters and leaves itself.
+#: The transactions that did not end, by id, and all connections. Each transaction enters itself.
 live: dict[int, weakref.ref[Transaction]] = {}
 _open: dict[int, weakref.ref[Connection]] = {}
 
 #: Has an entry for each fork that is under way.
 _forking: list[object] = []
 _forker: int | None = None
+
+
+#: Device and inode; None where there is no file.
+Inode = Optional[Tuple[int, int]]
+
+
+class Place(NamedTuple):
+    """A file that a connection has open: while it does, no other file gets these numbers."""
+
+    path: str
+    #: The path without links, as SQLite names the journal.
+    real: str
+    inode: Inode
+    wal: Inode
+    shm: Inode
+
+
+def inode(path: str) -> Inode:
+    found = stamp(path)
+    return found[:2] if found else None
+
+
+def stamp(path: str) -> tuple[int, int, int] | None:
+    """Device, inode, and when that was last changed, which shows a name that came back."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 class Connection:
@@ -205,7 +233,18 @@ class Pool:
             box.pop()
         box.append(self._open(deadline))
 
-    def give_back(self, box: list[Connection], is_sound: bool) -> None:
+    def end(self, transaction: Transaction, is_sound: bool = True) -> None:
+        """Take back all that a transaction has; what was not committed is rolled back. To do so twice is nothing."""
+        if transaction.connection and self.pid != os.getpid():
+            INHERITED.append(transaction.connection.pop())
+        elif transaction.connection:
+            self._give_back(transaction.connection, is_sound)
+        transaction.is_at_work = False
+        if transaction.right:
+            self.rights.give_back(transaction.right)
+        live.pop(id(transaction), None)
+
+    def _give_back(self, box: list[Connection], is_sound: bool) -> None:
         """Keep a connection for the next transaction, unless SQLite failed on it or the pool was closed."""
         if is_sound and not self._is_closed and _roll_back(box[-1].db):
             self._idle.append(box.pop())
@@ -236,7 +275,7 @@ class Memory(Pool):
         box.append(self._only or _gone(deadline))
         _roll_back(box[-1].db)  # what an interrupted transaction may have left
 
-    def give_back(self, box: list[Connection], is_sound: bool) -> None:
+    def _give_back(self, box: list[Connection], is_sound: bool) -> None:
         _roll_back(box[-1].db)
         box.pop()
 

@@ -120,16 +120,16 @@ class Transaction:
     """
 
     def __init__(self, ledger: Ledger, timeout: float | None, may_write: bool) -> None:
-        self._ledger, self._pool, self._name = ledger, ledger.pool(), ledger.name
+        self._ledger, self.pool, self._name = ledger, ledger.pool(), ledger.name
         self._seconds = ledger.timeout if timeout is None else min(timeout, ledger.timeout)
         self._prunes = may_write
         # In memory there is one connection, so reading waits for its turn as writing does.
         self.writes = may_write or ledger.is_memory
-        self.pid = self._pool.pid
+        self.pid = self.pool.pid
         self.thread = threading.get_ident()
-        #: The connection, while it has one.
+        #: The connection and the right to write, while it has them.
         self.connection: list[Connection] = []
-        self._right: list[Right] = []
+        self.right: list[Right] = []
         #: Whether a fork must wait for it.
         self.is_at_work = False
 
@@ -153,9 +153,9 @@ class Transaction:
             if self.writes:
                 free_due(db, now)
                 self._commit(db)
-                self.end()
+                self.pool.end(self)
             else:
-                self.end()
+                self.pool.end(self)
                 with self._ledger.writing(self._seconds):
                     pass
 
@@ -168,18 +168,7 @@ class Transaction:
             if self._prunes:
                 self._ledger.prune_now_and_then(db, self._now)
             self._commit(db)
-        self.end()
-
-    def end(self, is_sound: bool = True) -> None:
-        """Give everything back; what was not committed is rolled back. To do so twice is nothing."""
-        if self.connection and self.pid != os.getpid():
-            INHERITED.append(self.connection.pop())
-        elif self.connection:
-            self._pool.give_back(self.connection, is_sound)
-        self.is_at_work = False
-        if self._right:
-            self._pool.rights.give_back(self._right)
-        connections.live.pop(id(self), None)
+        self.pool.end(self)
 
     def translated(self, error: sqlite3.Error) -> TransportError:
         """The error to raise for one of SQLite's."""
@@ -192,10 +181,10 @@ class Transaction:
         self._deadline = monotonic() + self._seconds
         while True:
             connections.live[id(self)] = weakref.ref(self)
-            if self.writes and not self._pool.rights.take(self._right, self._deadline, self._waits_for_itself):
+            if self.writes and not self.pool.rights.take(self.right, self._deadline, self._waits_for_itself):
                 raise self._not_in_time()
             try:
-                if not self._pool.take(self, self._deadline):
+                if not self.pool.take(self, self._deadline):
                     raise self._not_in_time()
                 db = self.connection[-1].db  # a frame that has the connection itself would keep it from being closed
                 db.execute("BEGIN IMMEDIATE" if self.writes else "BEGIN")
@@ -204,14 +193,14 @@ class Transaction:
                 if not self.writes or not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
                     raise
             # Nothing is held meanwhile: other threads get their try, and a gevent hub cannot lock itself up.
-            self.end()
+            self.pool.end(self)
             time.sleep(_PAUSE * random.random())
         if not self.writes:
             # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
             statement = "SELECT 1 FROM sqlite_master LIMIT 1"
             connections.execute(db, statement, self._deadline, self._waits_for_itself)
         place = self.connection[-1].place
-        if place is not None and files.inode(place.path) != place.inode:
+        if place is not None and connections.inode(place.path) != place.inode:
             self._refuse_lost(place)
         return db
 
@@ -220,16 +209,16 @@ class Transaction:
             raise TransportError("a transaction does not survive a fork; nothing was written")
         connections.execute(db, "COMMIT", self._deadline, self._waits_for_itself)
 
-    def _refuse_lost(self, place: files.Place) -> None:
+    def _refuse_lost(self, place: connections.Place) -> None:
         """Raise where the path leads to another file, or to none."""
         try:
             files.demand_same(place, self._deadline)
         except TransportTimeout:
             raise
         except TransportError:
-            if files.inode(place.path) is not None:  # what is only away may come back, and then its WAL is needed
+            if connections.inode(place.path) is not None:  # what is only away may come back, and then its WAL is needed
                 self.connection.pop().close()
-                self._pool.close_idle()
+                self.pool.close_idle()
             raise
 
     def _waits_for_itself(self) -> bool:
@@ -239,12 +228,12 @@ class Transaction:
 
     def _is_held_up_by(self, other: Transaction) -> bool:
         mine, its = self._place(), other._place()
-        if other._pool is not self._pool and (mine is None or its is None or mine.inode != its.inode):
+        if other.pool is not self.pool and (mine is None or its is None or mine.inode != its.inode):
             return False
         # Readers only hold writers up where there is no WAL.
-        return bool(other._right) or (self.writes and its is not None and its.wal is None)
+        return bool(other.right) or (self.writes and its is not None and its.wal is None)
 
-    def _place(self) -> files.Place | None:
+    def _place(self) -> connections.Place | None:
         return self.connection[-1].place if self.connection else None
 
 
@@ -264,14 +253,14 @@ def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any
             return made
         except sqlite3.Error as e:
             assert transaction is not None
-            transaction.end(is_busy(e))
+            transaction.pool.end(transaction, is_busy(e))
             raise transaction.translated(e) from e
         finally:
             if transaction is not None:
-                transaction.end()
+                transaction.pool.end(transaction)
     finally:
         if transaction is not None:
-            transaction.end()
+            transaction.pool.end(transaction)
 
 
 # ---- Upkeep ----
