@@ -90,9 +90,11 @@ def post_to_the_authority() -> Moves:
             key = authority.create_key("acme").key_secret
             application = Application(authority)
 
-            def post() -> None:
+            def new_body() -> bytes:
                 body = {**work.request().to_json(), "subject": {"tenant": "acme", "agent": "bot"}}
-                text = json.dumps(body).encode()
+                return json.dumps(body).encode()
+
+            def post(text: bytes) -> None:
                 environ = {
                     "REQUEST_METHOD": "POST",
                     "PATH_INFO": "/v1/reservations",
@@ -107,8 +109,9 @@ def post_to_the_authority() -> Moves:
                 if not statuses[0].startswith("200"):
                     raise AssertionError(statuses)
 
-            post()
-            return moves_of(post)
+            post(new_body())
+            text = new_body()
+            return moves_of(lambda: post(text))
 
 
 #: What is followed, and the most moves that it should take.

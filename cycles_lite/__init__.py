@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# Type checkers see no name that a function makes up, so the public names stand here twice: in these imports for them,
+# and in `_NAMES` for the program. A test compares the two.
 if TYPE_CHECKING:
-    from .client import (
-        CyclesClient as CyclesClient,
-    )
-    from .config import (
-        CyclesConfig as CyclesConfig,
-    )
+    from .client import CyclesClient as CyclesClient
+    from .config import CyclesConfig as CyclesConfig
     from .errors import (
         ApiError as ApiError,
         AuthenticationError as AuthenticationError,
@@ -119,7 +117,6 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)
-
 
 #: What the official SDK calls otherwise, and what takes its place here.
 _ELSEWHERE = {

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What the reservation outlives the invocation by, in milliseconds: time for its last commit.
+#: How much longer than the invocation the reservation lives, in milliseconds: time for its last commit.
 MARGIN_MS = 5_000
 
-#: When what was metered is committed, in milliseconds before the invocation is cut off.
+#: How long before the invocation is cut off what was metered is committed, in milliseconds.
 LAST_CALL_MS = 500
 
 #: What is kept back from every call's deadline, in seconds, so that the handler's own answer still gets out.
@@ -43,7 +43,7 @@ _KEPT_BACK = 0.1
 #: The protocol's bounds of a TTL, in milliseconds.
 _SHORTEST_TTL_MS, _LONGEST_TTL_MS = 1_000, 86_400_000
 
-#: Seconds that an invocation spends on what earlier ones left, at the most.
+#: Seconds that an invocation spends on what earlier ones left, at the most; nor is it more than a quarter of its time.
 _CATCH_UP = 2.0
 
 
@@ -77,14 +77,21 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
     def invoke(event: Any, context: Any, *more: Any) -> Any:
         left_ms = _left_ms(context)
         with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
-            _catch_up(client, left_ms)
-            estimate, action, subject = [_value(given, event, context) for given in asked]
+            if client.config.mode != "off":  # what earlier invocations left is settled first
+                client.flush(min(_CATCH_UP, left_ms / 4000))
+            estimate, action, subject = [given(event, context) if callable(given) else given for given in asked]
             ttl_ms = min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS)
             with client.reserve(estimate, action, subject=subject, ttl_ms=ttl_ms) as guard:
-                timer = _LastCall(guard, _left_ms(context))
+                rest_ms = _left_ms(context) - LAST_CALL_MS
+                timer = Job(rest_ms / 1000, functools.partial(_last_call, guard))
+                if rest_ms > 0:
+                    worker.post(timer)
                 try:
                     result = handler(event, context, *more)
-                    _refuse_undone(handler, result)
+                    if isinstance(result, UNDONE):  # another decorator hid it until now: nothing of it will ever run
+                        refuse_unawaited("guarded", handler, result)
+                        result.close()
+                        raise _never_run(handler)
                     settle_call(guard, actual, result)
                 finally:
                     timer.cancel()
@@ -93,52 +100,20 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
     return invoke
 
 
-def _refuse_undone(handler: Any, result: Any) -> None:
-    """Refuse what another decorator hid until now: nothing of it has run, and nothing will."""
-    if isinstance(result, UNDONE):
-        refuse_unawaited("guarded", handler, result)
-        result.close()
-        raise _never_run(handler)
-
-
 def _never_run(handler: Any) -> TypeError:
     name = getattr(handler, "__qualname__", repr(handler))
     return TypeError(f"@guarded: {name} is a generator, which Lambda's Python runtime does not run; return its values")
 
 
-class _LastCall:
-    """Commits what was metered shortly before the invocation is cut off."""
-
-    def __init__(self, guard: ReservationGuard, left_ms: int) -> None:
-        self._guard = guard
-        self._job: Job | None = None
-        if left_ms > LAST_CALL_MS:
-            self._job = worker.schedule((left_ms - LAST_CALL_MS) / 1000, self._commit)
-
-    def _commit(self) -> None:
-        guard = self._guard
-        if not guard.spent or not guard.is_active:
-            return
+def _last_call(guard: ReservationGuard) -> None:
+    """Commit what was metered, shortly before the invocation is cut off."""
+    if guard.spent and guard.is_active:
         log().warning("the invocation is about to time out: what guard %r has metered is committed", guard)
         with deadline_in(LAST_CALL_MS / 1000 - _KEPT_BACK):
             guard.cut_off()
 
-    def cancel(self) -> None:
-        if self._job is not None:
-            self._job.cancel()
-
 
 def _left_ms(context: Any) -> int:
-    """What the invocation has left, in milliseconds; 0 is nothing, and a context that cannot tell is a minute."""
+    """The milliseconds that the invocation has left, never below 0. A context that cannot tell counts as a minute."""
     tell = getattr(context, "get_remaining_time_in_millis", None)
     return max(0, int(tell())) if tell is not None else 60_000
-
-
-def _catch_up(client: CyclesClient, left_ms: int) -> None:
-    """Settle what earlier invocations left, for a quarter of the time at the most."""
-    if client.config.mode != "off":
-        client.flush(min(_CATCH_UP, left_ms / 4000))
-
-
-def _value(given: Any, event: Any, context: Any) -> Any:
-    return given(event, context) if callable(given) else given

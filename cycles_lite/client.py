@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 import sys
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn, cast
 
 from .config import CyclesConfig
 from .errors import ApiError, ConfigError, CyclesError, ResponseError, ValidationError
@@ -14,44 +13,20 @@ from .protocol import wire
 from .protocol.checks import refuse
 from .protocol.fields import Model
 from .protocol.values import SUBJECT_LEVELS
-from .runtime.log import log
-from .session import Sender, open_transport
+from .session import Session, response_in
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .events import Event, Observer
+    from .events import Observer
     from .guard import ReservationGuard
+    from .protocol import models
     from .protocol.keywords import BalanceFilters, ReservationFilters, Settings
-    from .protocol.models import (
-        Balance,
-        BalanceRequest,
-        BalanceResponse,
-        CommitRequest,
-        CommitResponse,
-        CyclesEvidenceEnvelope,
-        CyclesEvidenceJwks,
-        DecisionRequest,
-        DecisionResponse,
-        EventCreateRequest,
-        EventCreateResponse,
-        ReleaseRequest,
-        ReleaseResponse,
-        ReservationCreateRequest,
-        ReservationCreateResponse,
-        ReservationDetail,
-        ReservationExtendRequest,
-        ReservationExtendResponse,
-        ReservationListRequest,
-        ReservationListResponse,
-        ReservationSummary,
-    )
     from .protocol.values import Action, Amount, CommitOveragePolicy, Subject
     from .session import Traceparent
-    from .settlement.settler import Settler
     from .transport.http import Transport
 
-#: Settings that a transport is made of: clients that agree in them share one.
+#: The settings that a transport is made of. Clients that agree in them share one.
 _CONNECTION_SETTINGS = ("base_url", "ca_certs", "proxy", "max_connections")
 
 
@@ -62,8 +37,6 @@ class CyclesClient:
     where the outcome is unknown, `ApiError` where the authority refused. What may have been carried out is sent once
     more with the same idempotency key; reads are retried as the configuration says (see `cycles_lite.transport.retry`).
     """
-
-    _settler: Settler | None = None
 
     def __init__(
         self,
@@ -76,10 +49,8 @@ class CyclesClient:
         if not isinstance(config, CyclesConfig):
             raise ConfigError(_misplaced(config))
         _prepare()
-        self._config = config
-        self._sender = Sender(config, open_transport(config) if transport is None else transport, traceparent)
-        self._observer = observer
-        self._subject: dict[str, str] = config.subject_defaults()
+        #: What this client shares with its guards, their settlement and their heartbeats.
+        self.session = Session(config, transport, traceparent, observer)
 
     @classmethod
     def from_env(
@@ -95,10 +66,11 @@ class CyclesClient:
 
     @property
     def config(self) -> CyclesConfig:
-        return self._config
+        """The settings that this client was made with."""
+        return self.session.config
 
     def __repr__(self) -> str:
-        return f"CyclesClient({self._config!r})"
+        return f"CyclesClient({self.config!r})"
 
     if not TYPE_CHECKING:
 
@@ -110,34 +82,37 @@ class CyclesClient:
         """A client with other settings, such as another tenant's key, that shares this one's connections."""
         if misplaced:
             raise ConfigError("with_options: settings have names: write with_options(tenant=...)")
-        config = self._config.replace(**changes)
-        shares = all(getattr(config, name) == getattr(self._config, name) for name in _CONNECTION_SETTINGS)
-        transport = self._sender.transport if shares else None
-        return CyclesClient(config, traceparent=self._sender.traceparent, observer=self._observer, transport=transport)
+        ours = self.session
+        config = ours.config.replace(**changes)
+        shares = all(getattr(config, name) == getattr(ours.config, name) for name in _CONNECTION_SETTINGS)
+        transport = ours.transport if shares else None
+        return CyclesClient(config, traceparent=ours.traceparent, observer=ours.observer, transport=transport)
 
     def warm_up(self) -> bool:
         """Connect ahead of the first call, for a cold start. Says whether the authority answered; raises nothing."""
-        told = self._sender.get(wire.GET_EVIDENCE_KEYS, None, {}, retries=False)
-        if getattr(told, "stale", False):  # an idle connection that was closed meanwhile
+        told = self.session.get(wire.GET_EVIDENCE_KEYS, None, {}, retries=False)
+        if getattr(told, "stale", False):  # the server had closed an idle connection; the next attempt makes a new one
             return self.warm_up()
         return isinstance(told, ApiError) or not isinstance(told, CyclesError)
 
     def flush(self, timeout: float | None = None) -> int:
-        """Settle what is pending, for at most `timeout` seconds (default `flush_timeout`); says how much is left:
-        what is retried, what other threads are at, and what collected guards left."""
-        if self._config.mode == "off":
+        """Settle what is pending, for at most `timeout` seconds (default: the configuration's `flush_timeout`).
+
+        Returns how much is left: what is retried, what other threads are settling, and what collected guards left."""
+        if self.config.mode == "off":
             return 0
         from .settlement.flush import flush  # only guards need it
+        from .settlement.settler import settler_of
 
-        return flush(self.settler, self._config.flush_timeout if timeout is None else timeout)
+        return flush(settler_of(self.session), self.config.flush_timeout if timeout is None else timeout)
 
     def close(self) -> None:
         """Flush, and let the connections go. Reads that wait to be retried give up; later calls connect anew, so that
         no settlement is lost to an early close."""
-        if self._settler is not None:
+        if self.session.settler is not None:
             self.flush()
-            self._settler.close()
-        self._sender.close()
+            self.session.settler.close()
+        self.session.close()
 
     def __enter__(self) -> CyclesClient:
         return self
@@ -162,112 +137,112 @@ class CyclesClient:
         The reservation lives `ttl_ms` (1000..86400000) and is extended while the guard does. Raises `BudgetDenied`
         where the work must not run. Modes and `on_unavailable` are the configuration's.
         """
+        asked = dict(locals(), dry_run=self.config.mode == "shadow")
         from .guards.asking import reserve  # only guards need it
         from .protocol.models import ReservationCreateRequest
 
-        named: Any = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
-        request = ReservationCreateRequest(
-            action=action,
-            estimate=estimate,
-            subject=subject,
-            ttl_ms=ttl_ms,
-            grace_period_ms=grace_period_ms,
-            overage_policy=overage_policy,
-            dry_run=self._config.mode == "shadow",
-            metadata=metadata,
-            **named,
-        )
-        return reserve(self, request)
+        del asked["self"]
+        if idempotency_key is None:  # the request makes one
+            del asked["idempotency_key"]
+        return reserve(self.session, ReservationCreateRequest(**asked))
 
     # ---- Operations ----
 
-    def create_reservation(self, request: ReservationCreateRequest) -> ReservationCreateResponse:
+    def create_reservation(self, request: models.ReservationCreateRequest) -> models.ReservationCreateResponse:
         """Hold an estimate (protocol: `POST /v1/reservations`). Returns the answer, a dry run's DENY included; a
         denied live reservation is a 409 and raises a `BudgetDenied`."""
-        response: ReservationCreateResponse = self._post(wire.CREATE_RESERVATION, request)
-        return response
+        return cast("models.ReservationCreateResponse", self._post(wire.CREATE_RESERVATION, request))
 
-    def commit_reservation(self, reservation_id: str, request: CommitRequest) -> CommitResponse:
+    def commit_reservation(self, reservation_id: str, request: models.CommitRequest) -> models.CommitResponse:
         """Settle a reservation with its actual cost (protocol: `POST /v1/reservations/{id}/commit`). A refusal for
         the budget's state is a `SettlementRejectedError`."""
-        response: CommitResponse = self._post(wire.COMMIT_RESERVATION, request, reservation_id)
-        return response
+        return cast("models.CommitResponse", self._post(wire.COMMIT_RESERVATION, request, reservation_id))
 
-    def release_reservation(self, reservation_id: str, request: ReleaseRequest) -> ReleaseResponse:
+    def release_reservation(self, reservation_id: str, request: models.ReleaseRequest) -> models.ReleaseResponse:
         """Give a reservation back unused (protocol: `POST /v1/reservations/{id}/release`)."""
-        response: ReleaseResponse = self._post(wire.RELEASE_RESERVATION, request, reservation_id)
-        return response
+        return cast("models.ReleaseResponse", self._post(wire.RELEASE_RESERVATION, request, reservation_id))
 
-    def extend_reservation(self, reservation_id: str, request: ReservationExtendRequest) -> ReservationExtendResponse:
+    def extend_reservation(
+        self, reservation_id: str, request: models.ReservationExtendRequest
+    ) -> models.ReservationExtendResponse:
         """Move a reservation's expiry outward (protocol: `POST /v1/reservations/{id}/extend`)."""
-        response: ReservationExtendResponse = self._post(wire.EXTEND_RESERVATION, request, reservation_id)
-        return response
+        return cast("models.ReservationExtendResponse", self._post(wire.EXTEND_RESERVATION, request, reservation_id))
 
-    def decide(self, request: DecisionRequest) -> DecisionResponse:
+    def decide(self, request: models.DecisionRequest) -> models.DecisionResponse:
         """Ask what a reservation would be told (protocol: `POST /v1/decide`). Returns the answer, DENY included."""
-        response: DecisionResponse = self._post(wire.DECIDE, request)
-        return response
+        return cast("models.DecisionResponse", self._post(wire.DECIDE, request))
 
-    def create_event(self, request: EventCreateRequest) -> EventCreateResponse:
+    def create_event(self, request: models.EventCreateRequest) -> models.EventCreateResponse:
         """Record spend without a reservation (protocol: `POST /v1/events`)."""
-        response: EventCreateResponse = self._post(wire.CREATE_EVENT, request)
-        return response
+        return cast("models.EventCreateResponse", self._post(wire.CREATE_EVENT, request))
 
     def list_reservations(
-        self, request: ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
-    ) -> ReservationListResponse:
+        self, request: models.ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
+    ) -> models.ReservationListResponse:
         """One page of reservations (protocol: `GET /v1/reservations`). `filters` are the request's fields."""
-        response: ReservationListResponse = self._get(
-            wire.LIST_RESERVATIONS, filters=_request("ReservationListRequest", request, filters)
+        return cast(
+            "models.ReservationListResponse",
+            self._get(wire.LIST_RESERVATIONS, filters=_request("ReservationListRequest", request, filters)),
         )
-        return response
 
-    def get_reservation(self, reservation_id: str) -> ReservationDetail:
+    def get_reservation(self, reservation_id: str) -> models.ReservationDetail:
         """One reservation (protocol: `GET /v1/reservations/{id}`); an expired one is a `ReservationExpiredError`."""
-        response: ReservationDetail = self._get(wire.GET_RESERVATION, reservation_id)
-        return response
+        return cast("models.ReservationDetail", self._get(wire.GET_RESERVATION, reservation_id))
 
-    def get_balances(self, request: BalanceRequest | None = None, **filters: Unpack[BalanceFilters]) -> BalanceResponse:
+    def get_balances(
+        self, request: models.BalanceRequest | None = None, **filters: Unpack[BalanceFilters]
+    ) -> models.BalanceResponse:
         """One page of balances (protocol: `GET /v1/balances`). `filters` are the request's fields; where they name no
         level, the configuration's tenant is asked for."""
-        response: BalanceResponse = self._get(wire.GET_BALANCES, filters=self._of_somebody(request, filters))
-        return response
+        return cast("models.BalanceResponse", self._get(wire.GET_BALANCES, filters=self._of_somebody(request, filters)))
 
-    def get_evidence(self, evidence_id: str) -> CyclesEvidenceEnvelope:
+    def get_evidence(self, evidence_id: str) -> models.CyclesEvidenceEnvelope:
         """A signed evidence envelope by its 64 hexadecimal digits (protocol: `GET /v1/evidence/{id}`). No key is
         sent. The signature is not verified here; `body` holds the envelope's bytes."""
-        if not isinstance(evidence_id, str) or not re.match(r"[0-9a-f]{64}\Z", evidence_id):
+        if not wire.is_evidence_id(evidence_id):
             raise refuse("evidence_id", evidence_id, "64 lower-case hexadecimal digits")
-        response: CyclesEvidenceEnvelope = self._get(wire.GET_EVIDENCE, evidence_id)
-        return response
+        return cast("models.CyclesEvidenceEnvelope", self._get(wire.GET_EVIDENCE, evidence_id))
 
-    def get_evidence_keys(self) -> CyclesEvidenceJwks:
+    def get_evidence_keys(self) -> models.CyclesEvidenceJwks:
         """The keys that evidence is signed with (protocol: `GET /v1/.well-known/cycles-jwks.json`). No key is sent."""
-        response: CyclesEvidenceJwks = self._get(wire.GET_EVIDENCE_KEYS)
-        return response
+        return cast("models.CyclesEvidenceJwks", self._get(wire.GET_EVIDENCE_KEYS))
 
     def iter_reservations(
-        self, request: ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
-    ) -> Iterator[ReservationSummary]:
+        self, request: models.ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
+    ) -> Iterator[models.ReservationSummary]:
         """Every matching reservation, page after page."""
         wanted = _request("ReservationListRequest", request, filters)
         for page in self._pages(wire.LIST_RESERVATIONS, wanted):
             yield from page.reservations
 
     def iter_balances(
-        self, request: BalanceRequest | None = None, **filters: Unpack[BalanceFilters]
-    ) -> Iterator[Balance]:
+        self, request: models.BalanceRequest | None = None, **filters: Unpack[BalanceFilters]
+    ) -> Iterator[models.Balance]:
         """Every matching balance, page after page."""
         for page in self._pages(wire.GET_BALANCES, self._of_somebody(request, filters)):
             yield from page.balances
 
     # ---- Sending ----
 
-    def _of_somebody(self, request: BalanceRequest | None, filters: Mapping[str, Any]) -> BalanceRequest:
-        wanted: BalanceRequest = _request("BalanceRequest", request, filters)
-        if not any(getattr(wanted, level) for level in SUBJECT_LEVELS) and not self._config.tenant:
-            raise ValidationError("balances: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
-        return wanted
+    def _post(self, operation: wire.Operation, request: Any, reservation_id: str | None = None) -> Any:
+        wanted = operation.request
+        if wanted is None or not isinstance(request, wanted):
+            raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
+        return response_in(self.session.post(operation, self.session.body_of(request), reservation_id))
+
+    def _get(
+        self,
+        operation: wire.Operation,
+        id: str | None = None,
+        filters: Model | None = None,
+        cursor: str | None = None,
+    ) -> Any:
+        query = wire.query(filters) if filters is not None else {}
+        if filters is not None and self.config.tenant:
+            query.setdefault("tenant", self.config.tenant)
+        if cursor is not None:
+            query["cursor"] = cursor
+        return response_in(self.session.get(operation, id, query))
 
     def _pages(self, operation: wire.Operation, wanted: Model) -> Iterator[Any]:
         cursor: str | None = None
@@ -282,97 +257,16 @@ class CyclesClient:
                 raise ResponseError(f"{operation.name}: the next page's cursor leads nowhere new", status=200)
             seen.add(cursor)
 
-    def _post(
-        self, operation: wire.Operation, request: Any, reservation_id: str | None = None, retries: bool = True
-    ) -> Any:
-        wanted = operation.request
-        if wanted is None or not isinstance(request, wanted):
-            raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
-        return _told(self._sender.post(operation, self.body_of(request), reservation_id, retries))
-
-    def body_of(self, request: Any) -> dict[str, Any]:
-        """The JSON object that a request sends, its subject's missing levels filled from the configuration."""
-        data: dict[str, Any] = request.to_json()
-        if hasattr(request, "subject"):
-            data["subject"] = self.subject_of(request)
-        return data
-
-    def subject_of(self, request: Any) -> dict[str, Any]:
-        """The request's subject as it is sent: its missing levels filled from the configuration."""
-        subject = request.subject
-        merged = {**self._subject, **(subject.to_json() if subject is not None else {})}
-        if not merged:
-            raise ValidationError("subject: neither the request nor the configuration names one")
-        return merged
-
-    # ---- For guards, settlement and heartbeats ----
-
-    def send_once(self, operation: wire.Operation, body: dict[str, Any], reservation_id: str | None = None) -> Any:
-        """One attempt with a body that was made before, by this or another process: the response or the error. An error
-        is not raised, because what a signal handler raises meanwhile is no answer."""
-        try:
-            return self._sender.post(operation, body, reservation_id, retries=False)
-        except (ConfigError, ValidationError) as e:  # it cannot even be sent
-            return e
-
-    def extend_once(self, reservation_id: str, request: ReservationExtendRequest) -> ReservationExtendResponse:
-        """One attempt to extend; the heartbeat decides on another, and tells of this one's failure."""
-        response: ReservationExtendResponse = self._post(
-            wire.EXTEND_RESERVATION, request, reservation_id, retries=False
-        )
-        return response
-
-    @property
-    def settler(self) -> Settler:
-        """What settles this client's spend."""
-        if self._settler is None:
-            from .settlement import flush  # noqa: F401  # which also sees to the interpreter's end
-            from .settlement.settler import Settler  # only guards need it
-
-            self.__dict__.setdefault("_settler", Settler(self))  # atomic: one for all threads
-        settler: Settler = self.__dict__["_settler"]
-        return settler
-
-    @property
-    def is_observed(self) -> bool:
-        return self._observer is not None
-
-    def observe(self, event: Event) -> None:
-        """Tell the observer; what it gets wrong is logged and stops nothing."""
-        if self._observer is None:
-            return
-        try:
-            self._observer(event)
-        except Exception:
-            log().exception("the observer failed on %s", type(event).__name__)
-
-    def _get(
-        self,
-        operation: wire.Operation,
-        id: str | None = None,
-        filters: Model | None = None,
-        cursor: str | None = None,
-    ) -> Any:
-        query = wire.query(filters) if filters is not None else {}
-        if filters is not None and self._config.tenant:
-            query.setdefault("tenant", self._config.tenant)
-        if cursor is not None:
-            query["cursor"] = cursor
-        return _told(self._sender.get(operation, id, query))
-
-
-def _told(told: Any) -> Any:
-    """The response, or else the error that came instead, raised here: no frame from here on up holds the API key."""
-    if not isinstance(told, CyclesError):
-        return told
-    try:
-        raise told
-    finally:
-        del told  # else this frame and the error's traceback would keep each other, and guards on their way, alive
+    def _of_somebody(self, request: models.BalanceRequest | None, filters: Mapping[str, Any]) -> models.BalanceRequest:
+        """The request for balances, unless neither it nor the configuration says whose."""
+        wanted: models.BalanceRequest = _request("BalanceRequest", request, filters)
+        if not any(getattr(wanted, level) for level in SUBJECT_LEVELS) and not self.config.tenant:
+            raise ValidationError("balances: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
+        return wanted
 
 
 def _misplaced(config: object) -> str:
-    """What to write instead. The value is not shown, because a key may be in it."""
+    """What to write in the place of this configuration. Its value is not shown, because a key may be in it."""
     given = f"the class {config.__name__}" if isinstance(config, type) else f"a value of type {type(config).__name__}"
     return (
         f"CyclesClient: {given} is not a configuration: write CyclesClient(CyclesConfig(base_url=...)), or "
@@ -381,7 +275,7 @@ def _misplaced(config: object) -> str:
 
 
 def _request(name: str, request: Model | None, filters: Mapping[str, Any]) -> Any:
-    """The request, or the one of that name with these fields."""
+    """The request as it was given, or one of the model with this name and these fields."""
     from .protocol import models
 
     kind = getattr(models, name)
@@ -395,15 +289,15 @@ def _request(name: str, request: Model | None, filters: Mapping[str, Any]) -> An
     return request
 
 
-#: What calls import late, and would have a child wait for if another thread was just importing it.
-_LATE = ("models", "asking", "flush")
+#: The modules that calls import late, and for which a child would wait if another thread was just importing them.
+_LATE = ("protocol.models", "guards.asking", "settlement.flush")
 
-#: Whether there has been a client.
+#: Whether this process has made a client.
 _is_prepared = False
 
 
 def _prepare() -> None:
-    """With the first client: import what must not be imported within a fork, because it has hooks there of its own."""
+    """Import what must not be imported by `_finish_imports`, because it has hooks of its own that run at a fork."""
     global _is_prepared
     import logging  # noqa: F401  # which HTTP needs in any case
 
@@ -411,15 +305,15 @@ def _prepare() -> None:
 
 
 def _finish_imports() -> None:
-    """Before a fork: import what is imported when it is first needed, and wait for what another thread is importing
-    right now. A child would wait for that thread for ever."""
+    """Run before a fork: import what is imported late, and wait for what another thread is importing right now. The
+    child does not have that thread, and would wait for it for ever."""
     package = __name__.rpartition(".")[0] + "."
     loaded = [name for name in list(sys.modules) if name.startswith(package)]
     late = [package + name for name in _LATE] if _is_prepared else []
     for name in [*late, *loaded]:
         try:
             __import__(name)
-        except ImportError:  # which that thread is told
+        except ImportError:  # the thread that imports it is told
             continue
     codecs.lookup("idna")  # which `getaddrinfo` imports at its first use
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import re
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
 from .errors import ConfigError
 from .protocol.checks import integer, shown, text
-from .protocol.fields import Checked, Kind, model, of
+from .protocol.fields import Checked, Kind, field
 from .protocol.values import SUBJECT_LEVELS
 from .runtime.log import log
 
@@ -38,6 +36,38 @@ _NO_FOLDER = "usable: the current folder is deleted, so give an absolute path"
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@\\:\[\]]+)(?::([0-9]{1,5}))?"
 
 
+class _Setting(Kind):
+    """What a function takes, from code or as text. The function raises a `ValueError` that says what is expected."""
+
+    _is_secret = False
+
+    def __init__(self, parse: Callable[[Any], Any]) -> None:
+        self._parse = parse
+
+    def check(self, field: str, value: Any) -> Any:
+        """The value as it is kept. `field` is what the user knows the setting by."""
+        try:
+            return self._parse(value)
+        except ValueError as e:
+            raise ConfigError(f"{field}: {self._shown(value)} is not {e}") from None
+        except Exception as e:  # what looking at the value raises
+            raise ConfigError(f"{field}: {self._shown(value)} cannot be used: {type(e).__name__}") from None
+
+    def _shown(self, value: Any) -> str:
+        try:
+            is_secret = self._is_secret or "@" in str(value)
+        except Exception:  # the value's own str
+            is_secret = True
+        return "its value" if is_secret else shown(value)
+
+
+class _Secret(_Setting):
+    """A setting whose value no message shows, whatever is wrong with it."""
+
+    _is_secret = True
+
+
+@_Setting
 def _url(value: Any) -> str:
     """An http, https or sqlite URL, without the trailing slash."""
     if not isinstance(value, str):
@@ -93,6 +123,7 @@ def _is_ipv6(address: str) -> bool:
     return True
 
 
+@_Secret
 def _proxy(value: Any) -> str:
     """The URL of a proxy; without a scheme it is http."""
     url = value.strip() if isinstance(value, str) else ""
@@ -101,6 +132,7 @@ def _proxy(value: Any) -> str:
     return url
 
 
+@_Secret
 def _secret(value: Any) -> str:
     """An API key without the blanks around it. What is wrong with one is said without showing it."""
     key = value.strip() if isinstance(value, str) else ""
@@ -115,6 +147,7 @@ def _text(value: Any) -> str:
     return str(value.strip())
 
 
+@_Setting
 def _level(value: Any) -> str:
     try:
         return text("level", _text(value), 128)
@@ -122,6 +155,7 @@ def _level(value: Any) -> str:
         raise ValueError("a text of 1..128 characters, none of them a control character") from None
 
 
+@_Setting
 def _path(value: Any) -> str:
     """An absolute path, so that it stays where it is when the program changes its current folder, or its home."""
     path = _text(os.fspath(value) if isinstance(value, os.PathLike) else value)
@@ -134,7 +168,7 @@ def _path(value: Any) -> str:
         raise ValueError(_NO_FOLDER) from None
 
 
-def _number(expected: str, low: float, high: float, beyond: str = "") -> Callable[[Any], float]:
+def _number(expected: str, low: float, high: float, beyond: str = "") -> _Setting:
     def parse(value: Any) -> float:
         try:
             number = math.nan if isinstance(value, (bool, bytes, bytearray)) else float(value)
@@ -144,7 +178,7 @@ def _number(expected: str, low: float, high: float, beyond: str = "") -> Callabl
             raise ValueError(f"{expected} from {low:g} to {high:g}" + (beyond if number > high else ""))
         return number
 
-    return parse
+    return _Setting(parse)
 
 
 _SECONDS = ("a number of seconds", ": seconds, not milliseconds")
@@ -154,7 +188,7 @@ _delay = _number(_SECONDS[0], 0.0, _LONGEST_DELAY, _SECONDS[1])
 _factor = _number("a number", 1.0, 100.0)
 
 
-def _count(high: int) -> Callable[[Any], int]:
+def _count(high: int) -> _Setting:
     def parse(value: Any) -> int:
         if isinstance(value, str) and re.match(r"\s*[0-9]{1,9}\s*\Z", value):
             value = int(value)
@@ -163,9 +197,10 @@ def _count(high: int) -> Callable[[Any], int]:
         except ValueError:
             raise ValueError(f"a whole number from 1 to {high}") from None
 
-    return parse
+    return _Setting(parse)
 
 
+@_Setting
 def _flag(value: Any) -> bool:
     word = value.strip().lower() if isinstance(value, str) else value
     if word in _TRUE or word is True:
@@ -175,44 +210,16 @@ def _flag(value: Any) -> bool:
     raise ValueError("true or false (also 1/0, yes/no, on/off)")
 
 
-def _choice(*words: str) -> Callable[[Any], str]:
+def _choice(*words: str) -> _Setting:
     def parse(value: Any) -> str:
         word = value.strip().lower() if isinstance(value, str) else ""
         if word not in words:
             raise ValueError("one of " + ", ".join(words))
         return word
 
-    return parse
+    return _Setting(parse)
 
 
-class _Setting(Kind):
-    """What `parse` takes, from code or as text. It raises `ValueError` that says what is expected."""
-
-    def __init__(self, parse: Callable[[Any], Any]) -> None:
-        self._parse = parse
-
-    def check(self, field: str, value: Any) -> Any:
-        """The value as it is kept. `field` is what the user knows the setting by."""
-        try:
-            return self._parse(value)
-        except ValueError as e:
-            raise ConfigError(f"{field}: {self._shown(value)} is not {e}") from None
-        except Exception as e:  # what looking at the value raises
-            raise ConfigError(f"{field}: {self._shown(value)} cannot be used: {type(e).__name__}") from None
-
-    def _shown(self, value: Any) -> str:
-        try:
-            is_secret = self._parse in (_secret, _proxy) or "@" in str(value)
-        except Exception:  # the value's own str
-            is_secret = True
-        return "its value" if is_secret else shown(value)
-
-
-def _setting(parse: Callable[[Any], Any]) -> Mapping[str, Any]:
-    return of(_Setting(parse))
-
-
-@model
 class CyclesConfig(Checked):
     """How to reach the authority, for whom, and what to do when it does not answer.
 
@@ -222,42 +229,59 @@ class CyclesConfig(Checked):
 
     #: `http(s)://host[:port][/prefix]` of a server, or `sqlite:///abs/path`, `sqlite:rel`, `sqlite://` (memory). A
     #: relative path is below what is the current folder when the configuration is made, and is kept as an absolute one.
-    base_url: str | None = field(default=None, metadata=_setting(_url))
-    #: Needed for http and https. Blanks around it are dropped.
-    api_key: str | None = field(default=None, repr=False, metadata=_setting(_secret))
-    #: Defaults for the levels of a subject that a request does not name.
-    tenant: str | None = field(default=None, metadata=_setting(_level))
-    workspace: str | None = field(default=None, metadata=_setting(_level))
-    app: str | None = field(default=None, metadata=_setting(_level))
-    workflow: str | None = field(default=None, metadata=_setting(_level))
-    agent: str | None = field(default=None, metadata=_setting(_level))
-    toolset: str | None = field(default=None, metadata=_setting(_level))
-    #: One attempt takes at most `connect_timeout + read_timeout` seconds, whatever the server does.
-    connect_timeout: float = field(default=2.0, metadata=_setting(_timeout))
-    read_timeout: float = field(default=5.0, metadata=_setting(_timeout))
-    #: Retries of reads, and of settlements in the background.
-    retry_enabled: bool = field(default=True, metadata=_setting(_flag))
-    retry_max_attempts: int = field(default=5, metadata=_setting(_count(_MOST_ATTEMPTS)))
-    retry_initial_delay: float = field(default=0.5, metadata=_setting(_delay))
-    retry_multiplier: float = field(default=2.0, metadata=_setting(_factor))
-    retry_max_delay: float = field(default=30.0, metadata=_setting(_delay))
-    #: Seconds that `close()` and the interpreter's exit wait for pending settlements.
-    flush_timeout: float = field(default=2.0, metadata=_setting(_wait))
-    journal_enabled: bool = field(default=True, metadata=_setting(_flag))
-    #: A relative one is below what is the current folder when the configuration is made.
-    journal_dir: str | None = field(default=None, metadata=_setting(_path))
-    journal_fsync: bool = field(default=False, metadata=_setting(_flag))
-    heartbeat: bool = field(default=True, metadata=_setting(_flag))
+    base_url: str | None = field(_url, default=None)
+    #: The key that servers ask for: needed for http and https, visible ASCII. Blanks around it are dropped.
+    api_key: str | None = field(_secret, default=None, repr=False)
+    # Defaults for the levels of a subject that a request does not name: 1..128 characters each.
+    #: The level `tenant`; also whose the reservations and balances are that a query without a tenant asks for, and who
+    #: asks an embedded authority.
+    tenant: str | None = field(_level, default=None)
+    #: The level `workspace`.
+    workspace: str | None = field(_level, default=None)
+    #: The level `app`.
+    app: str | None = field(_level, default=None)
+    #: The level `workflow`.
+    workflow: str | None = field(_level, default=None)
+    #: The level `agent`.
+    agent: str | None = field(_level, default=None)
+    #: The level `toolset`.
+    toolset: str | None = field(_level, default=None)
+    #: Seconds that a new connection may take, 0.001..600. One attempt takes at most `connect_timeout + read_timeout`
+    #: seconds, whatever the server does.
+    connect_timeout: float = field(_timeout, default=2.0)
+    #: Seconds that the answer may take after that, 0.001..600.
+    read_timeout: float = field(_timeout, default=5.0)
+    #: Whether reads are retried, settlements sooner than every ten minutes, and other calls once where none answered.
+    retry_enabled: bool = field(_flag, default=True)
+    #: How often a read is sent at the most, and how many attempts of a settlement have growing delays: at least 1.
+    retry_max_attempts: int = field(_count(_MOST_ATTEMPTS), default=5)
+    #: Seconds before the second attempt, 0..3600.
+    retry_initial_delay: float = field(_delay, default=0.5)
+    #: By how much each delay is longer than the one before, 1..100.
+    retry_multiplier: float = field(_factor, default=2.0)
+    #: Seconds that a delay never exceeds, 0..3600. A read whose server asks for more than that is not retried.
+    retry_max_delay: float = field(_delay, default=30.0)
+    #: Seconds that `close()` and the interpreter's exit wait for pending settlements, 0..600.
+    flush_timeout: float = field(_wait, default=2.0)
+    #: Whether spend is written to disk before it is sent, so that it survives the process.
+    journal_enabled: bool = field(_flag, default=True)
+    #: The journal's folder; None is one below the user's home. A relative one is below what is the current folder when
+    #: the configuration is made.
+    journal_dir: str | None = field(_path, default=None)
+    #: Whether each record is forced to the disk itself, so that it survives a loss of power as well.
+    journal_fsync: bool = field(_flag, default=False)
+    #: Whether guards extend their reservations while the work runs.
+    heartbeat: bool = field(_flag, default=True)
     #: `enforce`; `shadow` asks and never stops the work; `off` asks nothing and needs neither URL nor key.
-    mode: Mode = field(default="enforce", metadata=_setting(_choice("enforce", "shadow", "off")))
+    mode: Mode = field(_choice("enforce", "shadow", "off"), default="enforce")
     #: `raise`, or `allow` the work when the authority cannot be reached.
-    on_unavailable: OnUnavailable = field(default="raise", metadata=_setting(_choice("raise", "allow")))
-    #: Connections to the server at the same time; a call that finds none free waits for one.
-    max_connections: int = field(default=16, metadata=_setting(_count(_MOST_CONNECTIONS)))
+    on_unavailable: OnUnavailable = field(_choice("raise", "allow"), default="raise")
+    #: Connections to the server at the same time, 1..10000; a call that finds none free waits for one.
+    max_connections: int = field(_count(_MOST_CONNECTIONS), default=16)
     #: A file or folder of certificates to trust; else REQUESTS_CA_BUNDLE, else SSL_CERT_FILE, else the system's.
-    ca_certs: str | None = field(default=None, metadata=_setting(_path))
+    ca_certs: str | None = field(_path, default=None)
     #: A proxy's URL; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide.
-    proxy: str | None = field(default=None, repr=False, metadata=_setting(_proxy))
+    proxy: str | None = field(_proxy, default=None, repr=False)
 
     def __post_init__(self) -> None:
         _refuse_missing(self.__dict__, str)
@@ -292,8 +316,7 @@ class CyclesConfig(Checked):
     def replace(self, **changes: Unpack[Settings]) -> CyclesConfig:
         """A copy with other values."""
         _refuse_unknown(changes)
-        settings: Any = changes
-        return dataclasses.replace(self, **settings)
+        return CyclesConfig(**{**self.__dict__, **changes})
 
     def subject_defaults(self) -> dict[str, str]:
         """The levels that are set, from the root down."""

@@ -16,10 +16,10 @@ Those at the end that tell nothing are left out of `args`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Mapping, NoReturn
+from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    from .protocol.values import CyclesEvidenceRef
+    from . import CyclesEvidenceRef
 
 
 class CyclesError(Exception):
@@ -164,10 +164,11 @@ class ApiError(CyclesError):
 
 
 def _evidence(told: CyclesEvidenceRef | Mapping[str, Any] | None) -> CyclesEvidenceRef | None:
-    """The reference, also from its JSON; None where it is none, because an error must not fail to be made."""
+    """The reference, also from its JSON, as an error's `args` hold it; None where it is none, because an error must not
+    fail to be made."""
     if not told:
         return None
-    from .protocol.values import CyclesEvidenceRef  # which imports this module
+    from . import CyclesEvidenceRef  # by its public name: an error that is made again may be all that a program loads
 
     try:
         return told if isinstance(told, CyclesEvidenceRef) else CyclesEvidenceRef.from_json(told)
@@ -266,30 +267,56 @@ class ServerError(ApiError):
     is_retryable = True
 
 
-#: Codes that deny a reservation. On a commit or an event they are a `SettlementRejectedError`.
-DENIALS: dict[str, type[BudgetDenied]] = {
-    "BUDGET_EXCEEDED": BudgetExceededError,
-    "OVERDRAFT_LIMIT_EXCEEDED": OverdraftLimitExceededError,
-    "DEBT_OUTSTANDING": DebtOutstandingError,
-    "BUDGET_FROZEN": BudgetFrozenError,
-    "BUDGET_CLOSED": BudgetClosedError,
-    "TENANT_CLOSED": TenantClosedError,
+class Code(NamedTuple):
+    """What one of the protocol's error codes means, wherever it is met."""
+
+    #: The class of the error, on every operation; but a denial is one before the work alone (see `error_class`).
+    kind: type[ApiError]
+    #: The HTTP status that the embedded authority sends with it.
+    status: int = 409
+    #: The settlements that it refuses for good, so that sending the same one again is of no use: "commit", "event".
+    #: Under every other code the spend is kept and tried again (see `settlement.meaning`).
+    final_for: tuple[str, ...] = ()
+    #: No extension of the reservation can succeed after it: its heartbeat stops (see `background.lease`).
+    ends_lease: bool = False
+
+    @property
+    def denies(self) -> bool:
+        """Whether it denies a reservation for the state of a budget or tenant. A commit or an event that it refuses is
+        a `SettlementRejectedError`, because the work has run."""
+        return issubclass(self.kind, BudgetDenied)
+
+
+_BOTH = ("commit", "event")
+
+#: Every code that this version knows, one row for each: whatever asks what a code means looks here. A new code of the
+#: protocol is a new row, and a member of `ErrorCode` for type checkers.
+#:
+#: A frozen budget refuses a commit for good, but not an event, which an unfrozen budget will take. An expired
+#: reservation is no refusal of its commit: the spend becomes an event. Errors about the key or the server's state
+#: (401, 403, 429, 5xx) say nothing about the spend, so they are final for none.
+CODES: dict[str, Code] = {
+    "INVALID_REQUEST": Code(InvalidRequestError, 400, final_for=_BOTH),
+    "UNIT_MISMATCH": Code(UnitMismatchError, 400, final_for=_BOTH),
+    "UNAUTHORIZED": Code(AuthenticationError, 401),
+    "FORBIDDEN": Code(ForbiddenError, 403),
+    "NOT_FOUND": Code(NotFoundError, 404, final_for=_BOTH, ends_lease=True),
+    "BUDGET_EXCEEDED": Code(BudgetExceededError, final_for=_BOTH),
+    "OVERDRAFT_LIMIT_EXCEEDED": Code(OverdraftLimitExceededError, final_for=_BOTH),
+    "DEBT_OUTSTANDING": Code(DebtOutstandingError, final_for=_BOTH),
+    "BUDGET_FROZEN": Code(BudgetFrozenError, final_for=("commit",)),
+    "BUDGET_CLOSED": Code(BudgetClosedError, final_for=_BOTH),
+    "TENANT_CLOSED": Code(TenantClosedError, final_for=_BOTH, ends_lease=True),
+    "IDEMPOTENCY_MISMATCH": Code(IdempotencyMismatchError, final_for=_BOTH),
+    "RESERVATION_FINALIZED": Code(ReservationFinalizedError, final_for=("commit",), ends_lease=True),
+    "MAX_EXTENSIONS_EXCEEDED": Code(MaxExtensionsExceededError, ends_lease=True),
+    "RESERVATION_EXPIRED": Code(ReservationExpiredError, 410, ends_lease=True),
+    "LIMIT_EXCEEDED": Code(RateLimitedError, 429),
+    "INTERNAL_ERROR": Code(ServerError, 500),
 }
 
-#: Codes that mean the same on every operation.
-_BY_CODE: dict[str, type[ApiError]] = {
-    "RESERVATION_EXPIRED": ReservationExpiredError,
-    "RESERVATION_FINALIZED": ReservationFinalizedError,
-    "MAX_EXTENSIONS_EXCEEDED": MaxExtensionsExceededError,
-    "INVALID_REQUEST": InvalidRequestError,
-    "UNIT_MISMATCH": UnitMismatchError,
-    "IDEMPOTENCY_MISMATCH": IdempotencyMismatchError,
-    "NOT_FOUND": NotFoundError,
-    "UNAUTHORIZED": AuthenticationError,
-    "FORBIDDEN": ForbiddenError,
-    "LIMIT_EXCEEDED": RateLimitedError,
-    "INTERNAL_ERROR": ServerError,
-}
+#: What a code means that this version does not know: a refusal that denies, settles and ends nothing.
+_UNKNOWN = Code(ApiError)
 
 #: Statuses that say enough, whatever code a proxy or a newer server puts beside them.
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -300,14 +327,20 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 
 
+def known_code(code: str | None) -> Code:
+    """The row of a code; for one that is not in the table, a row that says so."""
+    return CODES.get(code or "", _UNKNOWN)
+
+
 def error_class(status: int, code: str | None, *, reserves: bool, settles: bool) -> type[ApiError]:
-    """The class for an error answer: first by what the status alone decides, then by the code."""
+    """The class for an error answer: first by what the status alone decides, then by the code. `reserves` and `settles`
+    say what the operation does: before the work a denial is a `BudgetDenied`, after it a `SettlementRejectedError`, and
+    on any other operation a plain refusal."""
     if status >= 500:
         return ServerError
     if status in _BY_STATUS:
         return _BY_STATUS[status]
-    if code in DENIALS:
-        if reserves:
-            return DENIALS[code]
+    row = known_code(code)
+    if row.denies and not reserves:
         return SettlementRejectedError if settles else ApiError
-    return _BY_CODE.get(code or "", ApiError)
+    return row.kind

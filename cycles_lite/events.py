@@ -1,4 +1,8 @@
-"""What a client tells its observer, for metrics and audit: `CyclesClient(config, observer=callable)`."""
+"""What a client tells its observer, for metrics and audit: `CyclesClient(config, observer=callable)`.
+
+The observer is called in the thread in which the thing happens, which may be one of the library's own. An error that it
+raises is logged and stops nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,75 +16,100 @@ if TYPE_CHECKING:
 
 
 class Reserved(NamedTuple):
-    """A reservation was granted."""
+    """A reservation was granted, and its work is about to run."""
 
+    #: The authority's id of the reservation.
     reservation_id: str
+    #: What was asked for, and is held now.
     estimate: Amount
+    #: The work that it was asked for.
     action: Action
+    #: The authority's whole answer: caps, scopes, balances.
     response: ReservationCreateResponse
 
 
 class Denied(NamedTuple):
     """A reservation was denied; in shadow mode the work runs all the same."""
 
+    #: What was asked for.
     estimate: Amount
+    #: The work that it was asked for.
     action: Action
+    #: The denial: a `BudgetDenied`, whose `code` tells the reason.
     error: ApiError
+    #: Whether the client is in shadow mode, so that nobody was stopped.
     shadow: bool
 
 
 class Degraded(NamedTuple):
-    """The authority could not be asked, and the work was let through (`on_unavailable="allow"`)."""
+    """The authority could not be asked, and the work runs without a reservation: `on_unavailable="allow"` lets it
+    through, and so does shadow mode."""
 
+    #: What was asked for.
     estimate: Amount
+    #: The work that it was asked for.
     action: Action
+    #: What went wrong when the authority was asked.
     error: CyclesError
 
 
 class Settled(NamedTuple):
     """Spend was committed, or recorded by an event."""
 
+    #: The reservation's id; `degraded:` and the idempotency key where there was no reservation.
     reservation_id: str
-    #: None for a record of another SDK whose amount this one cannot read.
+    #: What the work cost; None for a record of another SDK whose amount this one cannot read.
     actual: Amount | None
+    #: How it was settled, and what the authority charged.
     settlement: Settlement
 
 
 class Pending(NamedTuple):
-    """Spend could not be settled now; it is kept and retried after `delay` seconds."""
+    """Spend could not be settled now; it is kept and tried again."""
 
+    #: The reservation's id; `degraded:` and the idempotency key where there was no reservation.
     reservation_id: str
+    #: Why it could not be settled.
     error: CyclesError
+    #: The seconds until it is tried again.
     delay: float
 
 
 class Rejected(NamedTuple):
     """The authority refused spend for good. Its record is set aside as `*.refused`, and never sent again."""
 
+    #: The reservation's id; `degraded:` and the idempotency key where there was no reservation.
     reservation_id: str
     #: The refused request's body: ids and amounts.
     body: dict[str, Any]
+    #: The refusal.
     error: CyclesError
 
 
 class SpentTooLate(NamedTuple):
     """More was spent on a guard that the library had to end before its work did: it is not settled."""
 
+    #: The reservation's id; None where nothing was reserved.
     reservation_id: str | None
+    #: What was spent after the end.
     amount: Amount
 
 
 class Released(NamedTuple):
     """A reservation was given back unused."""
 
+    #: The reservation's id.
     reservation_id: str
+    #: Why it was not used: what `release` was told, or the type of the exception that ended the work.
     reason: str
 
 
 class HeartbeatFailed(NamedTuple):
-    """An extension failed; the work goes on."""
+    """A reservation could not be extended, or will not be extended any more; its work goes on."""
 
+    #: The reservation's id.
     reservation_id: str
+    #: What went wrong; None where the lease is too short to be extended safely.
     error: CyclesError | None
     #: What happens next, in words.
     disposition: str
@@ -89,10 +118,14 @@ class HeartbeatFailed(NamedTuple):
 class JournalFailed(NamedTuple):
     """Durability is impaired: a record could not be written, read or removed."""
 
+    #: What went wrong, in words.
     problem: str
 
 
+#: All that an observer may be told.
 Event = Union[
     Reserved, Denied, Degraded, Settled, Pending, Rejected, SpentTooLate, Released, HeartbeatFailed, JournalFailed
 ]
+
+#: What a client calls with each event. What it returns does not matter.
 Observer = Callable[[Event], object]

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 import weakref
 from enum import Enum
@@ -31,7 +32,6 @@ from .background.heartbeat import Heartbeat
 from .background.worker import left_over, worker
 from .errors import CyclesError, GuardFinalizedError
 from .guards.current import enter, leave
-from .guards.meter import Meter
 from .protocol import wire
 from .protocol.checks import INT64_MAX, integer, refuse
 from .protocol.models import (
@@ -44,21 +44,23 @@ from .protocol.models import (
 )
 from .protocol.values import Amount, Caps, CyclesMetrics, Decision
 from .runtime.log import log
+from .session import response_in
 from .settlement.meaning import Settlement, SettlementStatus
-from .settlement.spend import Spend, interrupted_commit, record_of
+from .settlement.settler import Settler, settler_of
+from .settlement.spend import Meter, Spend, record_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .client import CyclesClient
     from .guards.current import GuardToken
-    from .guards.streaming import GuardedStream
+    from .guards.generators import GuardedStream
+    from .session import Session
     from .settlement.spend import Told
 
 T = TypeVar("T")
 
-#: Guards that have metered something, or whose commit was interrupted, by their `id`: they hand it over at the
-#: interpreter's end. Not a set, which may not be copied while another thread adds to it.
+#: The guards that have metered something, or whose commit was interrupted, by their `id`. They are cut off at the
+#: interpreter's end. A set could not be copied while another thread adds to it.
 metered: weakref.WeakValueDictionary[int, ReservationGuard] = weakref.WeakValueDictionary()
 
 
@@ -78,9 +80,9 @@ class ReservationGuard:
 
     __slots__ = (
         "__weakref__",
+        "_action",
         "_answer",
         "_backing",
-        "_client",
         "_end_of",
         "_heartbeat",
         "_is_cut_off",
@@ -88,22 +90,30 @@ class ReservationGuard:
         "_meter",
         "_owed",
         "_pid",
-        "_request",
+        "_session",
+        "_subject",
         "_token",
+        "estimate",
         "reservation_id",
     )
 
     #: The reservation's id; None where nothing is reserved.
     reservation_id: str | None
+    #: What was asked for.
+    estimate: Amount
 
     def __init__(
         self,
-        client: CyclesClient,
+        session: Session,
         request: ReservationCreateRequest,
         backing: Backing,
-        response: ReservationCreateResponse | None,
+        subject: Mapping[str, Any] | None = None,
+        response: ReservationCreateResponse | None = None,
     ) -> None:
-        self._client, self._request, self._backing = client, request, backing
+        """`subject` is the request's as it was sent; where nothing stands behind the guard, there is none."""
+        self._session, self._backing, self._subject = session, backing, subject
+        self._action = request.action
+        self.estimate = request.estimate
         self.reservation_id = response.reservation_id if response else None
         #: The answer's bytes alone, because programs have thousands of guards, and seldom ask them for more.
         self._answer = response.body if response else None
@@ -111,20 +121,20 @@ class ReservationGuard:
         self._meter = Meter()
         #: What ends this guard, once something does: a spend or a release. Whoever puts it there first ends it.
         self._end_of: dict[str, object] = {}
-        #: The library itself ended it, though the work goes on.
+        #: Whether the library itself has ended the guard, though its work goes on.
         self._is_cut_off = False
-        #: An iterator has it, so that leaving the `with` block does not end it.
+        #: Whether an iterator has the guard, so that leaving the `with` block does not end it.
         self._is_streamed = False
         self._token: GuardToken | None = None
-        #: What a `commit` was told that an interruption ended before it was kept.
+        #: What `commit` was told, where an interruption ended it before the spend was kept.
         self._owed: Told | None = None
         self._heartbeat: Heartbeat | None = None
-        if response is not None and response.reservation_id and client.config.heartbeat:
-            self._heartbeat = Heartbeat(client, response.reservation_id, request.ttl_ms or 60_000, response)
+        if response is not None and response.reservation_id and session.config.heartbeat:
+            self._heartbeat = Heartbeat(session, response.reservation_id, request.ttl_ms or 60_000, response)
 
     def __repr__(self) -> str:
         state = "active" if self.is_active else "finished"
-        return f"<ReservationGuard {self.reservation_id or self._backing.value}, {self._request.estimate}, {state}>"
+        return f"<ReservationGuard {self.reservation_id or self._backing.value}, {self.estimate}, {state}>"
 
     # ---- What was granted ----
 
@@ -135,17 +145,16 @@ class ReservationGuard:
     @property
     def decision(self) -> Decision | None:
         """ALLOW or ALLOW_WITH_CAPS; in shadow mode None where the work would have been denied or nobody could say."""
-        granted = self._granted
-        return granted.decision if granted else None
+        return getattr(self._granted, "decision", None)
 
     @property
     def caps(self) -> Caps | None:
         """The limits that the work should keep to, with ALLOW_WITH_CAPS."""
-        granted = self._granted
-        return granted.caps if granted else None
+        return getattr(self._granted, "caps", None)
 
     @property
     def is_capped(self) -> bool:
+        """Whether `caps` limit the work."""
         return self.decision is Decision.ALLOW_WITH_CAPS
 
     @property
@@ -155,36 +164,28 @@ class ReservationGuard:
 
     @property
     def affected_scopes(self) -> tuple[str, ...]:
-        granted = self._granted
-        return granted.affected_scopes if granted else ()
+        """The scopes that the reservation concerns, such as `tenant:acme/agent:bot`, the widest first."""
+        return getattr(self._granted, "affected_scopes", ())
 
     @property
     def scope_path(self) -> str | None:
-        granted = self._granted
-        return granted.scope_path if granted else None
-
-    @property
-    def estimate(self) -> Amount:
-        """What was asked for."""
-        return self._request.estimate
+        """The deepest of the affected scopes."""
+        return getattr(self._granted, "scope_path", None)
 
     @property
     def reserved(self) -> Amount:
         """What is held: the estimate."""
-        granted = self._granted
-        return (granted.reserved if granted else None) or self._request.estimate
+        return getattr(self._granted, "reserved", None) or self.estimate
 
     @property
     def balances(self) -> tuple[Balance, ...]:
         """The budgets right after the reservation, where the server told them."""
-        granted = self._granted
-        return granted.balances if granted else ()
+        return getattr(self._granted, "balances", ())
 
     @property
     def expires_at_ms(self) -> int | None:
         """When the reservation was to expire at first, in the server's milliseconds since the epoch."""
-        granted = self._granted
-        return granted.expires_at_ms if granted else None
+        return getattr(self._granted, "expires_at_ms", None)
 
     @property
     def is_active(self) -> bool:
@@ -209,19 +210,20 @@ class ReservationGuard:
         if self._takes(n):
             metered[id(self)] = self
             self._meter.add(n)
-            self._takes(n)  # whoever ends it from now on counts this; who ended it in between may not have done so
+            self._takes(n)  # whoever ends the guard from here on counts this; who has just ended it may not have
             worker.catch_up()
         return self._meter.total
 
     def _takes(self, n: int) -> bool:
-        """Whether spend still counts. Where the library ended the guard, the work is not to blame: it is reported."""
+        """Whether spend still counts. Spend on a guard that the library itself has ended is reported, because the work
+        is not to blame for it; on any other finished guard it is an error."""
         if self.is_active:
             return True
         if not self._is_cut_off:
             raise self._finalized("spent on")
-        unit = self._request.estimate.unit
+        unit = self.estimate.unit
         log().error("guard %s was ended by the library before %d %s were spent on it", self.reservation_id, n, unit)
-        self._client.observe(events.SpentTooLate(self.reservation_id, Amount(unit, n)))
+        self._session.observe(events.SpentTooLate(self.reservation_id, Amount(unit, n)))
         return False
 
     def _demand_active(self, what: str) -> None:
@@ -237,7 +239,9 @@ class ReservationGuard:
         self._demand_active("extended")
         if self.reservation_id is None:
             return None
-        response = self._client.extend_reservation(self.reservation_id, request)
+        response: ReservationExtendResponse = response_in(
+            self._session.post(wire.EXTEND_RESERVATION, request.to_json(), self.reservation_id)
+        )
         if self._heartbeat is not None:
             self._heartbeat.extended(response)
         return response
@@ -259,21 +263,21 @@ class ReservationGuard:
         """
         try:
             if not self.can_cost(actual):
-                raise refuse("actual", actual, f"an Amount in {self._request.estimate.unit}, the reservation's unit")
+                raise refuse("actual", actual, f"an Amount in {self.estimate.unit}, the reservation's unit")
             return self._settle((actual, metrics, metadata))
-        except BaseException:  # an interruption, or what a handler raised: a guard that is still active ends with it
+        except BaseException:  # it was interrupted, and a guard that is still active remembers the amount
             if self.can_cost(actual):
                 self._owed = (actual, metrics, metadata)
                 metered[id(self)] = self
             raise
 
     def can_cost(self, actual: object) -> bool:
-        """Whether it is an amount that can be committed on this reservation."""
-        return isinstance(actual, Amount) and actual.unit == self._request.estimate.unit
+        """Whether a value is an amount that can be committed on this reservation."""
+        return isinstance(actual, Amount) and actual.unit == self.estimate.unit
 
     def _settle(self, told: Told | None, waits: bool = True) -> Settlement:
-        """ACTIVE to FINISHED with what `commit` was told, or with what the meter shows; `waits` for the answer, or
-        sends later."""
+        """Go from ACTIVE to FINISHED with what `commit` was told, or else with what the meter shows. It `waits` for the
+        answer, or leaves the sending to the background."""
         spend = Spend()
         try:
             self._take("committed", spend)
@@ -281,57 +285,55 @@ class ReservationGuard:
                 spend.is_kept = spend.is_done = True
                 return Settlement(SettlementStatus.SKIPPED)
             if told is None:
-                told = (Amount(self._request.estimate.unit, min(self._meter.total, INT64_MAX)), None, None)
-            spend.record = record_of(self._client, self._request, self.reservation_id, *told)
-            self._client.settler.accept(spend)
-            self._stop_beating()
+                told = (Amount(self.estimate.unit, min(self._meter.total, INT64_MAX)), None, None)
+            settler: Settler = self._session.settler or settler_of(self._session)
+            spend.record = record_of(settler.base_url, self.reservation_id, self._subject, self._action, *told)
+            settler.accept(spend)
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
             if waits:
-                return self._client.settler.settle(spend)
-            self._client.settler.resume(spend)
+                return settler.settle(spend)
+            settler.resume(spend)
             return Settlement(SettlementStatus.PENDING)
         except BaseException:
             if not spend.is_kept:
                 self._give_back(spend)
             elif not spend.is_done:
-                self._stop_beating()
-                self._client.settler.resume(spend)
+                if self._heartbeat is not None:
+                    self._heartbeat.stop()
+                settler_of(self._session).resume(spend)
             raise
 
     def release(self, reason: str) -> None:
-        """Give the reservation back unused. A failure is logged: what is not released expires."""
-        request = ReleaseRequest(reason=_shortened(reason))
+        """Give the reservation back unused; a reason is cut to the protocol's 256 characters. A failure is logged: what
+        is not released expires."""
+        if not isinstance(reason, str):
+            raise refuse("reason", reason, "a string")
+        request = ReleaseRequest(reason=reason if len(reason) <= 256 else reason[:253] + "...")
         try:
             self._take("released", request)
-            self._stop_beating()
-            self._release(request)
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
+            if self._backing is Backing.RESERVATION and self.reservation_id is not None:
+                told = self._session.post(wire.RELEASE_RESERVATION, request.to_json(), self.reservation_id)
+                if isinstance(told, CyclesError):
+                    log().warning("reservation %s was not released and will expire: %s", self.reservation_id, told)
+                else:
+                    self._session.observe(events.Released(self.reservation_id, request.reason or ""))
         except GuardFinalizedError:
             raise
-        except BaseException:  # an interruption: leaving the block, or being collected, releases it after all
+        except BaseException:  # it was interrupted: leaving the block, or being collected, releases it after all
             self._give_back(request)
             raise
 
-    def _release(self, request: ReleaseRequest) -> None:
-        if self._backing is not Backing.RESERVATION or self.reservation_id is None:
-            return
-        try:
-            self._client.release_reservation(self.reservation_id, request)
-        except CyclesError as e:
-            log().warning("reservation %s was not released and will expire: %s", self.reservation_id, e)
-        else:
-            self._client.observe(events.Released(self.reservation_id, request.reason or ""))
-
     def _take(self, how: str, end: object) -> None:
-        """Let `end` be what ends the guard. One caller succeeds, and for all others it is finished."""
+        """Let `end` be what ends the guard. One caller succeeds, and for all others the guard is finished."""
         if self._pid != os.getpid() or self._end_of.setdefault("end", end) is not end:
             raise self._finalized(how)
 
     def _give_back(self, end: object) -> None:
         if self._end_of.get("end") is end:
             del self._end_of["end"]
-
-    def _stop_beating(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
 
     def _finalized(self, how: str) -> GuardFinalizedError:
         why = "it is finished" if self._pid == os.getpid() else f"it belongs to process {self._pid}"
@@ -356,7 +358,7 @@ class ReservationGuard:
         """Hand the guard to an iterator, such as a streaming response's: leaving the `with` block does not end it any
         more, unless by an exception. It is current inside each step, and exhaustion, `close()`, an exception or
         collection settle it, as leaving the block would."""
-        from .guards.streaming import GuardedStream  # only streams need it
+        from .guards.generators import GuardedStream  # only streams need it
 
         self._demand_active("streamed")
         stream = GuardedStream(self, iterable)
@@ -364,19 +366,21 @@ class ReservationGuard:
         return stream
 
     def end(self, exception: BaseException | None) -> None:
-        """End as leaving the `with` block does: by the meter, or with nothing. An exception that is on its way wins
-        over ours."""
-        if not self.is_active or sys.is_finalizing():  # then nothing can be sent; the meter was handed over before
+        """End as leaving the `with` block does: what was metered is committed, else the reservation is released. The
+        exception that ends the work, where there is one, wins over an error of ours."""
+        if (
+            not self.is_active or sys.is_finalizing()
+        ):  # in the end nothing can be sent, and the meter was committed before
             return
         try:
-            owed = self._owed or interrupted_commit(self, exception)
+            owed = self._owed or _interrupted_commit(self, exception)
             if owed or self._meter.total:
                 self._settle(owed)
                 return
             if exception is None:
                 log().warning("guard %s was left without a commit; it is released", self.reservation_id or "")
             self.release("no commit" if exception is None else type(exception).__name__)
-        except GuardFinalizedError:  # another thread was first
+        except GuardFinalizedError:  # another thread has ended it first
             return
         except CyclesError as e:
             if exception is None:
@@ -384,27 +388,24 @@ class ReservationGuard:
             log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
 
     def commit_later(self, actual: Amount | None = None, metadata: Mapping[str, Any] | None = None) -> None:
-        """Commit in the background, without an amount what was metered; on record when this returns."""
+        """Commit an amount in the background, or what was metered where none is given. It is on record when this
+        returns."""
         try:
             self._settle((actual, None, metadata) if actual is not None else self._owed, waits=False)
         except GuardFinalizedError:
             return
 
-    def cut_off(self) -> Settlement | None:
+    def cut_off(self, waits: bool = True) -> Settlement | None:
         """End it although its work goes on, because there is no more time: what was metered is committed, and further
-        spend is reported instead of raised. A guard without any is left to expire: its work may still commit."""
-        return self._cut_off(waits=True)
+        spend is reported instead of raised. A guard without any is left to expire: its work may still commit.
 
-    def hand_over(self) -> None:
-        """Cut it off at the interpreter's end: the record is written now, and sent afterwards."""
-        self._cut_off(waits=False)
-
-    def _cut_off(self, waits: bool) -> Settlement | None:
+        Where it does not wait, as at the interpreter's end, the record is written now, and sent afterwards.
+        """
         if not (self._owed or self._meter.total) or not self.is_active:
             return None
         self._is_cut_off = True
         try:
-            return self._settle(self._owed, waits=waits)
+            return self._settle(self._owed, waits)
         except CyclesError as e:
             log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
             return None
@@ -421,19 +422,25 @@ class ReservationGuard:
             warnings.warn(f"{self!r} was never finished", ResourceWarning, stacklevel=2, source=self)
 
     def settle_abandoned(self) -> None:
-        """What was metered is on disk when this returns; it is sent, or the reservation released, in the background."""
+        """Settle a guard that was collected unfinished. What was metered is on record when this returns, and is sent in
+        the background; without any, the reservation is released there."""
         if self._owed or self._meter.total:
             self.commit_later()
         elif self.is_active:
-            self._client.settler.release(self, lambda: self.end(Abandoned("a guard was collected unfinished")))
+            settler_of(self._session).release(lambda: self.end(Abandoned("a guard was collected unfinished")))
 
 
 class Abandoned(Exception):
-    """What ends a guard that was garbage-collected: the reason of its release."""
+    """The exception that ends a guard which was garbage-collected; its name is the reason of the release."""
 
 
-def _shortened(reason: str) -> str:
-    """A reason within the protocol's 256 characters."""
-    if not isinstance(reason, str):
-        raise refuse("reason", reason, "a string")
-    return reason if len(reason) <= 256 else reason[:253] + "..."
+def _interrupted_commit(guard: ReservationGuard, exception: BaseException | None) -> Told | None:
+    """What `commit` was told, where a signal handler raised this exception at its very first instruction. Then nothing
+    but its frame, which the traceback holds, knows the amount."""
+    if exception is None:
+        return None
+    for frame, _ in traceback.walk_tb(exception.__traceback__):
+        told = frame.f_locals if frame.f_code is type(guard).commit.__code__ else {}
+        if told.get("self") is guard and guard.can_cost(told["actual"]):
+            return told["actual"], told["metrics"], told["metadata"]
+    return None

@@ -1,4 +1,12 @@
-"""How one call is made: its headers, its attempts, its deadline, its trace."""
+"""What a client, its guards, their settlement and their heartbeats share: the session.
+
+It holds the configuration, the transport, the observer and the subject that requests do not name themselves. It makes
+a call: its headers, its trace, its deadline, its attempts. Clients that `with_options` derives have sessions of their
+own on one transport.
+
+A call's errors are values until `response_in` raises them. Everything below `Session.post` and `Session.get` holds the
+API key in its frames, and error trackers send the variables of every frame that a traceback leads through.
+"""
 
 from __future__ import annotations
 
@@ -8,69 +16,97 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from . import __version__
-from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout
+from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout, ValidationError
 from .protocol import wire
-from .protocol.checks import refuse
-from .protocol.fields import Text
+from .protocol.checks import refuse, text
 from .runtime.clock import monotonic
 from .runtime.log import log
-from .transport.deadline import seconds_left
+from .transport.deadline import ambient, seconds_left
 from .transport.handlers import is_from_handler
 from .transport.redaction import redacted, without_frames
 from .transport.retry import retry_delay
 
 if TYPE_CHECKING:
     from .config import CyclesConfig
+    from .events import Event, Observer
     from .transport.http import Transport
 
 #: A W3C `traceparent`, or what makes one for each request; None sends none.
 Traceparent = Union[None, str, Callable[[], Optional[str]]]
 
-_RESERVATION_ID = Text(128)
 _TRACEPARENT = r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
 
+#: Nearly every id is plain, and needs no closer look.
+_is_plain_id = re.compile(r"[A-Za-z0-9_-]{1,128}\Z").match
 
-class Sender:
-    """Sends a client's calls through a transport, again where `retry` says so."""
+_USER_AGENT = "cycles-lite/{} Python/{}.{}.{}".format(__version__, *sys.version_info)
 
-    def __init__(self, config: CyclesConfig, transport: Transport, traceparent: Traceparent) -> None:
+
+class Session:
+    """Sends calls through a transport, again where `retry` says so, and tells the observer what becomes of them."""
+
+    #: What settles the spend of its guards, made for the first of them: see `settlement.settler.settler_of`.
+    settler: Any = None
+
+    def __init__(
+        self,
+        config: CyclesConfig,
+        transport: Transport | None = None,
+        traceparent: Traceparent = None,
+        observer: Observer | None = None,
+    ) -> None:
         if isinstance(traceparent, str) and not re.match(_TRACEPARENT, traceparent):
             raise ConfigError(f"traceparent: {traceparent!r:.80} is not a W3C traceparent")
-        self._config = config
-        self.transport = transport
+        self.config = config
+        self.transport = _open_transport(config) if transport is None else transport
         self.traceparent = traceparent
+        self.observer = observer
+        #: The levels of a subject that the configuration fills in.
+        self._subject = config.subject_defaults()
         self._is_closed = False
-        #: What wakes those who wait to send again.
+        #: The locks of those who wait to send again; releasing one wakes its owner.
         self._bells: dict[Any, None] = {}
-        self._public_headers = {
-            "Accept": "application/json",
-            "User-Agent": "cycles-lite/{} Python/{}.{}.{}".format(__version__, *sys.version_info),
-        }
-        self._headers = dict(self._public_headers)
-        if config.api_key is not None:
-            self._headers[wire.API_KEY_HEADER] = config.api_key
-        self._sending_headers = {**self._headers, "Content-Type": "application/json"}
 
-    def post(
-        self, operation: wire.Operation, data: dict[str, Any], reservation_id: str | None = None, retries: bool = True
-    ) -> Any:
-        """Send a body: the response in the answer, or the error, which is the caller's to raise."""
+    def observe(self, event: Event) -> None:
+        """Tell the observer of an event. An error that the observer raises is logged and stops nothing."""
+        if self.observer is None:
+            return
+        try:
+            self.observer(event)
+        except Exception:
+            log().exception("the observer failed on %s", type(event).__name__)
+
+    def body_of(self, request: Any) -> dict[str, Any]:
+        """The JSON object that a request sends, its subject's missing levels filled from the configuration."""
+        data: dict[str, Any] = request.to_json()
+        if hasattr(request, "subject"):
+            data["subject"] = {**self._subject, **data.get("subject", {})}
+            if not data["subject"]:
+                raise ValidationError("subject: neither the request nor the configuration names one")
+        return data
+
+    def post(self, operation: wire.Operation, data: dict[str, Any], id: str | None = None, retries: bool = True) -> Any:
+        """Send a body: the response in the answer, or the error that came instead, which is the caller's to raise."""
         key = data.get("idempotency_key")
+        headers = {"Accept": "application/json", "User-Agent": _USER_AGENT, "Content-Type": "application/json"}
+        # The header is optional, and carries visible ASCII, with blanks only inside.
+        if isinstance(key, str) and key.isascii() and key.isprintable() and key.strip() == key != "":
+            headers[wire.IDEMPOTENCY_KEY_HEADER] = key
         amount = data.get("estimate") or data.get("actual") or {}
-        id = _path_id(operation, reservation_id)
-        return self._send(operation, id, {}, wire.dumps(data), key, amount.get("unit"), retries)
+        return self._send(operation, id, {}, data, headers, amount.get("unit"), retries)
 
     def get(self, operation: wire.Operation, id: str | None, query: dict[str, str], retries: bool = True) -> Any:
-        """Ask: the response in the answer, or the error, which is the caller's to raise."""
-        return self._send(operation, _path_id(operation, id), query, b"", None, None, retries)
+        """Ask: the response in the answer, or the error that came instead, which is the caller's to raise."""
+        headers = {"Accept": "application/json", "User-Agent": _USER_AGENT}
+        return self._send(operation, id, query, None, headers, None, retries)
 
     def close(self) -> None:
-        """Let the connections go; reads that wait to be retried give up."""
+        """Let the connections go; calls that wait to be sent again give up."""
         self._is_closed = True
         for bell in list(self._bells):
             try:
                 bell.release()
-            except RuntimeError:  # rung before
+            except RuntimeError:  # it was rung before
                 pass
         self.transport.close()
 
@@ -79,23 +115,33 @@ class Sender:
         operation: wire.Operation,
         id: str | None,
         query: dict[str, str],
-        body: bytes,
-        key: Any,
+        data: dict[str, Any] | None,
+        headers: dict[str, str],
         unit: str | None,
         retries: bool,
     ) -> Any:
-        """Raises nothing: each frame from here on holds the API key, and a traceback would lead through them."""
-        config = self._config
-        headers = self._headers_for(operation, body, key)
+        config = self.config
+        if "{id}" not in operation.path:
+            id = None
+        elif type(id) is not str or not _is_plain_id(id):
+            try:
+                id = text("reservation_id", id, 128)
+                if id in (".", ".."):  # quoting leaves them as they are, and in a path they mean a folder
+                    raise refuse("reservation_id", id, "an id")
+            except ValidationError as e:
+                return without_frames(e)
+        trace = self._trace() if self.traceparent is not None else None
+        if trace is not None:
+            headers["traceparent"] = trace
+        if config.api_key is not None and not operation.public:
+            headers[wire.API_KEY_HEADER] = config.api_key
         call = wire.Call(
-            operation, id, query, body, headers, config.tenant, config.connect_timeout, config.read_timeout
+            operation, id, query, data, headers, config.tenant, config.connect_timeout, config.read_timeout
         )
         attempt = 1
         while True:
-            sent = monotonic()
             told = self._attempt(call, unit, attempt == 1 and config.retry_enabled)
             if not isinstance(told, CyclesError):
-                told.__dict__["attempt_ms"] = (sent * 1000, monotonic() * 1000)
                 return told
             delay = retry_delay(config, operation.method == "GET", attempt, told) if retries else None
             if delay is None or not self._wait(delay):
@@ -105,14 +151,35 @@ class Sender:
             attempt += 1
 
     def _attempt(self, call: wire.Call, unit: str | None, may_retry: bool) -> Any:
-        left = seconds_left()
-        if left is not None and left <= 0:
-            return TransportTimeout(f"{call.operation.name}: the deadline has passed; nothing was sent")
-        answer = self.transport.send(call if left is None else _within(left, call, may_retry))
-        return answer if isinstance(answer, CyclesError) else _read(call, answer, unit)
+        """One attempt within the ambient deadline: the response, or the error."""
+        left = seconds_left() if ambient.get() is not None else None
+        if left is not None:
+            if left <= 0:
+                return TransportTimeout(f"{call.operation.name}: the deadline has passed; nothing was sent")
+            call = _within(left, call, may_retry)
+        sent = monotonic()
+        answer = self.transport.send(call)
+        if isinstance(answer, CyclesError):
+            return answer
+        try:
+            return wire.read_answer(call.operation, answer, unit, (sent * 1000, monotonic() * 1000))
+        except CyclesError as e:
+            if is_from_handler(e):
+                raise
+            # The key is blotted out of an error, should the server have echoed it. Good answers are data, and stay as
+            # they are.
+            shown = redacted(call, answer)
+            if shown is answer:
+                return e
+        try:
+            wire.read_answer(call.operation, shown, unit)
+        except CyclesError as e:
+            e.__context__ = None
+            return e
+        return ResponseError(f"unusable body of {call.operation.name}", status=answer.status)
 
     def _wait(self, delay: float) -> bool:
-        """Wait for a retry; False when there is no time for it, or the client is closed meanwhile."""
+        """Wait before sending again; False when there is no time for it, or the session is closed meanwhile."""
         left = seconds_left()
         if left is not None and left <= delay:
             return False
@@ -127,18 +194,6 @@ class Sender:
             return not (self._is_closed or bell.acquire(timeout=delay))
         finally:
             self._bells.pop(bell, None)
-
-    def _headers_for(self, operation: wire.Operation, body: bytes, key: Any) -> dict[str, str]:
-        trace = self._trace() if self.traceparent is not None else None
-        if not body:
-            headers = dict(self._public_headers if operation.public else self._headers)
-        else:
-            headers = dict(self._sending_headers)
-            if isinstance(key, str) and _arrives_unchanged(key):  # optional
-                headers[wire.IDEMPOTENCY_KEY_HEADER] = key
-        if trace is not None:
-            headers["traceparent"] = trace
-        return headers
 
     def _trace(self) -> str | None:
         """The caller's trace. Tracing never stops a call: what its callable gets wrong is logged."""
@@ -155,6 +210,16 @@ class Sender:
         return None
 
 
+def response_in(told: Any) -> Any:
+    """The response, or else the error that came instead, raised here: no frame from here on up holds the API key."""
+    if not isinstance(told, CyclesError):
+        return told
+    try:
+        raise told
+    finally:
+        del told  # else this frame and the error's traceback would keep each other alive, and every guard on the way
+
+
 def _within(left: float, call: wire.Call, may_retry: bool) -> wire.Call:
     """The call with its timeouts shortened to what the ambient deadline leaves. An old connection gets no more than
     half of that where another attempt can follow: it may lead nowhere, such as after a frozen process has thawed."""
@@ -165,46 +230,12 @@ def _within(left: float, call: wire.Call, may_retry: bool) -> wire.Call:
     return call._replace(reused_bound=left / 2) if may_retry and left / 2 < bound else call
 
 
-def _read(call: wire.Call, answer: wire.Answer, unit: str | None) -> Any:
-    """The response in an answer, or the error that it is, in which the key is blotted out. Good answers are data, and
-    stay as they are."""
-    try:
-        return wire.read_answer(call.operation, answer, unit)
-    except CyclesError as e:
-        if is_from_handler(e):
-            raise
-        shown = redacted(call, answer)
-        if shown is answer:
-            return e
-    try:
-        wire.read_answer(call.operation, shown, unit)
-    except CyclesError as e:
-        e.__context__ = None
-        return e
-    return ResponseError(f"unusable body of {call.operation.name}", status=answer.status)
-
-
-def _arrives_unchanged(text: str) -> bool:
-    """Whether a header can carry it: visible ASCII, blanks only inside."""
-    return text.isascii() and text.isprintable() and text.strip() == text != ""
-
-
-def _path_id(operation: wire.Operation, value: Any) -> str | None:
-    """The id that the operation's path needs."""
-    if "{id}" not in operation.path:
-        return None
-    value = _RESERVATION_ID.check("reservation_id", value)
-    if value in (".", ".."):  # quoting leaves them as they are, and in a path they mean a folder
-        raise refuse("reservation_id", value, "an id")
-    return str(value)
-
-
-def open_transport(config: CyclesConfig) -> Transport:
+def _open_transport(config: CyclesConfig) -> Transport:
     """The transport that a configuration's URL asks for."""
     if config.base_url is None:
         return _NoTransport()
     if config.is_local:
-        from .local.transport import LocalTransport  # sqlite3, which only budget files need
+        from .local.authority import LocalTransport  # sqlite3, which only budget files need
 
         return LocalTransport(config)
     from .transport.http import HttpTransport  # urllib3, which only servers need

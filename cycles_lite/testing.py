@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from typing import Any, NamedTuple
 
 from .errors import TransportTimeout, ValidationError
-from .local.answers import error_answer
-from .local.authority import Authority, Caller
-from .local.transport import LocalTransport
+from .local.authority import Authority, Caller, LocalTransport
+from .local.messages import error_answer
 from .protocol.values import Amount, Caps
 from .protocol.wire import GET_RESERVATION, OPERATIONS, Answer, Call
 from .runtime.clock import now_ms
@@ -43,11 +41,11 @@ class TestAuthority(Authority):
 
     def expire(self, reservation_id: str) -> None:
         """Move the authority's clock just past a reservation's expiry and grace period; all else ages with it."""
-        call = Call(GET_RESERVATION, reservation_id, {}, b"", {}, None, 2.0, 5.0)
+        call = Call(GET_RESERVATION, reservation_id, {}, None, {}, None, 2.0, 5.0)
         answer = super().answer(call, Caller(None, admin=True))
         if answer.status != 200:
             raise ValidationError(f"reservation {reservation_id} cannot be expired: {answer.body.decode('utf-8')}")
-        expires_at_ms: int = json.loads(answer.body.decode("utf-8"))["expires_at_ms"]
+        expires_at_ms: int = answer.data["expires_at_ms"]
         longest_grace_ms = 60_000
         self._ahead_ms = max(self._ahead_ms, expires_at_ms + longest_grace_ms + 1 - now_ms())
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 #: Where the application finds its guard in the environment.
 GUARD_KEY = "cycles.guard"
 
-#: Seconds to wait that an exceeded budget names when the authority names none.
+#: The Retry-After of an exceeded budget, in seconds, where the authority names none.
 _DEFAULT_RETRY_AFTER = 60
 
 #: What a tenant from a request may be; it is hostile input.
@@ -56,7 +56,8 @@ _TENANT = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z")
 
 _STATUS_LINE = re.compile(r"[2-5][0-9][0-9] .")
 
-#: What an error becomes: the first row that it is an instance of. None: only where the authority named a time.
+#: What an error becomes in HTTP: the status, the code and the seconds for Retry-After of the first row whose class it
+#: is an instance of. Without seconds there is a Retry-After only where the authority named a time.
 HTTP_ERRORS: Sequence[tuple[type[BaseException], int, str, int | None]] = (
     (BudgetExceededError, 429, "BUDGET_EXCEEDED", _DEFAULT_RETRY_AFTER),
     (DebtOutstandingError, 503, "DEBT_OUTSTANDING", None),
@@ -153,21 +154,19 @@ class CyclesMiddleware:
         self._exclude = tuple(path.rstrip("/") for path in exclude)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if self._is_excluded(environ.get("PATH_INFO", "")):
+        path = environ.get("PATH_INFO", "")
+        if any(path == excluded or path.startswith(excluded + "/") for excluded in self._exclude):
             return self._app(environ, start_response)
-        try:
-            tenant = self._tenant(environ)
-            if tenant is _MALFORMED:
-                status, headers, body = _answer(400, "INVALID_TENANT", None)
-            else:
-                return self._guarded(environ, start_response, self._reserve(environ, tenant))
-        except _Unreserved as e:
-            status, headers, body = self._refusal(e.error, environ)
+        tenant = self._tenant(environ)
+        if tenant is _MALFORMED:
+            status, headers, body = _answer(400, "INVALID_TENANT", None)
+        else:
+            told = self._reserve(environ, tenant)
+            if isinstance(told, ReservationGuard):
+                return self._guarded(environ, start_response, told)
+            status, headers, body = self._refusal(told, environ)
         start_response(status, headers)
         return [body]
-
-    def _is_excluded(self, path: str) -> bool:
-        return any(path == excluded or path.startswith(excluded + "/") for excluded in self._exclude)
 
     def _tenant(self, environ: Environ) -> str | None:
         """The request's tenant, None where none is asked for."""
@@ -181,7 +180,7 @@ class CyclesMiddleware:
         return _MALFORMED
 
     def _refusal(self, error: CyclesError, environ: Environ) -> Answer:
-        """What is answered in the place of the application, and a trace of it in the log."""
+        """The answer in the place of the application's. The refusal is logged."""
         say = log().warning if isinstance(error, BudgetDenied) else log().error
         say("%s is not let through (request id %s): %s", _request(environ), error.request_id, error)
         try:
@@ -191,7 +190,8 @@ class CyclesMiddleware:
             log().exception("on_error failed for %s", _request(environ))
             return http_error(error)
 
-    def _reserve(self, environ: Environ, tenant: str | None) -> ReservationGuard:
+    def _reserve(self, environ: Environ, tenant: str | None) -> ReservationGuard | CyclesError:
+        """The request's guard, or what keeps it from being reserved."""
         try:
             client = self._client_for(tenant) if self._client_for is not None and tenant else self._client
             if client is None:
@@ -203,7 +203,7 @@ class CyclesMiddleware:
                 ttl_ms=self._ttl_ms,
             )
         except CyclesError as e:
-            raise _Unreserved(e) from e
+            return e
 
     def _guarded(self, environ: Environ, start_response: StartResponse, guard: ReservationGuard) -> Iterable[bytes]:
         environ[GUARD_KEY] = guard
@@ -216,16 +216,8 @@ class CyclesMiddleware:
         return _Body(body, guard, environ, self._actual)
 
 
-#: A tenant that no request may have.
+#: Stands for a tenant that is missing or malformed: no request can name this one.
 _MALFORMED = "\0"
-
-
-class _Unreserved(Exception):
-    """There is no reservation, and so no request to the application."""
-
-    def __init__(self, error: CyclesError) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 def _request(environ: Environ) -> str:
@@ -287,7 +279,7 @@ class _Body:
                 if close is not None:
                     close()
         except BaseException as e:
-            if not (isinstance(e, ValueError) and goes_on(self._steps)):  # else it is in use in another thread
+            if not (isinstance(e, ValueError) and goes_on(self._steps)):  # else another thread is within a step
                 self._guard.end(e)
             raise
         if not self._guard.is_active:

@@ -12,6 +12,7 @@ import pickle
 import pytest
 
 from cycles_lite import errors
+from cycles_lite.background.lease import Failure, classify
 from cycles_lite.errors import (
     ApiError,
     BudgetDenied,
@@ -26,7 +27,13 @@ from cycles_lite.errors import (
     ValidationError,
     error_class,
 )
-from cycles_lite.protocol.values import CyclesEvidenceRef
+from cycles_lite.local.messages import refusal_answer
+from cycles_lite.local.rules import Refusal
+from cycles_lite.protocol import wire
+from cycles_lite.protocol.models import ReservationCreateResponse
+from cycles_lite.protocol.values import CyclesEvidenceRef, Decision, ErrorCode
+from cycles_lite.settlement.journal import COMMIT, EVENT
+from cycles_lite.settlement.meaning import Meaning, meaning_of
 
 #: Design, section 4, as it stands there: each class and what it is directly below.
 TREE = {
@@ -383,8 +390,54 @@ def test_an_unknown_code_is_a_plain_refusal(code):
 
 
 def test_a_denial_is_one_only_before_the_work():
-    for code, denial in errors.DENIALS.items():
+    denials = {code: row.kind for code, row in errors.CODES.items() if row.denies}
+    for code, denial in denials.items():
         assert error_class(409, code, reserves=True, settles=False) is denial
         assert error_class(409, code, reserves=False, settles=True) is SettlementRejectedError
         assert error_class(409, code, reserves=False, settles=False) is ApiError
-    assert len(set(errors.DENIALS.values())) == len(errors.DENIALS) == 6
+    assert len(set(denials.values())) == len(denials) == 6
+
+
+# ---- One row for each code ----
+
+
+def test_the_table_and_the_enumeration_name_the_same_codes():
+    assert sorted(errors.CODES) == sorted(code.value for code in ErrorCode)
+
+
+def test_each_code_has_a_class_of_its_own():
+    kinds = [row.kind for row in errors.CODES.values()]
+    assert len(set(kinds)) == len(kinds)
+
+
+class QuotaExceededError(BudgetDenied):
+    """A code of a newer protocol."""
+
+
+def test_a_new_code_is_one_row(monkeypatch):
+    """All that asks what a code means finds it there: clients, settlement, heartbeats and the embedded authority."""
+    new = "QUOTA_EXCEEDED"
+    error = ApiError("no", status=409, code=new)
+    came = refusal_answer(Refusal(new, "Too much."), {}, None)
+    assert came.status == 409
+    assert type(refusal_in(came, wire.CREATE_RESERVATION)) is ApiError
+    assert {meaning_of(mode, error) for mode in (COMMIT, EVENT)} == {Meaning.HELD}
+    assert classify(error) is Failure.REFUSED
+
+    monkeypatch.setitem(errors.CODES, new, errors.Code(QuotaExceededError, 402, final_for=(COMMIT,), ends_lease=True))
+    came = refusal_answer(Refusal(new, "Too much."), {}, None)
+    assert came.status == 402
+    assert type(refusal_in(came, wire.CREATE_RESERVATION)) is QuotaExceededError
+    assert type(refusal_in(came, wire.COMMIT_RESERVATION)) is SettlementRejectedError
+    assert type(refusal_in(came, wire.RELEASE_RESERVATION)) is ApiError
+    denying = ReservationCreateResponse(Decision.DENY, (), reason_code=new)
+    assert type(wire.denied(denying)) is QuotaExceededError
+    assert meaning_of(COMMIT, error) is Meaning.REJECTED
+    assert meaning_of(EVENT, error) is Meaning.HELD
+    assert classify(error) is Failure.PERMANENT
+
+
+def refusal_in(answer, operation):
+    with pytest.raises(ApiError) as caught:
+        wire.read_answer(operation, answer)
+    return caught.value

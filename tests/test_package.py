@@ -23,37 +23,25 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: `local` and `cli` count as one module each. A new module gets its place here.
 ORDER = (
     "runtime.clock transport.turns transport.handlers errors runtime.log transport.proxies transport.trust "
-    "transport.deadline transport.attempt transport.idle protocol.checks protocol.fields protocol.values "
+    "transport.deadline transport.attempt transport.idle protocol.checks protocol.twins protocol.fields "
+    "protocol.values "
     "protocol.keywords protocol.models config transport.retry background.lease protocol.wire local "
-    "transport.redaction transport.http session settlement.journal settlement.meaning events guards.meter "
-    "background.worker client guards.current settlement.spend settlement.settler background.heartbeat guard "
-    "guards.streaming settlement.flush guards.asking guards.costs guards.generators lifecycle "
+    "transport.redaction transport.http settlement.journal settlement.meaning events session "
+    "background.worker settlement.spend settlement.settler background.heartbeat guards.current guards.costs "
+    "guards.generators guard settlement.flush guards.asking client lifecycle "
     "wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
-#: The imports against that order, each for its reason; none of them happens while its module is imported.
-AGAINST_THE_ORDER = {
-    ("errors", "protocol.values"): "an error that carries a reference to evidence reads it from its JSON",
-    ("client", "settlement.settler"): "the client makes it for the first guard; it settles through that client",
-    (
-        "client",
-        "settlement.flush",
-    ): "the client's own flush, and the interpreter's end, of which clients without guards need none",
-    ("client", "guards.asking"): "reserve() hands out a guard, which calls the client",
-    ("client", "guard"): "types alone",
-    ("guards.current", "guard"): "types alone",
-    ("settlement.spend", "guard"): "types alone",
-    ("settlement.settler", "guard"): "types alone: what is released",
-    ("guard", "guards.streaming"): "a guard hands itself to a stream, which few programs have",
-}
+#: The imports against that order: for types alone, because a guard's type is what these tell.
+AGAINST_THE_ORDER = {("guards.current", "guard"), ("guards.costs", "guard"), ("guards.generators", "guard")}
 
 #: What is in which folder; the root has what users import, and the session under it.
 FOLDERS = {
-    "protocol": "checks fields keywords models values wire",
+    "protocol": "checks fields keywords models twins values wire",
     "transport": "attempt deadline handlers http idle proxies redaction retry trust turns",
     "settlement": "flush journal meaning settler spend",
     "background": "heartbeat lease worker",
-    "guards": "asking costs current generators meter streaming",
+    "guards": "asking costs current generators",
     "runtime": "clock log",
     "": "__main__ aws_lambda client config errors events guard lifecycle pytest_plugin session testing wsgi",
 }
@@ -64,9 +52,9 @@ EXPENSIVE = {"asyncio", "http.client", "sqlite3", "ssl", "typing_extensions", "u
 class Import:
     """One imported module of this package, or of another (`inside` is false)."""
 
-    def __init__(self, importer, target, inside, at_import_time):
+    def __init__(self, importer, target, inside, at_import_time, for_types):
         self.importer, self.target = importer, target
-        self.inside, self.at_import_time = inside, at_import_time
+        self.inside, self.at_import_time, self.for_types = inside, at_import_time, for_types
 
 
 def module_name(path):
@@ -79,14 +67,16 @@ MODULES = {module_name(path) for path in FILES}
 
 def imports_of(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    deferred = set()
+    for_types, deferred = set(), set()
     for node in ast.walk(tree):
-        types_only = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        if types_only or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            for_types.update(map(id, ast.walk(node)))
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             deferred.update(map(id, ast.walk(node)))
     for node in ast.walk(tree):
         for target, inside in targets(node, path):
-            yield Import(module_name(path), target, inside, id(node) not in deferred)
+            at_import_time = id(node) not in deferred and id(node) not in for_types
+            yield Import(module_name(path), target, inside, at_import_time, id(node) in for_types)
 
 
 def targets(node, path):
@@ -144,6 +134,14 @@ def test_the_public_names_are_sorted_and_there_once():
     assert list(cycles_lite.__all__) == sorted(set(cycles_lite.__all__))
 
 
+def test_type_checkers_are_told_of_the_same_names_in_the_same_modules():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and getattr(node.test, "id", "")]
+    told = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert told == cycles_lite._HOME
+    assert [alias.name for node in block.body for alias in node.names] == list(told)
+
+
 def test_any_other_name_is_an_attribute_error():
     """Which is what hasattr, copy and pickle ask a module with a lazy __getattr__ for."""
     with pytest.raises(AttributeError, match="no_such_name"):
@@ -189,11 +187,11 @@ def unit(name):
 
 
 def edges():
-    """Pairs of modules of the package, with whether the import happens at import time."""
+    """Pairs of modules of the package, with whether the import is for types alone."""
     for found in IMPORTS:
         importer, target = unit(found.importer), unit(found.target)
         if found.inside and importer and target and importer != target:
-            yield importer, target, found.at_import_time
+            yield importer, target, found.for_types
 
 
 def test_every_module_has_its_place_in_the_order():
@@ -210,7 +208,7 @@ def test_imports_point_one_way():
     ranks = {name: rank for rank, name in enumerate(ORDER)}
     against = {edge for edge in edges() if ranks[edge[1]] > ranks[edge[0]]}
     assert sorted({edge[:2] for edge in against}) == sorted(AGAINST_THE_ORDER)
-    assert [edge for edge in against if edge[2]] == [], "these happen at import time"
+    assert [edge for edge in against if not edge[2]] == [], "these happen at run time"
 
 
 def test_no_import_cycle():

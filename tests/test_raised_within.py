@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from interrupts import AtLine, Interrupt
 from ledgers import tokens
@@ -43,7 +41,7 @@ class Book:
         self.charged, self.released = {}, set()
 
     def answer(self, call):
-        body = json.loads(call.body.decode())
+        body = call.data
         if call.operation is wire.CREATE_RESERVATION:
             return replied(allowed(reservation_id=f"rsv_{body['idempotency_key'][-12:]}"))
         if call.operation is wire.RELEASE_RESERVATION:
@@ -95,7 +93,9 @@ def test_a_denial_that_a_handler_raises_within_a_request_is_no_answer_to_it():
             while at is None or at.where is not None:
                 nth += 5
                 at = AtLine(nth, error=denied)
-                guard = ReservationGuard(client, create_request(), Backing.RESERVATION, granted(f"rsv_{nth}"))
+                guard = ReservationGuard(
+                    client.session, create_request(), Backing.RESERVATION, {"tenant": "acme"}, granted(f"rsv_{nth}")
+                )
                 try:
                     with guard, at:
                         guard.commit(cost)
@@ -104,6 +104,9 @@ def test_a_denial_that_a_handler_raises_within_a_request_is_no_answer_to_it():
                 assert client.flush(PATIENCE) == 0, at.where
                 assert f"/v1/reservations/rsv_{nth}/commit" in [request.target for request in peer.requests], at.where
     assert nth > 150
+
+
+SUBJECT = {"tenant": "acme"}
 
 
 def granted(reservation_id):

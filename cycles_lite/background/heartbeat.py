@@ -1,4 +1,4 @@
-"""Keeping a reservation alive while its work runs: `lease` decides when, the worker wakes, this sends.
+"""Keeping a reservation alive while its work runs: `lease` decides when, the worker wakes this up, and this sends.
 
 A failing heartbeat is told to the log and the observer, and never stops the work or its commit.
 """
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..errors import CyclesError, TransportError
-from ..protocol.checks import new_idempotency_key
+from ..protocol import wire
+from ..protocol.fields import new_idempotency_key
 from ..protocol.models import ReservationExtendRequest, Response
 from ..runtime.clock import monotonic
 from ..runtime.log import log
@@ -20,8 +21,7 @@ from .lease import Next, Step
 from .worker import Job, worker
 
 if TYPE_CHECKING:
-    from ..client import CyclesClient
-
+    from ..session import Session
 
 #: How much earlier than its bound an attempt is ended, so that a late wake-up and noticing it stay within the bound.
 _AIM_BELOW_MS = 250
@@ -30,15 +30,15 @@ _AIM_BELOW_MS = 250
 class Heartbeat:
     """The beats of one reservation. Whoever holds it keeps it beating; the worker does not."""
 
-    __slots__ = ("__weakref__", "_client", "_is_stopped", "_job", "_key", "_lease", "_reservation_id")
+    __slots__ = ("__weakref__", "_is_stopped", "_job", "_key", "_lease", "_reservation_id", "_session")
 
-    def __init__(self, client: CyclesClient, reservation_id: str, ttl_ms: int, created: Response) -> None:
-        self._client = client
+    def __init__(self, session: Session, reservation_id: str, ttl_ms: int, created: Response) -> None:
+        self._session = session
         self._reservation_id = reservation_id
         self._key: str | None = None
         self._job: Job | None = None
         self._is_stopped = False
-        config = client.config
+        config = session.config
         remaining: int | None = getattr(created, "remaining_ttl_ms", None)
         granted = ttl_ms if remaining is None else min(ttl_ms, remaining)  # a server may grant less than was asked for
         timeout = leases.attempt_timeout_ms(config.connect_timeout * 1000, config.read_timeout * 1000, granted)
@@ -46,7 +46,7 @@ class Heartbeat:
         self._follow(step, None)
 
     def stop(self) -> None:
-        """No further beat. One that is under way ends by itself."""
+        """Send no further extension. One that is under way ends by itself."""
         self._is_stopped = True
         job, self._job = self._job, None
         if job is not None:
@@ -69,8 +69,8 @@ class Heartbeat:
         self._follow(step, error)
 
     def _follow(self, step: Step, error: CyclesError | None) -> None:
-        """Schedule what comes next, and say so where something went wrong."""
-        if self._job is not None:  # the program extended while a beat was under way, which has scheduled its own next
+        """Schedule what comes next, and tell of it where something went wrong."""
+        if self._job is not None:  # the program has extended while a beat was under way, and scheduled the next
             self._job.cancel()
         if step.next is Next.STOP:
             self._job = None
@@ -80,25 +80,22 @@ class Heartbeat:
             beat = _Beat()
             job = Job(delay, beat, delay / 2 if step.next is Next.BEAT else None)
             beat.of = weakref.ref(self, job.go_with)
-            self._job = job  # before it is posted: a beat that is due at once looks here whether it still is the next
+            self._job = job  # before it is posted: `beat` asks here whether its job is still wanted
             worker.post(job)
-            if self._is_stopped:  # by the program's thread, while this one took in an answer
+            if self._is_stopped:  # the program's thread did so while this one took in an answer
                 job.cancel()
             disposition = f"tried again in {step.delay_ms / 1000:.1f} s with the same key"
         if error is not None or step.next is Next.STOP:
-            self._tell(error, disposition)
-
-    def _tell(self, error: CyclesError | None, disposition: str) -> None:
-        log().warning(
-            "the heartbeat of reservation %s failed (%s); the work goes on; %s",
-            self._reservation_id,
-            error or "no safe schedule",
-            disposition,
-        )
-        self._client.observe(events.HeartbeatFailed(self._reservation_id, error, disposition))
+            log().warning(
+                "the heartbeat of reservation %s failed (%s); the work goes on; %s",
+                self._reservation_id,
+                error or "no safe schedule",
+                disposition,
+            )
+            self._session.observe(events.HeartbeatFailed(self._reservation_id, error, disposition))
 
     def beat(self) -> None:
-        """One extension attempt. What the program did meanwhile, extending or finishing, goes before its outcome."""
+        """Try to extend, once. Where the program has extended or finished meanwhile, the outcome is ignored."""
         job = self._job
         if job is None:
             return
@@ -109,19 +106,22 @@ class Heartbeat:
         bound = max(0, (lease.request_timeout_ms or 0) - _AIM_BELOW_MS) / 1000
         try:
             with deadline_in(bound):
-                response = self._client.extend_once(self._reservation_id, request)
+                told = self._session.post(
+                    wire.EXTEND_RESERVATION, request.to_json(), self._reservation_id, retries=False
+                )
         except Exception as e:
             # A fault of ours, or of what instruments the transport, must not end the heartbeat in silence either.
-            error = e if isinstance(e, CyclesError) else TransportError(f"the extension failed: {e!r}")
-            if self._job is job:
-                self._failed(error)
+            told = e if isinstance(e, CyclesError) else TransportError(f"the extension failed: {e!r}")
+        if self._job is not job:
             return
-        if self._job is job:
-            self._succeeded(response)
+        if isinstance(told, CyclesError):
+            self._failed(told)
+        else:
+            self._succeeded(told)
 
 
 class _Beat:
-    """What a job does for a heartbeat that it does not keep alive, and so not its guard."""
+    """What a heartbeat's job runs. It refers to the heartbeat weakly, and so keeps neither it nor its guard alive."""
 
     __slots__ = ("of",)
 

@@ -134,7 +134,7 @@ def _settle(folders: list[str], arguments: Any, **server: Any) -> int:
     with CyclesClient.from_env(journal_enabled=False, **server) as client:
         left = 0
         for folder in folders:
-            settler = Settler(client, Journal(folder))
+            settler = Settler(client.session, Journal(folder))
             left += flush(settler, arguments.timeout)
             settler.close()
     kept = sum(len(Journal(folder).names()) for folder in folders)

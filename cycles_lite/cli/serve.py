@@ -9,8 +9,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..local import Authority
-from ..local.directory import AlreadyExists
+from ..local import AlreadyExists, Authority
 from ..protocol.checks import shown
 from ..protocol.values import Amount, Unit
 from . import arguments as given

@@ -10,52 +10,55 @@ from ..errors import BudgetDenied, CyclesError, ResponseError, ServerError, Tran
 from ..guard import Backing, ReservationGuard
 from ..protocol import wire
 from ..runtime.log import log
+from ..session import response_in
+from ..settlement import flush  # noqa: F401  # it settles what is left at the interpreter's end
+from ..settlement.settler import settler_of
 
 if TYPE_CHECKING:
-    from ..client import CyclesClient
-    from ..protocol.models import ReservationCreateRequest, ReservationCreateResponse
+    from ..protocol.models import ReservationCreateRequest
+    from ..session import Session
 
 
-def reserve(client: CyclesClient, request: ReservationCreateRequest) -> ReservationGuard:
-    """A guard on a new reservation, as the client's mode says. Raises `BudgetDenied` and every other refusal."""
-    if client.config.mode == "off":
-        return ReservationGuard(client, request, Backing.NOTHING, None)
+def reserve(session: Session, request: ReservationCreateRequest) -> ReservationGuard:
+    """A guard on a new reservation. Raises `BudgetDenied` and every other refusal.
+
+    In shadow mode the request is a dry run whose denial is told and stops nothing; in mode `off` nothing is asked.
+    """
+    if session.config.mode == "off":
+        return ReservationGuard(session, request, Backing.NOTHING)
     worker.catch_up()
-    client.settler.open()
-    if client.config.mode == "shadow":
-        return ReservationGuard(client, request, Backing.NOTHING, _ask(client, request))
+    settler_of(session).open()
+    is_shadow = session.config.mode == "shadow"
     try:
-        response = client.create_reservation(request)
-        if not response.is_allowed or not response.reservation_id:
+        body = session.body_of(request)
+        response = response_in(session.post(wire.CREATE_RESERVATION, body))
+        if not (response.is_allowed and (response.reservation_id or is_shadow)):
             raise wire.denied(response)
     except BudgetDenied as e:
-        client.observe(events.Denied(request.estimate, request.action, e, False))
-        raise
-    except (TransportError, ResponseError, ServerError) as e:
-        if client.config.on_unavailable != "allow":
+        if is_shadow:
+            log().warning("shadow mode: %s of %s would have been denied: %s", request.action.kind, request.estimate, e)
+        session.observe(events.Denied(request.estimate, request.action, e, is_shadow))
+        if not is_shadow:
             raise
-        log().warning("the authority cannot be asked (%s): the work runs, and its spend is recorded afterwards", e)
-        client.observe(events.Degraded(request.estimate, request.action, e))
-        return ReservationGuard(client, request, Backing.EVENT, None)
-    try:
-        client.observe(events.Reserved(response.reservation_id, request.estimate, request.action, response))
-    except BaseException:  # it ends the program, or a signal handler does: nobody will have the guard
-        ReservationGuard(client, request, Backing.RESERVATION, response).settle_abandoned()
-        raise
-    return ReservationGuard(client, request, Backing.RESERVATION, response)
-
-
-def _ask(client: CyclesClient, request: ReservationCreateRequest) -> ReservationCreateResponse | None:
-    """Shadow mode: what the authority would have said, for the log. Nothing that it says stops the work."""
-    try:
-        response = client.create_reservation(request)
-        if not response.is_allowed:
-            raise wire.denied(response)
-        return response
-    except BudgetDenied as e:
-        log().warning("shadow mode: %s of %s would have been denied: %s", request.action.kind, request.estimate, e)
-        client.observe(events.Denied(request.estimate, request.action, e, True))
+        return ReservationGuard(session, request, Backing.NOTHING)
     except CyclesError as e:
-        log().warning("shadow mode: the authority could not be asked about %s: %s", request.action.kind, e)
-        client.observe(events.Degraded(request.estimate, request.action, e))
-    return None
+        if is_shadow:
+            log().warning("shadow mode: the authority could not be asked about %s: %s", request.action.kind, e)
+        elif session.config.on_unavailable == "allow" and isinstance(e, (TransportError, ResponseError, ServerError)):
+            log().warning("the authority cannot be asked (%s): the work runs, and its spend is recorded afterwards", e)
+        else:
+            raise
+        session.observe(events.Degraded(request.estimate, request.action, e))
+        if is_shadow:
+            return ReservationGuard(session, request, Backing.NOTHING)
+        return ReservationGuard(session, request, Backing.EVENT, session.body_of(request)["subject"])
+    if is_shadow:
+        return ReservationGuard(session, request, Backing.NOTHING, None, response)
+    # The guard is made when the observer has been told: what the log keeps of an observer's error leads to this frame,
+    # and would keep alive a guard that nobody finishes.
+    try:
+        session.observe(events.Reserved(response.reservation_id, request.estimate, request.action, response))
+    except BaseException:  # the observer or a signal handler ends the program, and nobody gets the guard
+        ReservationGuard(session, request, Backing.RESERVATION, body["subject"], response).settle_abandoned()
+        raise
+    return ReservationGuard(session, request, Backing.RESERVATION, body["subject"], response)

@@ -1,4 +1,5 @@
-"""Functions whose work is done after they have returned: generators are guarded step by step, coroutines refused."""
+"""Work that is done after its function has returned: generators and streams carry their guard from step to step;
+coroutines, which this library cannot wait for, are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import collections.abc
 import functools
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Generator
+from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterable, Iterator, TypeVar
 
 from ..background.worker import left_over
 from ..transport.turns import Turns
@@ -16,7 +17,9 @@ from .current import inside
 if TYPE_CHECKING:
     from ..guard import ReservationGuard
 
-#: What a function returns whose work has not been done yet. The classes of `typing` take longer to ask.
+T = TypeVar("T")
+
+#: What a function returns whose work has not been done yet. `isinstance` takes longer with the classes of `typing`.
 _ASYNCHRONOUS = (collections.abc.Coroutine, collections.abc.AsyncGenerator)
 UNDONE: Any = (collections.abc.Generator, *_ASYNCHRONOUS)
 
@@ -35,7 +38,7 @@ def refuse_asynchronous(decorator: str, fn: Any) -> None:
 
 
 def refuse_unawaited(decorator: str, fn: Any, result: Any) -> None:
-    """Refuse what another decorator hid until the call: nothing will await it."""
+    """Refuse a coroutine that another decorator hid until the call, because nothing will await it."""
     if isinstance(result, _ASYNCHRONOUS):
         if isinstance(result, collections.abc.Coroutine):
             result.close()
@@ -43,7 +46,7 @@ def refuse_unawaited(decorator: str, fn: Any, result: Any) -> None:
 
 
 def goes_on(steps: Any) -> bool:
-    """Whether a generator can still be stepped: after an exception that means that this step was refused."""
+    """Whether a generator can still be stepped. After an exception this means that the step was refused, not made."""
     return getattr(steps, "gi_frame", None) is not None
 
 
@@ -62,12 +65,73 @@ def _innermost(fn: Any) -> Any:
     return fn if is_plain else getattr(fn, "__call__", fn)  # noqa: B004
 
 
+class _InTurns:
+    """Steps that are made one at a time. Who comes meanwhile, from another thread, gets the `ValueError` that
+    generators raise, and the step that is under way goes on."""
+
+    def __init__(self) -> None:
+        #: There is one turn: whoever has it steps, closes and settles.
+        self._turns = Turns(1)
+
+    def _in_turn(self, step: Callable[..., Any], *given: Any) -> Any:
+        turn = self._turns.take(0)
+        if turn is None:
+            raise ValueError("generator already executing")
+        try:
+            return step(*given)
+        finally:
+            turn.give_back()
+
+
+class GuardedStream(_InTurns, Generic[T]):
+    """The items of an iterable, each made with the guard as the current one; whatever ends them settles the guard. It
+    is what `ReservationGuard.stream` gives."""
+
+    def __init__(self, guard: ReservationGuard, iterable: Iterable[T]) -> None:
+        super().__init__()
+        self._guard, self._source = guard, iterable
+        self._items = iter(iterable)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        item: T = self._in_turn(self._ending, next, self._items)
+        return item
+
+    def close(self) -> None:
+        """Close the iterable, where it can be closed, and settle: what was metered is committed, else it is released.
+
+        Servers call this (PEP 3333) however a response ends.
+        """
+        self._in_turn(self._close)
+
+    def _close(self) -> None:
+        for closed in (self._items, self._source):
+            close: Any = getattr(closed, "close", None)
+            if close is not None:
+                self._ending(close)
+        self._guard.end(None)
+
+    def _ending(self, step: Callable[..., Any], *given: Any) -> Any:
+        """What a step gives. An exception that comes out of it ends the guard."""
+        with inside(self._guard):
+            try:
+                return step(*given)
+            except StopIteration:
+                self._guard.end(None)
+                raise
+            except BaseException as e:
+                self._guard.end(e)
+                raise
+
+
 #: The guards of generators under way, by the `id` of the generator. Objects that are collected together are finalized
 #: in any order: a guard that went with its generator might be released before that could say what it costs.
 _under_way: dict[int, ReservationGuard] = {}
 
 
-class GuardedGenerator(Generator[Any, Any, Any]):
+class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
     """A generator whose guard lives from its first step to its last, and is current inside each step alone.
 
     how it ends                                     what is committed
@@ -90,9 +154,8 @@ class GuardedGenerator(Generator[Any, Any, Any]):
         guard: ReservationGuard | None = None,
     ) -> None:
         """Either `reserve` gives the guard before the first step, or there is one already."""
+        super().__init__()
         self._steps, self._settle, self._reserve = steps, settle, reserve
-        #: Whoever has the one turn steps, closes and settles.
-        self._turns = Turns(1)
         if guard is not None:
             self._begin(guard)
 
@@ -123,15 +186,6 @@ class GuardedGenerator(Generator[Any, Any, Any]):
             self._is_collected = True
             self._close()
 
-    def _in_turn(self, step: Callable[..., Any], *given: Any) -> Any:
-        turn = self._turns.take(0)
-        if turn is None:
-            raise ValueError("generator already executing")
-        try:
-            return step(*given)
-        finally:
-            turn.give_back()
-
     def _send(self, value: Any) -> Any:
         if self._guard is None and value is None and self._reserve is not None and self._is_unrun():
             self._begin(self._reserve())
@@ -147,7 +201,7 @@ class GuardedGenerator(Generator[Any, Any, Any]):
         try:
             result = self._advance(self._steps.close)
         except RuntimeError:
-            if goes_on(self._steps):  # it has ignored this and yielded again
+            if goes_on(self._steps):  # the generator has ignored GeneratorExit and yielded again
                 self._closed_early()
             raise
         self._closed_early()
@@ -155,7 +209,7 @@ class GuardedGenerator(Generator[Any, Any, Any]):
 
     def _advance(self, advance: Callable[..., Any], *given: Any) -> Any:
         guard = self._guard
-        if guard is None:  # it has not begun, so there is nothing to settle
+        if guard is None:  # the generator has not begun, so there is nothing to settle
             return advance(*given)
         with inside(guard):
             try:

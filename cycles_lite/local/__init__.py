@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .authority import Authority
+    from .tenants import AlreadyExists
 
-__all__ = ["Authority"]
+__all__ = ["AlreadyExists", "Authority"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Authority":
-        from .authority import Authority
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import authority, tenants
 
-        return Authority
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return authority.Authority if name == "Authority" else tenants.AlreadyExists
 
 
 def __dir__() -> list[str]:

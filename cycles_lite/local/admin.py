@@ -7,71 +7,47 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import Any, Callable, Container, Mapping, NamedTuple
+from typing import Any, Callable, Container, Dict, Mapping, Optional, Tuple
 
 from ..errors import ValidationError
-from ..protocol import checks, wire
+from ..protocol import checks
 from ..protocol.values import Amount, Caps, Unit
+from ..protocol.wire import Answer, read_body
 from . import instants
-from .answers import error_answer, new_answer
-from .authority import Authority
-from .directory import AlreadyExists, TenantSettings
+from .authority import Authority, Caller
+from .messages import new_answer, refusal_answer
+from .rules import Refusal, Refused
+from .tenants import AlreadyExists, checked_settings
+
+#: Given the authority, the body and the tenant whose key was sent, if any: the status and what is told.
+_Handler = Callable[[Authority, Mapping[str, Any], Optional[str]], Tuple[int, Dict[str, Any]]]
 
 
-class AdminCall(NamedTuple):
-    """One call, and who makes it: the admin, a tenant by its own key, or neither."""
-
-    authority: Authority
-    body: bytes
-    headers: Mapping[str, str]
-    is_admin: bool
-    tenant: str | None
-
-
-class _No(Exception):
-    """A refusal on its way to becoming an answer."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-
-
-_Handler = Callable[[AdminCall], "tuple[int, dict[str, Any]]"]
-
-
-def _answering(handler: _Handler) -> Callable[[AdminCall], wire.Answer]:
-    """The handler with its refusals made answers. Each asks who calls before it reads what they sent."""
-
-    def answer(call: AdminCall) -> wire.Answer:
-        try:
-            status, told = handler(call)
-        except _No as e:
-            return error_answer(e.status, e.code, e.message, call.headers)
-        except AlreadyExists as e:
-            return error_answer(409, "DUPLICATE_RESOURCE", e.message, call.headers)
-        except ValidationError as e:
-            return error_answer(400, "INVALID_REQUEST", e.message, call.headers)
-        return new_answer(status, told, call.headers, call.tenant)
-
-    return answer
+def provision(
+    path: str, authority: Authority, body: bytes, headers: Mapping[str, str], caller: Caller | None
+) -> Answer:
+    """Answer one provisioning call. Who calls is asked before what they sent is read."""
+    handler, fields, is_for_tenants = ADMIN_ROUTES[path]
+    try:
+        if caller is None or not (caller.admin or is_for_tenants):
+            raise Refused(Refusal("UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed."))
+        status, told = handler(authority, _object(body, fields), caller.tenant)
+        return new_answer(status, told, headers, caller.tenant)
+    except Refused as e:
+        return refusal_answer(e.refusal, headers, None)
+    except ValidationError as e:
+        code = "DUPLICATE_RESOURCE" if isinstance(e, AlreadyExists) else "INVALID_REQUEST"
+        return refusal_answer(Refusal(code, e.message), headers, None)
 
 
 def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
-    try:
-        data = wire.loads(body)
-    except ValueError as e:
-        raise ValidationError(f"body: not JSON: {e}") from e
+    data = read_body(body)
     if not isinstance(data, dict):
         raise ValidationError("body: not an object")
     for name in data:
         if name not in known:
             raise ValidationError(f"body: unknown field {checks.shown(name)}")
     return data
-
-
-def _demand_admin(call: AdminCall) -> None:
-    if not call.is_admin:
-        raise _No(401, "UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed.")
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:
@@ -104,23 +80,13 @@ def _instant(milliseconds: int | None) -> str | None:
 #: The last millisecond that a date can tell.
 _LAST_MS = 253_402_300_799_999
 
-#: Settings of a tenant: the admin API's names, and the authority's.
-_TENANT_SETTINGS = (
-    ("default_reservation_ttl_ms", "default_ttl_ms"),
-    ("max_reservation_ttl_ms", "max_ttl_ms"),
-    ("max_reservation_extensions", "max_extensions"),
-    ("default_commit_overage_policy", "default_overage_policy"),
-)
-
-_TENANT_FIELDS = frozenset(
-    "tenant_id name parent_tenant_id metadata reservation_expiry_policy".split()
-    + [name for name, _ in _TENANT_SETTINGS]
-)
-_KEY_FIELDS = frozenset("tenant_id name description permissions scope_filter expires_at metadata".split())
-_BUDGET_FIELDS = frozenset(
-    "tenant_id scope unit allocated overdraft_limit commit_overage_policy caps rollover_policy period_start period_end"
-    " metadata".split()
-)
+#: Settings of a tenant: the admin API's names, and those of `create_tenant` in its order.
+_TENANT_SETTINGS = {
+    "default_reservation_ttl_ms": "default_ttl_ms",
+    "max_reservation_ttl_ms": "max_ttl_ms",
+    "default_commit_overage_policy": "default_overage_policy",
+    "max_reservation_extensions": "max_extensions",
+}
 
 #: What a key may be permitted. Stored, and enforced by nobody.
 _PERMISSION = re.compile(
@@ -130,16 +96,14 @@ _PERMISSION = re.compile(
 )
 
 
-def _create_tenant(call: AdminCall) -> tuple[int, dict[str, Any]]:
-    _demand_admin(call)
-    data = _object(call.body, _TENANT_FIELDS)
+def _create_tenant(authority: Authority, data: Mapping[str, Any], _: str | None) -> tuple[int, dict[str, Any]]:
     tenant_id, name = _text(data, "tenant_id"), _text(data, "name")
-    settings = {ours: data[theirs] for theirs, ours in _TENANT_SETTINGS if data.get(theirs) is not None}
-    made = call.authority.tenant(tenant_id)
+    settings = {ours: data.get(theirs) for theirs, ours in _TENANT_SETTINGS.items()}
+    checked_settings(*settings.values())  # also where the tenant stays as it is
+    made = authority.tenant(tenant_id)
     status = 201 if made is None else 200
     if made is None or made.name != name:
-        made = call.authority.create_tenant(tenant_id, name, **settings)
-    TenantSettings(**settings).checked()  # also where the tenant stays as it is
+        made = authority.create_tenant(tenant_id, name, **settings)
     return status, {
         "tenant_id": made.tenant_id,
         "name": made.name,
@@ -148,10 +112,8 @@ def _create_tenant(call: AdminCall) -> tuple[int, dict[str, Any]]:
     }
 
 
-def _create_key(call: AdminCall) -> tuple[int, dict[str, Any]]:
-    _demand_admin(call)
-    data = _object(call.body, _KEY_FIELDS)
-    name, tenant_id = _text(data, "name"), _tenant_id(call, data)
+def _create_key(authority: Authority, data: Mapping[str, Any], _: str | None) -> tuple[int, dict[str, Any]]:
+    name, tenant_id = _text(data, "name"), _tenant_id(authority, data)
     permissions = [] if data.get("permissions") is None else data["permissions"]
     if not isinstance(permissions, list):
         raise ValidationError("permissions: a list of strings is needed")
@@ -159,7 +121,7 @@ def _create_key(call: AdminCall) -> tuple[int, dict[str, Any]]:
         if not isinstance(permission, str) or _PERMISSION.fullmatch(permission) is None:
             raise ValidationError(f"permissions: {checks.shown(permission)} is not known")
     expires_at_ms = _milliseconds(data, "expires_at")
-    key = call.authority.create_key(tenant_id, name=name, permissions=permissions, expires_at_ms=expires_at_ms)
+    key = authority.create_key(tenant_id, name=name, permissions=permissions, expires_at_ms=expires_at_ms)
     return 201, {
         "key_id": key.key_id,
         "key_secret": key.key_secret,
@@ -171,11 +133,11 @@ def _create_key(call: AdminCall) -> tuple[int, dict[str, Any]]:
     }
 
 
-def _create_budget(call: AdminCall) -> tuple[int, dict[str, Any]]:
-    if call.tenant is None:
-        _demand_admin(call)
-    data = _object(call.body, _BUDGET_FIELDS)
-    tenant = _budget_owner(call, data)
+def _create_budget(authority: Authority, data: Mapping[str, Any], tenant: str | None) -> tuple[int, dict[str, Any]]:
+    if tenant is None:
+        tenant = _tenant_id(authority, data)
+    elif data.get("tenant_id") is not None:
+        raise ValidationError("tenant_id: with a tenant's key the body names none")
     scope = _text(data, "scope").lower()
     if not re.match(rf"tenant:{re.escape(tenant)}(/|\Z)", scope):
         raise ValidationError(f"scope: {checks.shown(scope)} is not of tenant {tenant}")
@@ -186,26 +148,17 @@ def _create_budget(call: AdminCall) -> tuple[int, dict[str, Any]]:
         limit = Amount.parse(data["overdraft_limit"], "overdraft_limit")
         _demand_unit("overdraft_limit", limit, amount.unit)
     caps = Caps.parse(data["caps"], "caps") if data.get("caps") is not None else None
-    if not call.authority.add_budget(scope, amount, overdraft_limit=limit, caps=caps):
-        raise _No(409, "DUPLICATE_RESOURCE", f"There is a budget of {amount.unit} at {scope}.")
-    (made,) = [one for one in call.authority.budgets() if (one.scope, one.unit) == (scope, amount.unit)]
+    if not authority.add_budget(scope, amount, overdraft_limit=limit, caps=caps):
+        raise Refused(Refusal("DUPLICATE_RESOURCE", f"There is a budget of {amount.unit} at {scope}."))
+    (made,) = [one for one in authority.budgets() if (one.scope, one.unit) == (scope, amount.unit)]
     return 201, {**made.to_json(), "scope": made.scope, "tenant_id": tenant, "unit": made.unit, "status": made.status}
 
 
-def _budget_owner(call: AdminCall, data: Mapping[str, Any]) -> str:
-    """The tenant that a budget is for: a tenant's key says it, with the admin's key the body must."""
-    if call.tenant is not None:
-        if data.get("tenant_id") is not None:
-            raise ValidationError("tenant_id: with a tenant's key the body names none")
-        return call.tenant
-    return _tenant_id(call, data)
-
-
-def _tenant_id(call: AdminCall, data: Mapping[str, Any]) -> str:
+def _tenant_id(authority: Authority, data: Mapping[str, Any]) -> str:
     """The tenant that a body names, which must be there."""
     tenant_id = _text(data, "tenant_id")
-    if call.authority.tenant(tenant_id) is None:
-        raise _No(404, "TENANT_NOT_FOUND", f"There is no tenant {tenant_id[:100]}.")
+    if authority.tenant(tenant_id) is None:
+        raise Refused(Refusal("TENANT_NOT_FOUND", f"There is no tenant {tenant_id[:100]}."))
     return tenant_id
 
 
@@ -213,13 +166,32 @@ def _demand_unit(name: str, amount: Amount, unit: object) -> None:
     """Refuse an amount of another unit than the budget's. Whether that is one at all is asked first."""
     if unit is None or unit == amount.unit:
         return
-    if unit not in [known.value for known in Unit]:
+    if unit not in list(Unit):
         raise ValidationError(f"unit: {checks.shown(unit)} is not known")
-    raise _No(400, "UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}.")
+    raise Refused(Refusal("UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}."))
 
 
-ADMIN_ROUTES: Mapping[str, Callable[[AdminCall], wire.Answer]] = {
-    "/v1/admin/tenants": _answering(_create_tenant),
-    "/v1/admin/api-keys": _answering(_create_key),
-    "/v1/admin/budgets": _answering(_create_budget),
+#: The provisioning calls by their paths: the handler, the fields that the body may have, and whether a tenant's own key
+#: is enough. The official admin server has fields that this authority has no use for.
+ADMIN_ROUTES: Mapping[str, tuple[_Handler, frozenset[str], bool]] = {
+    "/v1/admin/tenants": (
+        _create_tenant,
+        frozenset(
+            ["tenant_id", "name", "parent_tenant_id", "metadata", "reservation_expiry_policy", *_TENANT_SETTINGS]
+        ),
+        False,
+    ),
+    "/v1/admin/api-keys": (
+        _create_key,
+        frozenset("tenant_id name description permissions scope_filter expires_at metadata".split()),
+        False,
+    ),
+    "/v1/admin/budgets": (
+        _create_budget,
+        frozenset(
+            "tenant_id scope unit allocated overdraft_limit commit_overage_policy caps rollover_policy period_start"
+            " period_end metadata".split()
+        ),
+        True,
+    ),
 }

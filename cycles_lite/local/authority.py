@@ -1,44 +1,68 @@
-"""The protocol over the ledger: who asks, for whom, and what is answered; and the provisioning of a budget file."""
+"""The embedded authority: who asks, for whom, and which operation of the ledger answers."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, Tuple
 
-from ..errors import ConfigError, TransportError
-from ..protocol import wire
-from ..protocol.values import Amount, Caps, Unit
+from ..errors import ConfigError, CyclesError, TransportError
+from ..protocol import models, wire
+from ..protocol.checks import shown
 from ..protocol.wire import Answer, Call
 from ..runtime.clock import now_ms
 from ..transport.handlers import is_from_handler
-from . import answers, audit, directory, filters, provisioning, queries, requests, reserving, rules, settling
-from .answers import error_answer, new_answer
-from .directory import ApiKey, Tenant, TenantSettings
+from . import messages, operations, reads, scopes
+from .budgets import BudgetMethods
 from .ledger import Ledger
-from .rules import Budget, Refusal, Refused
-from .store import Store
+from .rules import Refusal, Refused, invalid
+from .tenants import TenantMethods
 
-__all__ = ["ANYONE", "Authority", "Caller", "error_answer", "new_answer"]
-
-_EVIDENCE_ID = re.compile(r"[0-9a-f]{64}\Z")
+if TYPE_CHECKING:
+    from ..config import CyclesConfig
+    from ..protocol.fields import Model
 
 
 class Caller(NamedTuple):
     """Who makes a request, as the transport has established it.
 
     With a tenant, everything is limited to it. With none, as for the owner of the file, the requests themselves say
-    for whom they act. `admin` marks an operator's key, which serves three operations alone (protocol: AdminKeyAuth).
+    for whom they act. `admin` marks an operator's key, which serves `ADMIN_OPERATIONS` alone.
     """
 
     tenant: str | None = None
     admin: bool = False
 
+    def acting_for(self, named: str | None) -> str:
+        """The tenant that a request acts for: the caller's, which its subject must not contradict, else the subject's.
+
+        A subject without a tenant names no scope that could have a budget, so that it needs no refusal of its own.
+        """
+        if self.tenant is not None and named not in (None, self.tenant):
+            raise _forbidden(named)
+        tenant = named if self.tenant is None else self.tenant
+        if tenant is not None and not scopes.is_tenant_id(tenant):
+            raise invalid(f"tenant: {shown(tenant)} is not 3 to 64 of the characters a-z, 0-9 and -.")
+        return tenant or ""
+
+    def reading_of(self, named: str | None) -> str | None:
+        """The tenant that a read is limited to; None for all. A blank one is nobody's, and has nothing.
+
+        An operator, who acts for no tenant, must name one.
+        """
+        if self.admin and not (named or "").strip():
+            raise invalid("tenant query parameter is required when using admin key authentication")
+        if self.tenant is not None and named not in (None, self.tenant) and named.strip():
+            raise _forbidden(named)
+        return self.tenant if named is None else named
+
 
 #: Whoever may use the file; also who needs no key for what is public.
 ANYONE = Caller()
 
+#: What an operator's key serves (protocol: `security` of these operations, AdminKeyAuth).
+ADMIN_OPERATIONS = (wire.LIST_RESERVATIONS, wire.GET_RESERVATION, wire.RELEASE_RESERVATION)
 
-class Authority:
+
+class Authority(BudgetMethods, TenantMethods):
     """A budget ledger in one SQLite file, and the authority over it.
 
     `url` is `sqlite:///absolute/path`, `sqlite:relative/path` or `sqlite://` (memory of this process); with
@@ -52,9 +76,9 @@ class Authority:
     def __init__(
         self, url: str, *, create: bool = True, clock: Callable[[], int] = now_ms, timeout: float = 7.0
     ) -> None:
-        self._ledger = Ledger(Store(url, create=create, timeout=timeout), clock)
+        self._ledger = Ledger(url, create=create, timeout=timeout, clock=clock)
         #: The URL of the file, from any folder; clients take it as `base_url`.
-        self.url = self._ledger.store.url
+        self.url = self._ledger.url
 
     def __repr__(self) -> str:
         return f"<Authority {self.url}>"
@@ -70,142 +94,39 @@ class Authority:
 
     def shutdown(self) -> None:
         """Close the file in this process. (`close` closes a budget.)"""
-        self._ledger.store.close()
-
-    # ---- The protocol ----
+        self._ledger.close()
 
     def answer(self, call: Call, caller: Caller = ANYONE) -> Answer:
         """Answer one request of the protocol. Its own faults and refusals are answers, and so is a crash of ours (500).
 
         Raises `TransportError` when the file cannot be used: over HTTP that is a 500 too, in process it is the
-        transport's own kind of failure. Waits for locks no longer than the call's timeouts together.
+        transport's own kind of failure. Waits for locks no longer than the call's timeouts together, or the
+        authority's own timeout where the call has none.
         """
-        ids = answers.correlate(call.headers)
-        tenant = caller.tenant
+        operation, tenant = call.operation, caller.tenant
         try:
-            if caller.admin and not (call.operation.public or call.operation.name in _ADMIN_OPERATIONS):
+            if caller.admin and not (operation.public or operation in ADMIN_OPERATIONS):
                 raise Refused(Refusal("UNAUTHORIZED", "This operation needs a tenant's API key."))
-            body, tenant = _HANDLERS[call.operation.name](self._ledger, call, caller)
-            return answers.success(call.operation.status, body, ids, tenant)
+            handler = _HANDLERS[operation]
+            prepared, for_whom = handler.prepare(call, caller)
+            transaction = self._ledger.writing if handler.writes else self._ledger.reading
+            with transaction(call.connect_timeout + call.read_timeout or None) as (db, now):
+                data = handler.operate(db, now, *prepared)
+            tenant = for_whom
+            return messages.new_answer(operation.status, data, call.headers, tenant)
         except Refused as e:
-            return answers.error(e.refusal, ids, tenant)
+            return messages.refusal_answer(e.refusal, call.headers, tenant)
         except Exception as e:
             if is_from_handler(e) or isinstance(e, (TransportError, ConfigError)):
                 raise
-            _log_crash(e, call.operation.name, ids.request_id)
-            return answers.error(Refusal("INTERNAL_ERROR", "The authority failed; see its log."), ids, tenant)
+            crash = Refusal("INTERNAL_ERROR", "The authority failed; see its log.")
+            answer = messages.refusal_answer(crash, call.headers, tenant)
+            _log_crash(e, operation.name, answer.headers["x-request-id"])
+            return answer
 
-    def authenticate(self, secret: str) -> str | None:
-        """The tenant that a key's secret belongs to; None for one that is unknown, revoked or expired."""
-        return self._ledger.look(lambda db, now: directory.authenticate(db, now, secret))
 
-    # ---- Budgets ----
-
-    def set_budget(
-        self,
-        scope: str,
-        amount: Amount,
-        *,
-        overdraft_limit: int | Amount | None = None,
-        caps: Caps | None = None,
-    ) -> Budget:
-        """Allocate an amount to a scope such as `tenant:acme/agent:bot`, whether or not it has a budget in that unit.
-
-        `overdraft_limit` is in the same unit; omitted, it and the caps stay as they are, at first 0 and none. An
-        empty `Caps()` takes the caps away. Raises `ValidationError`.
-        """
-        return self._ledger.change(lambda db, now: provisioning.set_budget(db, scope, amount, overdraft_limit, caps))
-
-    def add_budget(
-        self,
-        scope: str,
-        amount: Amount,
-        *,
-        overdraft_limit: int | Amount | None = None,
-        caps: Caps | None = None,
-    ) -> bool:
-        """Like `set_budget`, but an existing budget is left as it is; whether one was made."""
-        return self._ledger.change(lambda db, now: provisioning.add_budget(db, scope, amount, overdraft_limit, caps))
-
-    def fund(self, scope: str, amount: Amount) -> Budget:
-        """Add an amount to a budget; debt is repaid first. Raises `ValidationError`, also where there is no budget."""
-        return self._ledger.change(lambda db, now: provisioning.fund(db, scope, amount))
-
-    def freeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
-        """Let a scope's budget, or with no unit all its budgets, take no new reservation or event for now."""
-        return self._set_status(scope, unit, rules.FROZEN)
-
-    def unfreeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
-        """Take a freeze back."""
-        return self._set_status(scope, unit, rules.ACTIVE)
-
-    def close(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
-        """Close a scope's budget, or with no unit all its budgets, for good. (`shutdown` closes the file.)"""
-        return self._set_status(scope, unit, rules.CLOSED)
-
-    def budgets(self) -> list[Budget]:
-        """Every budget, in the order of scope and unit."""
-        return self._ledger.look(lambda db, now: provisioning.budgets(db))
-
-    def check(self) -> list[str]:
-        """Verify the ledger's invariants over the whole file; what is wrong, a sentence each."""
-        return self._ledger.look(lambda db, now: audit.violations(db))
-
-    def _set_status(self, scope: str, unit: str | Unit | None, status: str) -> list[Budget]:
-        return self._ledger.change(lambda db, now: provisioning.set_status(db, scope, unit, status))
-
-    # ---- Tenants and keys ----
-
-    def create_tenant(
-        self,
-        tenant_id: str,
-        name: str | None = None,
-        *,
-        default_ttl_ms: int | None = None,
-        max_ttl_ms: int | None = None,
-        default_overage_policy: str | None = None,
-        max_extensions: int | None = None,
-    ) -> Tenant:
-        """Give a tenant (`[a-z0-9-]{3,64}`) a record, with settings other than 60000, 3600000, ALLOW_IF_AVAILABLE, 10.
-
-        The same tenant again is returned as it is; another name or other settings raise `directory.AlreadyExists`, a
-        `ValidationError`.
-        """
-        settings = TenantSettings(default_ttl_ms, max_ttl_ms, default_overage_policy, max_extensions)
-        return self._ledger.change(lambda db, now: directory.create_tenant(db, now, tenant_id, name, settings))
-
-    def tenant(self, tenant_id: str) -> Tenant | None:
-        """A tenant's record; None where it has none, which does not keep it from having budgets."""
-        return self._ledger.look(lambda db, now: directory.tenant(db, tenant_id))
-
-    def close_tenant(self, tenant_id: str) -> Tenant:
-        """Close a tenant for good: nothing is reserved, settled or recorded for it any more. Its keys are revoked."""
-        return self._ledger.change(lambda db, now: directory.close_tenant(db, now, tenant_id))
-
-    def create_key(
-        self,
-        tenant_id: str,
-        *,
-        secret: str | None = None,
-        name: str | None = None,
-        permissions: Sequence[str] = (),
-        expires_at_ms: int | None = None,
-    ) -> ApiKey:
-        """Make an API key. Its `key_secret` is only in this answer: the file keeps a SHA-256 of it.
-
-        A `secret` of your own (visible ASCII) that is already this tenant's key is returned as that key.
-        """
-        return self._ledger.change(
-            lambda db, now: directory.create_key(db, now, tenant_id, secret, name, permissions, expires_at_ms)
-        )
-
-    def revoke_key(self, key_id: str) -> ApiKey:
-        """End a key. Raises `ValidationError` where there is none with this id."""
-        return self._ledger.change(lambda db, now: directory.revoke_key(db, now, key_id))
-
-    def keys(self) -> list[ApiKey]:
-        """Every key, the oldest first, without their secrets."""
-        return self._ledger.look(lambda db, now: directory.keys(db))
+def _forbidden(named: str | None) -> Refused:
+    return Refused(Refusal("FORBIDDEN", f"You may not act for tenant {shown(named)}.", {"tenant": named}))
 
 
 def _log_crash(crash: Exception, operation: str, request_id: str) -> None:
@@ -215,84 +136,107 @@ def _log_crash(crash: Exception, operation: str, request_id: str) -> None:
     logging.getLogger("cycles_lite").error(message, operation, request_id, exc_info=crash)
 
 
-# ---- One handler per operation: the answer's body, and the tenant that it was for ----
+# ---- How each operation is answered ----
 
-_Handled = Tuple[bytes, Optional[str]]
-_Handler = Callable[[Ledger, Call, Caller], _Handled]
-
-
-def _for_subject(operate: Callable[..., bytes]) -> _Handler:
-    """A handler for an operation whose body names a subject."""
-
-    def handle(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-        request = requests.body(call)
-        tenant = requests.subject_tenant(request.subject, caller.tenant)
-        return ledger.change(lambda db, now: operate(db, now, request, tenant), _timeout(call)), tenant
-
-    return handle
+#: What an operation takes, and the tenant that its answer is for.
+_Prepared = Tuple[Tuple[Any, ...], Optional[str]]
 
 
-def _on_reservation(operate: Callable[..., bytes]) -> _Handler:
-    """A handler for an operation that changes a reservation."""
+class _Handler(NamedTuple):
+    """How one operation is answered: what it takes is proven legal first, then it runs in a transaction."""
 
-    def handle(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-        id, request, owner = requests.path_id(call), requests.body(call), caller.tenant
-        return ledger.change(lambda db, now: operate(db, now, id, request, owner), _timeout(call)), owner
-
-    return handle
-
-
-def _get_reservation(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-    id, owner = requests.path_id(call), caller.tenant
-    return ledger.look(lambda db, now: queries.get_reservation(db, now, id, owner), _timeout(call)), owner
+    prepare: Callable[[Call, Caller], _Prepared]
+    #: Given the database, the time and what was prepared, returns decoded JSON.
+    operate: Callable[..., Any]
+    writes: bool = False
 
 
-def _list_reservations(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-    asked = filters.list_filters(call.query)
-    if caller.admin and not (asked.tenant or "").strip():
-        raise filters.invalid("tenant query parameter is required when using admin key authentication")
-    owner = requests.query_tenant(asked.tenant, caller.tenant)
-    body = ledger.look(lambda db, now: queries.list_reservations(db, now, asked, owner), _timeout(call))
-    return body, caller.tenant
+def _for_subject(model: type[Model], operate: Callable[..., Any]) -> _Handler:
+    """For an operation whose body names a subject."""
+
+    def prepare(call: Call, caller: Caller) -> _Prepared:
+        request = messages.read_request(model, call)
+        tenant = caller.acting_for(request.subject.tenant)
+        return (request, tenant), tenant
+
+    return _Handler(prepare, operate, writes=True)
 
 
-def _get_balances(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-    asked = filters.balance_filters(call.query)
-    owner = requests.query_tenant(asked.tenant, caller.tenant)
-    return ledger.look(lambda db, now: queries.get_balances(db, now, asked, owner), _timeout(call)), caller.tenant
+def _on_reservation(model: type[Model], operate: Callable[..., Any]) -> _Handler:
+    """For an operation that changes a reservation."""
+
+    def prepare(call: Call, caller: Caller) -> _Prepared:
+        return (messages.path_id(call), messages.read_request(model, call), caller.tenant), caller.tenant
+
+    return _Handler(prepare, operate, writes=True)
 
 
-def _get_evidence(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-    if _EVIDENCE_ID.match(call.id or "") is None:
-        raise filters.invalid("An evidence id is 64 lower-case hexadecimal digits.")
+def _page(filters: Callable[[Mapping[str, str]], Any], operate: Callable[..., Any]) -> _Handler:
+    """For an operation that reads a page of what the filters in the query match."""
+
+    def prepare(call: Call, caller: Caller) -> _Prepared:
+        asked = filters(call.query)
+        return (asked, caller.reading_of(asked.tenant)), caller.tenant
+
+    return _Handler(prepare, operate)
+
+
+def _reservation_id(call: Call, caller: Caller) -> _Prepared:
+    return (messages.path_id(call), caller.tenant), caller.tenant
+
+
+def _evidence(call: Call, caller: Caller) -> _Prepared:
+    if not wire.is_evidence_id(call.id):
+        raise invalid("An evidence id is 64 lower-case hexadecimal digits.")
     raise Refused(Refusal("NOT_FOUND", "There is no evidence with this id: this authority signs none."))
 
 
-def _get_evidence_keys(ledger: Ledger, call: Call, caller: Caller) -> _Handled:
-    ledger.look(lambda db, now: None, _timeout(call))  # clients warm up with this: open the file
+def _no_keys(*_: Any) -> None:
+    """Refused only in a transaction, because clients warm up with this operation: it opens the file."""
     raise Refused(Refusal("NOT_FOUND", "This authority signs nothing, so it has no keys to publish."))
 
 
-def _timeout(call: Call) -> float | None:
-    """Seconds that the caller waits; 0, as from the server, leaves it to the authority."""
-    return call.connect_timeout + call.read_timeout or None
-
-
-_HANDLERS: dict[str, _Handler] = {
-    wire.CREATE_RESERVATION.name: _for_subject(reserving.reserve),
-    wire.DECIDE.name: _for_subject(reserving.decide),
-    wire.CREATE_EVENT.name: _for_subject(settling.record_event),
-    wire.COMMIT_RESERVATION.name: _on_reservation(settling.commit),
-    wire.RELEASE_RESERVATION.name: _on_reservation(settling.release),
-    wire.EXTEND_RESERVATION.name: _on_reservation(settling.extend),
-    wire.GET_RESERVATION.name: _get_reservation,
-    wire.LIST_RESERVATIONS.name: _list_reservations,
-    wire.GET_BALANCES.name: _get_balances,
-    wire.GET_EVIDENCE.name: _get_evidence,
-    wire.GET_EVIDENCE_KEYS.name: _get_evidence_keys,
+_HANDLERS = {
+    wire.CREATE_RESERVATION: _for_subject(models.ReservationCreateRequest, operations.reserve),
+    wire.DECIDE: _for_subject(models.DecisionRequest, operations.decide),
+    wire.CREATE_EVENT: _for_subject(models.EventCreateRequest, operations.record_event),
+    wire.COMMIT_RESERVATION: _on_reservation(models.CommitRequest, operations.commit),
+    wire.RELEASE_RESERVATION: _on_reservation(models.ReleaseRequest, operations.release),
+    wire.EXTEND_RESERVATION: _on_reservation(models.ReservationExtendRequest, operations.extend),
+    wire.GET_RESERVATION: _Handler(_reservation_id, reads.get_reservation),
+    wire.LIST_RESERVATIONS: _page(reads.list_filters, reads.list_reservations),
+    wire.GET_BALANCES: _page(reads.balance_filters, reads.get_balances),
+    wire.GET_EVIDENCE: _Handler(_evidence, _no_keys),
+    wire.GET_EVIDENCE_KEYS: _Handler(lambda call, caller: ((), None), _no_keys),
 }
 
-#: What an operator's key serves (protocol: `security` of these operations).
-_ADMIN_OPERATIONS = frozenset(
-    operation.name for operation in (wire.LIST_RESERVATIONS, wire.GET_RESERVATION, wire.RELEASE_RESERVATION)
-)
+
+class LocalTransport:
+    """What clients send calls through where the URL is a `sqlite:` one: to the ledger in a file that exists, without a
+    server or a socket. The file's permissions are the authentication.
+
+    The tenant of a call's configuration is the caller's; without one, requests say themselves for whom they act.
+    What is returned instead of an answer is a `ConfigError` for an unusable file, or a `TransportError` where a request
+    has none.
+    """
+
+    def __init__(self, config: CyclesConfig) -> None:
+        if config.base_url is None:
+            raise ConfigError("base_url is not set")
+        self._authority = Authority(config.base_url, create=False)
+
+    def __repr__(self) -> str:
+        return f"<LocalTransport to {self._authority.url}>"
+
+    def send(self, call: Call) -> Answer | CyclesError:
+        """The authority's answer to one call, within the call's timeouts together."""
+        try:
+            return self._authority.answer(call, Caller(call.tenant))
+        except CyclesError as e:
+            if is_from_handler(e):
+                raise
+            return e
+
+    def close(self) -> None:
+        """Let idle connections to the file go. A later call opens new ones."""
+        self._authority.shutdown()

@@ -1,4 +1,4 @@
-"""The connections of one process to one budget file, and what becomes of them at a fork.
+"""The connections of one process to one budget file: who may use them, and what becomes of them at a fork.
 
 SQLite keeps book of a process's locks by file, and a forked child inherits the book but not the locks: a connection
 that it opened then would believe in locks that nobody holds. So before a fork all connections are closed, once the
@@ -6,28 +6,31 @@ transactions at work have ended. What a child inherits all the same (a fork that
 not end) it never touches: closing it could remove the WAL under the parent, so it stays referenced for good.
 
 An exception from a signal handler may come between any two instructions, so nothing here is counted and no lock is
-held. Connections move between lists by one expression, `there.append(here.pop())`: one that is interrupted on its way
-is an object that nobody refers to, and closes.
+held. What a transaction has is in a list, a box, and moves by one expression, `there.append(here.pop())`: one that is
+interrupted on its way is an object that nobody refers to, and is closed or replaced.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import queue
 import sqlite3
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable, Mapping, TypeVar
 
 from ..errors import TransportError
 from ..runtime.clock import monotonic
 from . import schema
-from .rights import Rights
+from .failures import is_busy
 
 if TYPE_CHECKING:
-    from .places import Place
-    from .store import Transaction
+    from .files import Place
+    from .ledger import Transaction
+
+T = TypeVar("T", "Connection", "Transaction")
 
 #: Seconds that a fork waits for transactions at work, and between two looks at them.
 _FORK_PATIENCE = 10.0
@@ -36,12 +39,12 @@ _FORK_PAUSE = 0.002
 #: What forked children inherited.
 INHERITED: list[object] = []
 
-#: The transactions of this process, and its connections to files, by id.
-_live: dict[int, weakref.ref[Transaction]] = {}
+#: The transactions that did not end, by id, and all connections. A transaction enters and leaves itself.
+live: dict[int, weakref.ref[Transaction]] = {}
 _open: dict[int, weakref.ref[Connection]] = {}
 
 #: Has an entry for each fork that is under way.
-forking: list[object] = []
+_forking: list[object] = []
 _forker: int | None = None
 
 
@@ -55,13 +58,14 @@ class Connection:
     pid = 0
     #: False once it was closed, here or for a fork.
     is_open = False
-    #: The file that it has open; None in memory.
+    #: The file that it has open, once that is certain; None in memory.
     place: Place | None = None
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self.pid = os.getpid()
         self.is_open = True
+        _open[id(self)] = weakref.ref(self)
 
     def close(self) -> None:
         self.is_open = False  # first: whoever finds it idle must not use what an interruption left half closed
@@ -75,33 +79,94 @@ class Connection:
             INHERITED.append(self.db)
 
 
-def at_place(made: Connection, place: Place) -> None:
-    """Remember which file a new connection has open."""
-    made.place = place
-    _open[id(made)] = weakref.ref(made)
-
-
 def open_connections() -> list[Connection]:
-    """This process's connections to files."""
-    pid = os.getpid()
-    found = [reference() for reference in list(_open.values())]
-    return [one for one in found if one is not None and one.pid == pid]
-
-
-def enter(transaction: Transaction) -> None:
-    """Let a transaction be among `live_transactions`, until `leave` or until it is collected."""
-    _live[id(transaction)] = weakref.ref(transaction)
-
-
-def leave(transaction: Transaction) -> None:
-    _live.pop(id(transaction), None)
+    """This process's connections to budget files."""
+    return [one for one in _still_there(_open) if one.place is not None]
 
 
 def live_transactions() -> list[Transaction]:
     """This process's transactions that did not end."""
+    return _still_there(live)
+
+
+def _still_there(references: Mapping[int, weakref.ref[T]]) -> list[T]:
     pid = os.getpid()
-    found = [reference() for reference in list(_live.values())]
-    return [transaction for transaction in found if transaction is not None and transaction.pid == pid]
+    found = [reference() for reference in list(references.values())]
+    return [one for one in found if one is not None and one.pid == pid]
+
+
+def execute(
+    db: sqlite3.Connection, statement: str, deadline: float, is_in_vain: Callable[[], bool] = lambda: False
+) -> None:
+    """Run a statement, again and again while others hold the lock, up to a monotonic time unless that is in vain."""
+    while True:
+        try:
+            db.execute(statement).fetchall()
+            return
+        except sqlite3.OperationalError as e:
+            if not is_busy(e) or monotonic() >= deadline or is_in_vain():
+                raise
+
+
+# ---- The right to write ----
+
+
+class Right:
+    __slots__ = ("__weakref__",)
+
+
+class Rights:
+    """The right to write: one thread of a process has it, and no interruption can lose or double it.
+
+    A `SimpleQueue` hands it over, which may be used within a signal handler. A right that an interruption took out of
+    the queue and kept from its box, or the other way round, is an object that nobody refers to: whoever waits looks
+    now and then whether that has happened, and makes another.
+
+    These are not the turns of `transport.turns`, whose interruption may hand out one too many: two writers on one
+    connection in memory would mix their transactions.
+    """
+
+    #: Seconds after which whoever waits looks whether the right was lost.
+    LOOK_AGAIN = 0.05
+
+    def __init__(self) -> None:
+        # By its module: gevent puts a queue of its own there.
+        self._free: Any = queue.SimpleQueue()
+        self._replacing = threading.RLock()  # a signal handler may ask for the right as well
+        self._make()
+
+    def take(self, box: list[Right], deadline: float, is_in_vain: Callable[[], bool]) -> bool:
+        """Put the right into the box, waited for up to a monotonic time unless that is in vain; whether it was had."""
+        wait = 0.0
+        while True:
+            try:
+                box.append(self._free.get(wait > 0, wait))
+                return True
+            except queue.Empty:
+                wait = min(deadline - monotonic(), self.LOOK_AGAIN)
+            if not self._replaced() and (wait <= 0 or is_in_vain()):
+                return False
+            wait = max(wait, 0.0)
+
+    def give_back(self, box: list[Right]) -> None:
+        """Let the right in a box be taken again."""
+        self._free.put(box.pop())
+
+    def _replaced(self) -> bool:
+        if self._seen() is not None:
+            return False
+        with self._replacing:
+            if self._seen() is None:
+                self._make()
+        return True
+
+    def _make(self) -> None:
+        right = Right()
+        self._seen = weakref.ref(right)
+        self._free.put(right)
+
+
+# ---- Pools ----
 
 
 class Pool:
@@ -116,8 +181,20 @@ class Pool:
         self._is_closed = False
         weakref.finalize(self, _close_left, self._idle, self.pid)
 
-    def take(self, box: list[Connection], deadline: float) -> None:
-        """Put an idle connection, or a new one, into an empty box."""
+    def take(self, transaction: Transaction, deadline: float) -> bool:
+        """Put a connection into the empty box of a transaction; whether that was done before a fork could end."""
+        # In this order: either a fork sees that the transaction is at work, or this sees that a fork is under way.
+        transaction.is_at_work = True
+        while _forking:
+            transaction.is_at_work = False
+            if _forker == threading.get_ident() or monotonic() >= deadline:  # a thread that forks waits in vain
+                return False
+            time.sleep(_FORK_PAUSE)
+            transaction.is_at_work = True
+        self._take(transaction.connection, deadline)
+        return True
+
+    def _take(self, box: list[Connection], deadline: float) -> None:
         while self._idle:
             try:
                 box.append(self._idle.pop())
@@ -155,12 +232,9 @@ class Memory(Pool):
         schema.create(made.db)
         self._only: Connection | None = made
 
-    def take(self, box: list[Connection], deadline: float) -> None:
-        if self._only is None:
-            _gone(deadline)
-        else:
-            box.append(self._only)
-            _roll_back(self._only.db)  # what an interrupted transaction may have left
+    def _take(self, box: list[Connection], deadline: float) -> None:
+        box.append(self._only or _gone(deadline))
+        _roll_back(box[-1].db)  # what an interrupted transaction may have left
 
     def give_back(self, box: list[Connection], is_sound: bool) -> None:
         _roll_back(box[-1].db)
@@ -196,17 +270,15 @@ def _close_left(idle: list[Connection], pid: int) -> None:
 # ---- Forks ----
 
 
-def is_forker() -> bool:
-    """Whether this very thread is about to fork, so that it must not wait for the fork."""
-    return _forker == threading.get_ident()
-
-
 def _before_fork() -> None:
     """Close every connection, also where a signal handler raises meanwhile: the fork goes on then."""
     try:
         _wait_for_others()
     finally:
-        _close_unused()
+        in_use = [one for transaction in live_transactions() for one in transaction.connection]
+        for one in open_connections():
+            if one not in in_use:
+                one.close()
 
 
 def _wait_for_others() -> None:
@@ -218,17 +290,10 @@ def _wait_for_others() -> None:
         time.sleep(_FORK_PAUSE)
 
 
-def _close_unused() -> None:
-    in_use = [one for transaction in live_transactions() for one in transaction.connection]
-    for one in open_connections():
-        if one not in in_use:
-            one.close()
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork)
     # This runs before `_before_fork`, because what registers last runs first. It is C alone, so that no interruption
-    # keeps `forking` from being set or cleared.
+    # keeps `_forking` from being set or cleared.
     os.register_at_fork(
-        before=functools.partial(forking.append, None), after_in_parent=forking.pop, after_in_child=forking.clear
+        before=functools.partial(_forking.append, None), after_in_parent=_forking.pop, after_in_child=_forking.clear
     )

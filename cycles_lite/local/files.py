@@ -1,7 +1,8 @@
-"""Budget files before they are used: telling ours from others, and making new ones.
+"""Budget files: telling ours from others, making and opening them, and noticing when another takes one's place.
 
-A file that is not ours is never written, and neither is anything beside it. All looking is done through SQLite: a
-plain open and close of a database that this very process has in use would drop its POSIX locks.
+A file that is not ours is never written, and neither is anything beside it. All looking is done through SQLite and
+through the file's directory entry: a plain open and close of a database that this very process has in use would drop
+its POSIX locks.
 """
 
 from __future__ import annotations
@@ -11,21 +12,68 @@ import os
 import shlex
 import sqlite3
 import stat
-from typing import Callable
+import time
+from typing import NamedTuple, Optional, Tuple
 from urllib.parse import quote
 
 from ..errors import ConfigError, TransportError
 from ..runtime.clock import monotonic
-from . import places, schema
-from .connections import Connection, at_place, open_connections
-from .failures import is_busy, translated
+from . import schema
+from .connections import Connection, execute, open_connections
+from .failures import is_busy, not_in_time, translated
 from .location import printable
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file is neither removed nor replaced
+    fcntl = None  # type: ignore[assignment]
 
 #: Seconds that SQLite itself waits for a lock before it reports back; whoever calls it tries again.
 BUSY_TIMEOUT = 0.05
 
 #: Pages of 4 KiB that the WAL grows to before they are copied to the file: fewer copies, fewer waits for the disk.
 _CHECKPOINT_PAGES = 4000
+
+#: Seconds between two tries for the lock on a folder.
+_PAUSE = 0.002
+
+#: Device and inode; None where there is no file.
+Inode = Optional[Tuple[int, int]]
+
+
+class Place(NamedTuple):
+    """A file that a connection has open: while it does, no other file gets these numbers."""
+
+    path: str
+    #: The path without links, as SQLite names the journal.
+    real: str
+    inode: Inode
+    wal: Inode
+    shm: Inode
+
+
+def inode(path: str) -> Inode:
+    found = stamp(path)
+    return found[:2] if found else None
+
+
+def stamp(path: str) -> tuple[int, int, int] | None:
+    """Device, inode, and when that was last changed, which shows a name that came back."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def place_of(path: str, opened: Inode) -> Place | None:
+    """The place of a file that was just opened and read once; None where the path leads elsewhere by now."""
+    real = os.path.realpath(path)
+    place = Place(path, real, opened, inode(real + "-wal"), inode(real + "-shm"))
+    return place if opened is not None and opened == inode(path) == inode(real) else None
+
+
+# ---- Opening ----
 
 
 def connect(path: str, options: str = "mode=rw") -> Connection:
@@ -34,19 +82,6 @@ def connect(path: str, options: str = "mode=rw") -> Connection:
     return Connection(
         sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     )
-
-
-def execute(
-    db: sqlite3.Connection, statement: str, deadline: float, is_in_vain: Callable[[], bool] = lambda: False
-) -> None:
-    """Run a statement, again and again while others hold the lock, up to a monotonic time unless that is in vain."""
-    while True:
-        try:
-            db.execute(statement).fetchall()
-            return
-        except sqlite3.OperationalError as e:
-            if not is_busy(e) or monotonic() >= deadline or is_in_vain():
-                raise
 
 
 def open_file(path: str, journal: str, synchronous: str, deadline: float) -> Connection:
@@ -67,44 +102,108 @@ def open_file(path: str, journal: str, synchronous: str, deadline: float) -> Con
 
 def _open(path: str, journal: str, synchronous: str, deadline: float) -> Connection | None:
     """A connection that knows which file it has open; None where the path came to lead elsewhere meanwhile."""
-    before = places.stamp(path)
+    before = stamp(path)
     for other in open_connections():
         if other.place is not None and other.place.path == path and before and other.place.inode != before[:2]:
-            places.set_aside(other.place, deadline)
+            set_aside(other.place, deadline)
     made = connect(path)
     try:
-        # The time of the last change tells whether the name led elsewhere in between; SQLite itself has written nothing
-        # yet.
-        is_same = before == places.stamp(path)
-        if is_same:
+        # SQLite itself has written nothing yet. The time of the last change, which the stamp has, tells whether the
+        # name led elsewhere in between.
+        if before is not None and before == stamp(path):
             _set_up(made.db, path, journal, synchronous, deadline)
-        place = places.place_of(path, before[:2]) if is_same and before else None
-        if place is None:
-            made.close()
-            return None
-        at_place(made, place)
-        return made
+            made.place = place_of(path, before[:2])
+            if made.place is not None:
+                return made
     except BaseException:
         made.close()
         raise
+    made.close()
+    return None
 
 
 def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, deadline: float) -> None:
     if schema.identity(db) != (schema.APPLICATION_ID, schema.VERSION):
         raise TransportError(f"the budget file {printable(path)} was replaced by another file")
-    _set_journal(db, journal, deadline)
+    try:
+        execute(db, "PRAGMA journal_mode = " + journal, min(deadline, monotonic() + 1.0))
+    except sqlite3.OperationalError as e:
+        if not is_busy(
+            e
+        ):  # other users of the file may hold the journal back that suits the disk: the present one serves
+            raise
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
     db.execute("PRAGMA synchronous = " + synchronous)
     db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # opens the WAL
 
 
-def _set_journal(db: sqlite3.Connection, journal: str, deadline: float) -> None:
-    """The journal that suits the disk. Other users of the file may hold it back: then the present one serves."""
-    try:
-        execute(db, "PRAGMA journal_mode = " + journal, min(deadline, monotonic() + 1.0))
-    except sqlite3.OperationalError as e:
-        if not is_busy(e):
-            raise
+# ---- Files that are replaced while they are open ----
+# SQLite finds the journal by name: whoever opens the new file while the old one's WAL is still beside it would mix the
+# two. So the old WAL is renamed, and its index removed, before the old file is let go.
+
+
+def demand_same(place: Place, deadline: float) -> None:
+    """Raise a `TransportError` where the path leads to another file, or to none; up to a monotonic time."""
+    found = inode(place.path)
+    if found == place.inode:
+        return
+    what = f"the budget file {printable(place.path)} was {{}} while it was open; nothing was written{{}}"
+    if found is None:
+        raise TransportError(what.format("removed", ""))
+    kept = set_aside(place, deadline)
+    where = f", and what was not yet copied to the old one is in {printable(kept)}" if kept else ""
+    raise TransportError(what.format("replaced by another", where + "; the next call uses the new one"))
+
+
+def set_aside(place: Place, deadline: float) -> str | None:
+    """Take the WAL of a file that was replaced away from the name that the new file's has; its new name, if it had one.
+
+    Whoever calls has the old file open still, so that the inodes are no other file's. Among processes that all do this
+    the lock on the folder keeps one from taking the WAL that another has just made for the new file.
+    """
+    if place.wal is None or place.wal != inode(place.real + "-wal"):
+        return None
+    with _FolderLock(os.path.dirname(place.real), place.path, deadline):
+        if inode(place.real) in (None, place.inode) or place.wal != inode(place.real + "-wal"):
+            return None
+        if place.shm is not None and place.shm == inode(place.real + "-shm"):
+            os.unlink(place.real + "-shm")
+        kept = f"{place.real}-wal.{os.urandom(4).hex()}.old"
+        os.rename(place.real + "-wal", kept)
+        return kept
+
+
+class _FolderLock:
+    """An exclusive lock on a folder. Its descriptor closes with the object, so no interruption leaves it locked."""
+
+    _file: int | None = None
+
+    def __init__(self, folder: str, name: str, deadline: float) -> None:
+        self._folder, self._name, self._deadline = folder, name, deadline
+
+    def __enter__(self) -> None:
+        if fcntl is None:
+            return
+        self._file = os.open(self._folder, os.O_RDONLY)
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as e:
+                if monotonic() >= self._deadline:
+                    raise not_in_time(printable(self._name), 0.0) from e
+                time.sleep(_PAUSE)
+
+    def __exit__(self, *exc_info: object) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    def __del__(self) -> None:
+        self.__exit__()
+
+
+# ---- Finding and making ----
 
 
 def prepare(path: str, create: bool, timeout: float) -> None:
@@ -112,9 +211,17 @@ def prepare(path: str, create: bool, timeout: float) -> None:
     size = _size(path)
     if not size:
         if not create:
-            raise ConfigError(_missing(path, size))
+            what = "there is no budget file at {}" if size is None else "{} is an empty file"
+            command = f"cycles-lite budget set --db {shlex.quote(printable(path))} tenant:acme TOKENS:100000"
+            raise ConfigError(f"{what.format(printable(path))}; this makes one: {command}")
         _make(path, size, monotonic() + timeout)
-    _demand_ours(path)
+    application_id, version = _identity(path)
+    if application_id != schema.APPLICATION_ID:
+        raise ConfigError(f"{printable(path)} is not a budget file but another program's database; it was left alone")
+    if version != schema.VERSION:
+        age = "newer" if version > schema.VERSION else "unknown"
+        known = f"this cycles_lite knows version {schema.VERSION}"
+        raise ConfigError(f"{printable(path)} has the {age} schema version {version}; {known}")
 
 
 def _size(path: str) -> int | None:
@@ -125,33 +232,19 @@ def _size(path: str) -> int | None:
         return None
     except (OSError, ValueError) as e:
         raise ConfigError(f"{printable(path)} cannot be looked at: {e}") from e
-    if stat.S_ISDIR(found.st_mode):
-        raise ConfigError(f"{printable(path)} is a folder; name a file in it")
     if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(f"{printable(path)} is not a regular file")
+        what = "a folder; name a file in it" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise ConfigError(f"{printable(path)} is {what}")
     return found.st_size
 
 
-def _missing(path: str, size: int | None) -> str:
-    what = "there is no budget file at {}" if size is None else "{} is an empty file"
-    command = f"cycles-lite budget set --db {shlex.quote(printable(path))} tenant:acme TOKENS:100000"
-    return f"{what.format(printable(path))}; this makes one: {command}"
-
-
-def _demand_ours(path: str) -> None:
-    application_id, version = _identity(path)
-    if application_id != schema.APPLICATION_ID:
-        raise ConfigError(f"{printable(path)} is not a budget file but another program's database; it was left alone")
-    if version != schema.VERSION:
-        age = "newer" if version > schema.VERSION else "unknown"
-        known = f"this cycles_lite knows version {schema.VERSION}"
-        raise ConfigError(f"{printable(path)} has the {age} schema version {version}; {known}")
-
-
 def _identity(path: str) -> tuple[int, int]:
-    """Read without locks and without a WAL: `immutable` writes nothing, and the two numbers never change. What does is
-    the number of pages that page 1 tells: a process that is killed within a checkpoint leaves more there than the file
-    has, which `writable_schema` makes SQLite overlook."""
+    """The application id and the schema version of a file, read without locks and without a WAL.
+
+    `immutable` writes nothing, and the two numbers never change. What does is the number of pages that page 1 tells: a
+    process that is killed within a checkpoint leaves more there than the file has, which `writable_schema` makes SQLite
+    overlook.
+    """
     try:
         made = connect(path, "mode=ro&immutable=1")
     except sqlite3.Error as e:

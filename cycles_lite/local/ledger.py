@@ -1,65 +1,323 @@
-"""The ledger: the budget rules over SQLite, one transaction per operation.
+"""The ledger's transactions, over a file or memory, for many threads and processes at once.
 
-The operations are in `reserving`, `settling`, `queries` and `provisioning`; each takes an open transaction and the
-time. Here is what they have in common: the time is read under the lock, and holds that are due are freed first.
+`with ledger.writing() as (db, now)` is what every operation runs in: the time is read under the lock, and holds that
+are due are freed before. There is no thread for that, nor for dropping old records: whoever comes along does it.
+Connections are the affair of `connections`; here they are begun, committed and rolled back, and whoever has to wait
+for a lock waits here.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
-from typing import Callable, TypeVar
+import threading
+import time
+import weakref
+from functools import partial
+from typing import Any, Callable
 
-from . import upkeep
-from .store import Store
+from ..errors import ConfigError, TransportError, TransportTimeout
+from ..runtime.clock import monotonic, now_ms
+from . import connections, files, location, rows, rules
+from .connections import INHERITED, Connection, Memory, Pool, Right
+from .failures import is_busy, not_in_time, translated
 
-R = TypeVar("R")
+#: Seconds between two tries for the write lock, at most: SQLite has no queue to wait in.
+_PAUSE = 0.004
 
-#: An operation: a transaction, and the time in milliseconds.
-Work = Callable[[sqlite3.Connection, int], R]
+#: Holds freed in one transaction, and records pruned in one step: others wait meanwhile.
+FREE_AT_ONCE = 200
+PRUNE_AT_ONCE = 200
+
+#: Writes of one process from one pruning step to the next; each adds at most two records.
+PRUNE_EVERY = 100
 
 
 class Ledger:
-    """Budgets and reservations in a store. `clock` gives milliseconds since 1970."""
+    """Budgets and reservations in a file, or in memory, and their transactions.
 
-    def __init__(self, store: Store, clock: Callable[[], int]) -> None:
-        self.store = store
-        self._clock = clock
+    `clock` gives milliseconds since 1970. `timeout` is in seconds: a lock that is not had in time raises
+    `TransportTimeout`, with nothing written. All that SQLite reports is raised as a `TransportError`.
+    """
+
+    def __init__(
+        self, url: str, *, create: bool = True, timeout: float = 7.0, clock: Callable[[], int] = now_ms
+    ) -> None:
+        where = location.parse(url)
+        self.url = where.url
+        #: How messages call it.
+        self.name = location.printable(where.path) if where.path else "in memory"
+        self.timeout, self.clock = timeout, clock
+        self.is_memory = where.path is None
         # The count starts anywhere: a process may end before it has made as many writes as lie between two prunings.
-        self._writes = random.randrange(upkeep.PRUNE_EVERY)
+        self._writes = random.randrange(PRUNE_EVERY)
         self._pruned_to: int | None = None
+        if where.path is None:
+            self._pools: dict[int, Pool] = {os.getpid(): Memory()}
+        else:
+            files.prepare(where.path, create, timeout)
+            journal = "DELETE" if location.is_on_network(where.path) else "WAL"
+            self._open = partial(files.open_file, where.path, journal, where.synchronous)
+            self._pools = {os.getpid(): Pool(self._open)}
 
-    def change(self, work: Work[R], timeout: float | None = None) -> R:
-        """Run an operation that may write. What it raises rolls it back.
+    def __reduce__(self) -> Any:
+        raise TypeError("a Ledger has connections to its file, and does not pickle: make one in each process")
+
+    def writing(self, timeout: float | None = None) -> Transaction:
+        """A transaction that may write, within `timeout` seconds. What the block raises rolls it back.
 
         Holds are freed in transactions of their own, so that a refusal does not undo it.
         """
-        while True:
-            transaction = self.store.write(timeout)
-            try:
-                with transaction as db:
-                    now = self._clock()  # under the lock: whoever waited for it must not act on the past
-                    if not upkeep.free_due(db, now):
-                        made = work(db, now)
-                        self._prune_now_and_then(db, now)
-                        return made
-            finally:
-                transaction.end()  # a signal handler may have raised where the `with` statement gives back
+        return Transaction(self, timeout, True)
 
-    def look(self, work: Work[R], timeout: float | None = None) -> R:
-        """Run an operation that only reads, writing first only if holds are due."""
-        while True:
-            transaction = self.store.read(timeout)
-            try:
-                with transaction as db:
-                    now = self._clock()
-                    if not upkeep.any_due(db, now):
-                        return work(db, now)
-            finally:
-                transaction.end()
-            self.change(lambda db, now: None, timeout)
+    def reading(self, timeout: float | None = None) -> Transaction:
+        """A transaction that only reads: one snapshot, also while others write. Holds that are due are freed before."""
+        return Transaction(self, timeout, False)
 
-    def _prune_now_and_then(self, db: sqlite3.Connection, now: int) -> None:
+    def close(self) -> None:
+        """Close this process's connections, those in use when their transaction ends.
+
+        A file can still be used afterwards, with a connection per transaction; memory is gone.
+        """
+        pool = self._pools.get(os.getpid())
+        if pool is not None:
+            pool.close()
+
+    def pool(self) -> Pool:
+        """This process's connections."""
+        pid = os.getpid()
+        pool = self._pools.get(pid)
+        if pool is None:
+            if self.is_memory:
+                raise ConfigError("sqlite:// is memory of one process and does not survive a fork; use a file")
+            INHERITED.extend(self._pools.values())
+            pool = self._pools.setdefault(pid, Pool(self._open))
+        return pool
+
+    def prune_now_and_then(self, db: sqlite3.Connection, now: int) -> None:
+        """Count a write, and drop old records with every so many."""
         self._writes += 1  # a lost count between threads only delays a step
-        if self._writes % upkeep.PRUNE_EVERY == 0:
-            self._pruned_to = upkeep.prune(db, now, self._pruned_to)
+        if self._writes % PRUNE_EVERY == 0:
+            self._pruned_to = prune(db, now, self._pruned_to)
+
+
+# ---- Transactions ----
+
+
+class Transaction:
+    """Begun when entered, committed when left, rolled back on any exception. SQLite's errors become ours.
+
+    `with ledger.writing() as (db, now)` gives the database, and the time in milliseconds since 1970.
+
+    A transaction owns what it takes, the connection and the right to write, and no interruption keeps it from giving
+    them back, although one may come where no `try` can help: before the first instruction of a method `__exit__`, or
+    after the last one of `__enter__`. The traceback keeps the frames of these methods, and so their `self`, for as long
+    as somebody keeps the exception. So here the `with` statement itself has the only reference to the transaction,
+    beside those of frames that are within a `try` that ends it. When the statement is left in whatever way, its
+    reference goes, and what the transaction still owned is given back with the object. For that reason the object must
+    not be assigned to a variable before it is entered, where it is to survive interruptions.
+    """
+
+    def __init__(self, ledger: Ledger, timeout: float | None, may_write: bool) -> None:
+        self._ledger, self._pool, self._name = ledger, ledger.pool(), ledger.name
+        self._seconds = ledger.timeout if timeout is None else min(timeout, ledger.timeout)
+        self._prunes = may_write
+        # In memory there is one connection, so reading waits for its turn as writing does.
+        self.writes = may_write or ledger.is_memory
+        self.pid = self._pool.pid
+        self.thread = threading.get_ident()
+        #: The connection, while it has one.
+        self.connection: list[Connection] = []
+        self._right: list[Right] = []
+        #: Whether a fork must wait for it.
+        self.is_at_work = False
+
+    @property
+    def __enter__(self) -> Callable[[], tuple[sqlite3.Connection, int]]:
+        return partial(_run, weakref.ref(self), Transaction.begin)
+
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        leave = partial(_run, weakref.ref(self), Transaction.finish)
+        vars(leave)["transaction"] = self  # an attribute, and no argument, which a frame would keep
+        return leave
+
+    def begin(self) -> tuple[sqlite3.Connection, int]:
+        """What the `with` statement calls first."""
+        while True:
+            db = self._begin()
+            self._now = now = self._ledger.clock()  # under the lock: whoever waited for it must not act on the past
+            if db.execute(_ANY_DUE, (now,)).fetchone() is None:
+                return db, now
+            if self.writes:
+                free_due(db, now)
+                self._commit(db)
+                self.end()
+            else:
+                self.end()
+                with self._ledger.writing(self._seconds):
+                    pass
+
+    def finish(self, error: BaseException | None) -> None:
+        """What the `with` statement calls last: commit, or hand SQLite's error to whoever ends the transaction."""
+        if isinstance(error, sqlite3.Error):
+            raise error
+        if error is None:
+            db = self.connection[-1].db
+            if self._prunes:
+                self._ledger.prune_now_and_then(db, self._now)
+            self._commit(db)
+        self.end()
+
+    def end(self, is_sound: bool = True) -> None:
+        """Give everything back; what was not committed is rolled back. To do so twice is nothing."""
+        if self.connection and self.pid != os.getpid():
+            INHERITED.append(self.connection.pop())
+        elif self.connection:
+            self._pool.give_back(self.connection, is_sound)
+        self.is_at_work = False
+        if self._right:
+            self._pool.rights.give_back(self._right)
+        connections.live.pop(id(self), None)
+
+    def translated(self, error: sqlite3.Error) -> TransportError:
+        """The error to raise for one of SQLite's."""
+        return self._not_in_time() if is_busy(error) else translated(error, self._name)
+
+    def _not_in_time(self) -> TransportTimeout:
+        return not_in_time(self._name, self._seconds)
+
+    def _begin(self) -> sqlite3.Connection:
+        self._deadline = monotonic() + self._seconds
+        while True:
+            connections.live[id(self)] = weakref.ref(self)
+            if self.writes and not self._pool.rights.take(self._right, self._deadline, self._waits_for_itself):
+                raise self._not_in_time()
+            try:
+                if not self._pool.take(self, self._deadline):
+                    raise self._not_in_time()
+                db = self.connection[-1].db  # a frame that has the connection itself would keep it from being closed
+                db.execute("BEGIN IMMEDIATE" if self.writes else "BEGIN")
+                break
+            except sqlite3.OperationalError as e:
+                if not self.writes or not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
+                    raise
+            # Nothing is held meanwhile: other threads get their try, and a gevent hub cannot lock itself up.
+            self.end()
+            time.sleep(_PAUSE * random.random())
+        if not self.writes:
+            # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
+            statement = "SELECT 1 FROM sqlite_master LIMIT 1"
+            connections.execute(db, statement, self._deadline, self._waits_for_itself)
+        place = self.connection[-1].place
+        if place is not None and files.inode(place.path) != place.inode:
+            self._refuse_lost(place)
+        return db
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        if self.pid != os.getpid():
+            raise TransportError("a transaction does not survive a fork; nothing was written")
+        connections.execute(db, "COMMIT", self._deadline, self._waits_for_itself)
+
+    def _refuse_lost(self, place: files.Place) -> None:
+        """Raise where the path leads to another file, or to none."""
+        try:
+            files.demand_same(place, self._deadline)
+        except TransportTimeout:
+            raise
+        except TransportError:
+            if files.inode(place.path) is not None:  # what is only away may come back, and then its WAL is needed
+                self.connection.pop().close()
+                self._pool.close_idle()
+            raise
+
+    def _waits_for_itself(self) -> bool:
+        """Whether it waits for a transaction of this very thread, which a signal handler has interrupted."""
+        mine = [one for one in connections.live_transactions() if one.thread == self.thread and one is not self]
+        return any(self._is_held_up_by(one) for one in mine)
+
+    def _is_held_up_by(self, other: Transaction) -> bool:
+        mine, its = self._place(), other._place()
+        if other._pool is not self._pool and (mine is None or its is None or mine.inode != its.inode):
+            return False
+        # Readers only hold writers up where there is no WAL.
+        return bool(other._right) or (self.writes and its is not None and its.wal is None)
+
+    def _place(self) -> files.Place | None:
+        return self.connection[-1].place if self.connection else None
+
+
+def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any) -> Any:
+    """Do one half of a transaction, and end the transaction if that fails. `owner` is dead only after its end.
+
+    `raised` are the error's type, the error and its traceback, as `__exit__` gets them. This frame refers to the
+    transaction only where its `finally` is sure to run. The second one is for a signal handler that raises within the
+    first.
+    """
+    transaction = None
+    try:
+        try:
+            transaction = owner()
+            made = step(transaction, *raised[1:2])
+            transaction = None
+            return made
+        except sqlite3.Error as e:
+            assert transaction is not None
+            transaction.end(is_busy(e))
+            raise transaction.translated(e) from e
+        finally:
+            if transaction is not None:
+                transaction.end()
+    finally:
+        if transaction is not None:
+            transaction.end()
+
+
+# ---- Upkeep ----
+
+_ANY_DUE = "SELECT 1 FROM reservations WHERE status = 'ACTIVE' AND deadline_ms < ? LIMIT 1"
+_DUE = (
+    "SELECT id, unit, reserved, held, deadline_ms FROM reservations"
+    " WHERE status = 'ACTIVE' AND deadline_ms < ? ORDER BY deadline_ms LIMIT ?"
+)
+_EXPIRE = "UPDATE reservations SET status = 'EXPIRED', forget_at_ms = ? WHERE id = ?"
+
+_ROWS = "SELECT number, forget_at_ms < ? FROM reservations WHERE number > ? ORDER BY number LIMIT ?"
+_LAST = "SELECT max(number) FROM reservations"
+_FORGET = ("DELETE FROM reservations WHERE number = ?", "DELETE FROM settlements WHERE number = ?")
+_OLD_REPLIES = "SELECT tenant, operation, target, idempotency_key FROM replies WHERE expires_at_ms < ? LIMIT ?"
+_FORGET_REPLY = "DELETE FROM replies WHERE tenant = ? AND operation = ? AND target = ? AND idempotency_key = ?"
+
+
+def free_due(db: sqlite3.Connection, now: int) -> None:
+    """Free a batch of the holds that are past their reservation's expiry plus grace."""
+    due = db.execute(_DUE, (now, FREE_AT_ONCE)).fetchall()
+    freed: dict[tuple[str, str], int] = {}
+    for _, unit, reserved, held, _ in due:
+        for scope in held.split(" "):
+            freed[scope, unit] = freed.get((scope, unit), 0) + reserved
+    for (scope, unit), amount in freed.items():
+        rows.save_amounts(db, rules.free(rows.budgets_of(db, (scope,), unit), amount))
+    db.executemany(_EXPIRE, [(deadline + rows.KEEP_FINISHED_MS, id) for id, _, _, _, deadline in due])
+
+
+def prune(db: sqlite3.Connection, now: int, position: int | None) -> int:
+    """Drop a bounded number of finished reservations and answers that are kept no longer.
+
+    Reservations age in about the order they were made in, so most are found among the oldest, without an index. Those
+    that a jump of the clock made old late may stand before others that are due: what is left of a step goes on from
+    `position`, where the last one ended, or from anywhere; where this one ended is returned.
+    """
+    old = [number for number, is_due in db.execute(_ROWS, (now, -1, PRUNE_AT_ONCE)).fetchall() if is_due]
+    if position is None:  # a process that ends soon would always look at the same ones
+        position = random.randrange((db.execute(_LAST).fetchone()[0] or 0) + 1)
+    rest = PRUNE_AT_ONCE - len(old)
+    more = db.execute(_ROWS, (now, position, rest)).fetchall()
+    numbers = {(number,) for number in (*old, *[number for number, is_due in more if is_due])}
+    for statement in _FORGET:
+        db.executemany(statement, numbers)
+    db.executemany(_FORGET_REPLY, db.execute(_OLD_REPLIES, (now, PRUNE_AT_ONCE)).fetchall())
+    if not rest:
+        return position
+    return more[-1][0] if len(more) == rest else 0

@@ -14,15 +14,15 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence, Tuple
 from ..errors import ValidationError
 from ..protocol.checks import INT64_MAX, INT64_MIN
 from ..protocol.models import Balance
-from .scopes import leaf
+from ..protocol.values import CommitOveragePolicy
 
 ACTIVE = "ACTIVE"
 FROZEN = "FROZEN"
 CLOSED = "CLOSED"
 
-REJECT = "REJECT"
-ALLOW_IF_AVAILABLE = "ALLOW_IF_AVAILABLE"
-ALLOW_WITH_OVERDRAFT = "ALLOW_WITH_OVERDRAFT"
+REJECT = CommitOveragePolicy.REJECT.value
+ALLOW_IF_AVAILABLE = CommitOveragePolicy.ALLOW_IF_AVAILABLE.value
+ALLOW_WITH_OVERDRAFT = CommitOveragePolicy.ALLOW_WITH_OVERDRAFT.value
 
 
 class Budget(NamedTuple):
@@ -55,7 +55,7 @@ class Budget(NamedTuple):
         """The protocol's `Balance` as JSON: debt, limit and over-limit only where there is something to say."""
         unit = self.unit
         shown: dict[str, Any] = {
-            "scope": leaf(self.scope),
+            "scope": self.scope[self.scope.rfind("/") + 1 :],
             "scope_path": self.scope,
             "remaining": {"unit": unit, "amount": self.remaining},
             "reserved": {"unit": unit, "amount": self.reserved},
@@ -88,6 +88,11 @@ class Refused(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
         self.refusal = refusal
+
+
+def invalid(message: str, **details: Any) -> Refused:
+    """The refusal of a request that the protocol does not allow."""
+    return Refused(Refusal("INVALID_REQUEST", message, details))
 
 
 class Charge(NamedTuple):
@@ -141,24 +146,13 @@ RESERVE_CHECKS = (
 EVENT_CHECKS = {REJECT: (*_SPENDABLE, _COVERED), ALLOW_IF_AVAILABLE: _SPENDABLE, ALLOW_WITH_OVERDRAFT: _SPENDABLE}
 
 
-def refuse_reserve(budgets: Budgets, amount: int) -> Refusal | None:
-    """Why an amount cannot be reserved, or None. Scope by scope, each with all checks."""
-    return _first_failure(budgets, amount, RESERVE_CHECKS)
-
-
-def _first_failure(budgets: Budgets, amount: int, checks: Sequence[Check]) -> Refusal | None:
-    refusals = (_failure(budget, amount, checks) for budget in budgets)
-    return next((refusal for refusal in refusals if refusal is not None), None)
-
-
-def _failure(budget: Budget, amount: int, checks: Sequence[Check]) -> Refusal | None:
+def _demand(budget: Budget, amount: int, checks: Sequence[Check]) -> None:
     for check in checks:
         if check.fails(budget, amount):
-            return _refusal(check.code, check.message, budget, amount)
-    return None
+            raise _refused(check.code, check.message, budget, amount)
 
 
-def _refusal(code: str, message: str, budget: Budget, requested: int) -> Refusal:
+def _refused(code: str, message: str, budget: Budget, requested: int) -> Refused:
     details: dict[str, Any] = {
         "scope": budget.scope,
         "unit": budget.unit,
@@ -167,24 +161,29 @@ def _refusal(code: str, message: str, budget: Budget, requested: int) -> Refusal
     }
     if budget.debt or budget.overdraft_limit:
         details.update(debt=budget.debt, overdraft_limit=budget.overdraft_limit)
-    return Refusal(code, message.format(**{"debt": 0, "overdraft_limit": 0, **details}), details)
+    return Refused(Refusal(code, message.format(**{"debt": 0, "overdraft_limit": 0, **details}), details))
 
 
 def hold(budgets: Budgets, amount: int) -> Budgets:
-    """The budgets with an amount reserved; `refuse_reserve` has allowed it, so nothing can overflow."""
-    return tuple([budget._replace(reserved=budget.reserved + amount) for budget in budgets])
+    """The budgets with an amount reserved, which cannot overflow where it is allowed.
+
+    Raises `Refused`: scope by scope, each with all its checks.
+    """
+    for budget in budgets:
+        _demand(budget, amount, RESERVE_CHECKS)
+    return free(budgets, -amount)
 
 
 def free(budgets: Budgets, amount: int) -> Budgets:
     """The budgets with a hold given back."""
-    return hold(budgets, -amount)
+    return tuple([budget._replace(reserved=budget.reserved - amount) for budget in budgets])
 
 
 # ---- Settling ----
 
 
-def charge(budgets: Budgets, held: int, actual: int, policy: str) -> Charge | Refusal:
-    """Settle a hold with what an action really cost (protocol: CommitOveragePolicy).
+def charge(budgets: Budgets, held: int, actual: int, policy: str) -> Charge:
+    """Settle a hold with what an action really cost (protocol: CommitOveragePolicy). Raises `Refused`.
 
     Frozen, closed and over-limit budgets settle like others: the action already happened.
     """
@@ -194,16 +193,16 @@ def charge(budgets: Budgets, held: int, actual: int, policy: str) -> Charge | Re
     if policy == REJECT:
         short = next((b for b in budgets if b.remaining < actual - held), budgets[-1])
         message = "{requested} {unit} are more than was reserved in {scope}, and the overage policy is REJECT."
-        return _refusal("BUDGET_EXCEEDED", message, short, actual)
+        raise _refused("BUDGET_EXCEEDED", message, short, actual)
     return _cover(budgets, held, actual, policy, ())
 
 
-def charge_event(budgets: Budgets, actual: int, policy: str) -> Charge | Refusal:
+def charge_event(budgets: Budgets, actual: int, policy: str) -> Charge:
     """Charge an amount that was never reserved, under the same policies (protocol: EventCreateRequest)."""
     return _cover(budgets, 0, actual, policy, EVENT_CHECKS[policy])
 
 
-def _cover(budgets: Budgets, held: int, actual: int, policy: str, checks: Sequence[Check]) -> Charge | Refusal:
+def _cover(budgets: Budgets, held: int, actual: int, policy: str, checks: Sequence[Check]) -> Charge:
     """Charge a hold and the extra above it, where each budget passes the checks.
 
     A budget that may not owe caps the extra to what it has left (floor 0), and is over limit when that is not all of
@@ -213,15 +212,13 @@ def _cover(budgets: Budgets, held: int, actual: int, policy: str, checks: Sequen
     capped = min([extra] + [max(0, b.remaining) for b in budgets if not _may_owe(b, policy)])
     settled: list[Budget] = []
     for budget in budgets:
-        refusal = _failure(budget, actual, checks)
-        if refusal is not None:
-            return refusal
+        _demand(budget, actual, checks)
         owed = max(0, capped - max(0, budget.remaining))  # 0 in all that capped
         # It is refused too where nothing is added to a debt that a lowered limit no longer allows.
         is_short = policy == ALLOW_WITH_OVERDRAFT and budget.remaining < capped
         if is_short and budget.debt + owed > budget.overdraft_limit:
             message = "{requested} {unit} would take the debt of {scope} past its overdraft limit of {overdraft_limit}."
-            return _refusal("OVERDRAFT_LIMIT_EXCEEDED", message, budget, actual)
+            raise _refused("OVERDRAFT_LIMIT_EXCEEDED", message, budget, actual)
         short = capped < extra and budget.remaining < extra and not _may_owe(budget, policy)
         settled.append(
             budget._replace(
@@ -238,11 +235,11 @@ def _may_owe(budget: Budget, policy: str) -> bool:
     return policy == ALLOW_WITH_OVERDRAFT and budget.overdraft_limit > 0
 
 
-def _in_range(made: Charge, actual: int) -> Charge | Refusal:
+def _in_range(made: Charge, actual: int) -> Charge:
     for budget in made.budgets:
         if not is_legal(budget):
             message = "{requested} {unit} would take {scope} out of the range of amounts."
-            return _refusal("OVERDRAFT_LIMIT_EXCEEDED", message, budget, actual)
+            raise _refused("OVERDRAFT_LIMIT_EXCEEDED", message, budget, actual)
     return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from ..errors import ValidationError
 from ..protocol.checks import refuse, shown
@@ -12,15 +12,14 @@ from ..protocol.values import SUBJECT_LEVELS
 if TYPE_CHECKING:
     from ..protocol.values import Subject
 
-_VALUE = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z")
-_TENANT_ID = re.compile(r"[a-z0-9-]{3,64}\Z")
-
 TENANT_PREFIX = "tenant:"
 
+#: Whether the value of a level has a stable scope (protocol: `Subject`, CHARSET).
+is_value: Callable[[str], object] = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z").match
 
-def is_tenant_id(tenant: str) -> bool:
-    """Whether a tenant may own anything: ownership is case-sensitive while scopes are not, so case has no room."""
-    return _TENANT_ID.match(tenant) is not None
+#: Whether a text names a tenant that may own anything: ownership is case-sensitive while scopes are not, so case has no
+#: room.
+is_tenant_id: Callable[[str], object] = re.compile(r"[a-z0-9-]{3,64}\Z").match
 
 
 def tenant_id(tenant: object) -> str:
@@ -30,28 +29,16 @@ def tenant_id(tenant: object) -> str:
     raise refuse("tenant_id", tenant, "3 to 64 of the characters a-z, 0-9 and -")
 
 
-def levels_of(subject: Subject) -> list[tuple[str, str]]:
-    """The levels that a subject names, from the root down."""
-    values = subject.__dict__
-    return [(level, values[level]) for level in SUBJECT_LEVELS if values.get(level) is not None]
-
-
-def illegal_level(subject: Subject) -> str | None:
-    """The first level whose value has no stable scope (protocol: `Subject`, CHARSET)."""
-    for level, value in levels_of(subject):
-        if _VALUE.match(value) is None:
-            return level
-    return None
-
-
 def derive(subject: Subject | None) -> tuple[str, ...]:
     """The affected scopes of a subject in canonical order; the last is its `scope_path`. Gaps are skipped."""
     assert subject is not None  # a program may leave it to the configuration, a body may not
     made = []
     path = ""
-    for level, value in levels_of(subject):
-        path += "{}{}:{}".format("/" if path else "", level, value.lower())
-        made.append(path)
+    for level in SUBJECT_LEVELS:
+        value = getattr(subject, level)
+        if value is not None:
+            path += "{}{}:{}".format("/" if path else "", level, value.lower())
+            made.append(path)
     return tuple(made)
 
 
@@ -83,7 +70,7 @@ def budget_scope(text: object) -> str:
     depth = -1
     for part in scope.split("/"):
         level, colon, value = part.partition(":")
-        if not colon or level not in SUBJECT_LEVELS or _VALUE.match(value) is None:
+        if not colon or level not in SUBJECT_LEVELS or is_value(value) is None:
             raise ValidationError(f"scope {shown(text)}: {shown(part)} is not LEVEL:VALUE with one of {_LEVELS}")
         if SUBJECT_LEVELS.index(level) <= depth:
             raise ValidationError(f"scope {shown(text)}: the order of levels is {_LEVELS}")

@@ -9,23 +9,21 @@ import socket
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 from urllib.parse import parse_qsl
 
 from waitress import wasyncore
+from waitress.channel import HTTPChannel
 from waitress.server import create_server
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, WSGITask
 
-from ..errors import ConfigError, TransportError
+from ..errors import ConfigError, TransportError, ValidationError
 from ..protocol import wire
+from ..protocol.wire import Answer
 from ..runtime.clock import monotonic
-from . import channels
-from .admin import ADMIN_ROUTES, AdminCall
-from .answers import error_answer, new_answer
-from .authority import Authority, Caller
-
-if TYPE_CHECKING:
-    StartResponse = Callable[..., Any]
+from .admin import ADMIN_ROUTES, provision
+from .authority import ADMIN_OPERATIONS, ANYONE, Authority, Caller
+from .messages import error_answer, new_answer
 
 #: Larger request bodies are refused; the largest legal ones are far below.
 MAX_BODY_BYTES = 1024 * 1024
@@ -37,10 +35,7 @@ _READ_AT_MOST = 8 * MAX_BODY_BYTES
 _LOOK = 1.0
 
 #: Seconds that a request waits for the budget file at the most, as the client's two timeouts.
-_PATIENCE = (2.0, 5.0)
-
-#: What the admin key is good for beside provisioning (protocol: `security` of these operations).
-_ADMIN_OPERATIONS = (wire.LIST_RESERVATIONS, wire.GET_RESERVATION, wire.RELEASE_RESERVATION)
+_TIMEOUTS = (2.0, 5.0)
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
 _ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
@@ -67,34 +62,43 @@ class Application:
         self._authority = authority
         self._admin_key = admin_key
 
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._answer(environ)
-        headers = [*_titled(answer), ("Content-Length", str(len(answer.body)))]
+        body = answer.body
+        headers = [*_titled(answer), ("Content-Length", str(len(body)))]
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
-        return [answer.body] if environ["REQUEST_METHOD"] != "HEAD" else []
+        return [body] if environ["REQUEST_METHOD"] != "HEAD" else []
 
-    def _answer(self, environ: dict[str, Any]) -> wire.Answer:
+    def _answer(self, environ: dict[str, Any]) -> Answer:
         headers = _headers(environ)
         try:
-            request = _read(environ, headers)
-            if isinstance(request, wire.Answer):
-                return request
-            return self._route(request)
+            length = int(environ.get("CONTENT_LENGTH") or 0)
+            if length > MAX_BODY_BYTES:
+                message = f"The body is larger than {MAX_BODY_BYTES} bytes."
+                return error_answer(413, "INVALID_REQUEST", message, headers)
+            path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
+            query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace"))
+            body = environ["wsgi.input"].read(length)
+            answer = self._route(_Request(environ["REQUEST_METHOD"], path, query, body, headers))
+            return answer._replace(content=answer.body)  # what cannot be encoded is a failure of the server, too
         except (TransportError, ConfigError) as e:  # the budget file is locked, broken or gone
             _log.error("%s", e.message)  # it names the file, which is no caller's business
             message = "The budget file cannot be used at present; the server's log tells why."
-            return error_answer(500, "INTERNAL_ERROR", message, headers)
         except Exception:
             _log.exception("the server failed on %s", environ["REQUEST_METHOD"])
-            return error_answer(500, "INTERNAL_ERROR", "The server failed; see its log.", headers)
+            message = "The server failed; see its log."
+        return error_answer(500, "INTERNAL_ERROR", message, headers)
 
-    def _route(self, request: _Request) -> wire.Answer:
+    def _route(self, request: _Request) -> Answer:
         if request.path == "/actuator/health":
             if request.method not in ("GET", "HEAD"):
                 return _not_allowed(request, ["GET", "HEAD"])
             return new_answer(200, {"status": "UP"}, request.headers, None)
         if self._admin_key is not None and request.path in ADMIN_ROUTES:
-            return self._provision(request)
+            if request.method != "POST":
+                return _not_allowed(request, ["POST"])
+            caller = self._caller(request, admin_serves=True)
+            return provision(request.path, self._authority, request.body, request.headers, caller)
         allowed = []
         for pattern, operation in _ROUTES:
             match = pattern.match(request.path)
@@ -106,51 +110,36 @@ class Application:
             return _not_allowed(request, allowed)
         return error_answer(404, "NOT_FOUND", f"There is nothing at {request.path[:200]}.", request.headers)
 
-    def _operate(self, request: _Request, operation: wire.Operation, id: str | None) -> wire.Answer:
-        caller = self._caller(request, operation)
+    def _operate(self, request: _Request, operation: wire.Operation, id: str | None) -> Answer:
+        caller = ANYONE if operation.public else self._caller(request, operation in ADMIN_OPERATIONS)
         if caller is None:
-            return _unauthorized(request)
-        call = wire.Call(operation, id, request.query, request.body, request.headers, caller.tenant, *_PATIENCE)
+            return error_answer(401, "UNAUTHORIZED", "A valid key in X-Cycles-API-Key is needed.", request.headers)
+        try:
+            data = wire.read_body(request.body) if operation.request_name else None
+        except ValidationError as e:
+            return error_answer(400, "INVALID_REQUEST", e.message, request.headers, caller.tenant)
+        call = wire.Call(operation, id, request.query, data, request.headers, caller.tenant, *_TIMEOUTS)
         return self._authority.answer(call, caller)
 
-    def _caller(self, request: _Request, operation: wire.Operation) -> Caller | None:
-        """Who asks, or None: a key that is not known, or none where one is needed."""
-        if operation.public:
-            return Caller()
-        if operation in _ADMIN_OPERATIONS and self._names_admin(request):
-            return Caller(None, admin=True) if self._is_admin(request) else None
-        tenant = self._tenant(request)
+    def _caller(self, request: _Request, admin_serves: bool) -> Caller | None:
+        """Who asks, or None: a key that is not known, or none at all.
+
+        Where the admin's key serves and one is sent as such, that one counts, be it right or wrong, whatever else is
+        sent.
+        """
+        given = request.headers.get(_ADMIN_KEY_HEADER)
+        if admin_serves and given is not None and self._admin_key is not None:
+            is_admin = hmac.compare_digest(given.encode("utf-8"), self._admin_key.encode("ascii"))
+            return Caller(admin=True) if is_admin else None
+        key = request.headers.get(wire.API_KEY_HEADER)
+        tenant = None if key is None else self._authority.authenticate(key)
         return None if tenant is None else Caller(tenant)
 
-    def _tenant(self, request: _Request) -> str | None:
-        key = request.headers.get(wire.API_KEY_HEADER)
-        return None if key is None else self._authority.authenticate(key)
 
-    def _names_admin(self, request: _Request) -> bool:
-        """Whether a key is sent as the admin's: then that one counts, be it right or wrong, whatever else is sent."""
-        return self._admin_key is not None and _ADMIN_KEY_HEADER in request.headers
-
-    def _is_admin(self, request: _Request) -> bool:
-        given = request.headers.get(_ADMIN_KEY_HEADER)
-        if given is None or self._admin_key is None:
-            return False
-        return hmac.compare_digest(given.encode("utf-8"), self._admin_key.encode("ascii"))
-
-    def _provision(self, request: _Request) -> wire.Answer:
-        if request.method != "POST":
-            return _not_allowed(request, ["POST"])
-        tenant = None if self._names_admin(request) else self._tenant(request)
-        call = AdminCall(self._authority, request.body, request.headers, self._is_admin(request), tenant)
-        return ADMIN_ROUTES[request.path](call)
-
-
-def _routes() -> Iterator[tuple[Any, wire.Operation]]:
-    for operation in wire.OPERATIONS:
-        path = re.escape(operation.path).replace(re.escape("{id}"), "(?P<id>[^/]+)")
-        yield re.compile(path + r"\Z"), operation
-
-
-_ROUTES = tuple(_routes())
+_ROUTES = [
+    (re.compile(re.escape(operation.path).replace(re.escape("{id}"), "(?P<id>[^/]+)") + r"\Z"), operation)
+    for operation in wire.OPERATIONS
+]
 
 
 def _headers(environ: dict[str, Any]) -> dict[str, str]:
@@ -168,39 +157,14 @@ def _utf8(value: str) -> str:
         return value
 
 
-def _titled(answer: wire.Answer) -> list[tuple[str, str]]:
+def _titled(answer: Answer) -> list[tuple[str, str]]:
     return [(name.title(), value) for name, value in answer.headers.items()]
 
 
-def _read(environ: dict[str, Any], headers: dict[str, str]) -> _Request | wire.Answer:
-    length = int(environ.get("CONTENT_LENGTH") or 0)
-    if length > MAX_BODY_BYTES:
-        return error_answer(413, "INVALID_REQUEST", f"The body is larger than {MAX_BODY_BYTES} bytes.", headers)
-    path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
-    query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace"))
-    return _Request(environ["REQUEST_METHOD"], path, query, environ["wsgi.input"].read(length), headers)
-
-
-def _not_allowed(request: _Request, allowed: list[str]) -> wire.Answer:
+def _not_allowed(request: _Request, allowed: list[str]) -> Answer:
     message = f"{request.method[:20]} is not possible here; {', '.join(sorted(allowed))} is."
-    status, headers, body = error_answer(405, "INVALID_REQUEST", message, request.headers)
-    return wire.Answer(status, {**headers, "allow": ", ".join(sorted(allowed))}, body)
-
-
-def _unauthorized(request: _Request) -> wire.Answer:
-    return error_answer(401, "UNAUTHORIZED", "A valid key in X-Cycles-API-Key is needed.", request.headers)
-
-
-class _Fault:
-    """An error that waitress reports, as it asks for it: told as the protocol's errors are."""
-
-    def __init__(self, error: Any, headers: dict[str, str]) -> None:
-        code = "INVALID_REQUEST" if error.code < 500 else "INTERNAL_ERROR"
-        self._status = f"{error.code} {error.reason}"
-        self._answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
-
-    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
-        return self._status, _titled(self._answer), self._answer.body
+    answer = error_answer(405, "INVALID_REQUEST", message, request.headers)
+    return answer._replace(headers={**answer.headers, "allow": ", ".join(sorted(allowed))})
 
 
 class _FaultTask(ErrorTask):  # type: ignore[misc]
@@ -208,13 +172,86 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         request: Any = self.request
+        error = request.error
+        code = "INVALID_REQUEST" if error.code < 500 else "INTERNAL_ERROR"
         headers = _headers({"HTTP_" + name: value for name, value in request.headers.items()})
-        request.error = _Fault(request.error, headers)
+        answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
+        told = f"{error.code} {error.reason}", _titled(answer), answer.body
+        error.to_response = lambda ident=None: told  # what waitress asks it for
         super().execute()
 
 
-class _Channel(channels.Channel):
+# ---- Connections ----
+# Clients may send slowly, or nothing, or too many may come at once. Waitress reads requests without a thread each, so a
+# slow one costs no more than its connection. Those are limited, too: a request has a time to be there whole, and where
+# more connections come than are kept, the one goes that has waited for its client the longest, those first on which no
+# key was ever proven.
+
+#: Connections that are kept. Each may cost a file descriptor or two, of which systems give 1024, or fewer.
+MOST = 400
+
+#: Seconds for a request's head and body together, and for a connection without a proven key to ask for anything.
+PATIENCE = 20.0
+
+
+def most_connections() -> int:
+    """`MOST`, or what the limit on this process's open files allows for."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MOST
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if files < 0 else max(8, min(MOST, (files - 64) // 2))
+
+
+class _Task(WSGITask):  # type: ignore[misc]
+    """One request and its answer, whose headers show whether a key was proven."""
+
+    channel: Any
+
+    def finish(self) -> None:
+        super().finish()
+        if any(name.lower() == "x-cycles-tenant" for name, _ in self.response_headers):
+            self.channel.is_proven = True
+        self.channel.waits_since = monotonic()
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection that knows since when its client lets it wait."""
+
+    task_class = _Task
     error_task_class = _FaultTask
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        #: Whether a request with a valid key came.
+        self.is_proven = False
+        #: Since when nothing is under way here, or only half a request.
+        self.waits_since = monotonic()
+        super().__init__(*given, **options)
+
+    def received(self, data: bytes) -> Any:
+        """Take what came; the time of a request runs from its first byte."""
+        was_idle = self.request is None
+        taken = super().received(data)
+        if was_idle and self.request is not None and self.is_proven:
+            self.waits_since = monotonic()
+        return taken
+
+
+def let_go(sockets: Mapping[int, Any], most: int) -> None:
+    """Close the connections that waited too long, and those over the limit. Only for the thread that serves sockets."""
+    now = monotonic()
+    channels = [one for one in list(sockets.values()) if isinstance(one, Channel)]
+    # Those with no request at work: their clients have to say or to take something before anything happens.
+    waiting = sorted((one for one in channels if not one.requests), key=lambda one: (one.is_proven, one.waits_since))
+    excess = len(channels) - most
+    for number, channel in enumerate(waiting):
+        is_late = now - channel.waits_since > PATIENCE and not (channel.is_proven and channel.request is None)
+        if number < excess or is_late:
+            channel.handle_close()
+
+
+# ---- The server ----
 
 
 class Server:
@@ -233,11 +270,11 @@ class Server:
             map=self._map,
             threads=8,
             ident=None,
-            connection_limit=2 * channels.MOST,  # never reached: who was here longest goes, and newcomers do not wait
+            connection_limit=2 * MOST,  # never reached: who was here longest goes, and newcomers do not wait
             max_request_body_size=_READ_AT_MOST,
             clear_untrusted_proxy_headers=True,  # as waitress 3 does; 2.1 warns where it is not said
         )
-        self._server.channel_class = _Channel
+        self._server.channel_class = Channel
         address = self._socket.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         #: A key to give to clients with it, where whoever serves has made one.
@@ -253,14 +290,14 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop()`, Ctrl-C or `SystemExit`; requests at work are finished."""
-        most, next_look = channels.most_connections(), 0.0
+        most, next_look = most_connections(), 0.0
         try:
             while not self._ending:
                 # Only for a second: a signal that comes just before the wait does not interrupt it.
                 wasyncore.loop(timeout=_LOOK, use_poll=True, map=self._map, count=1)
                 if len(self._map) > most or monotonic() >= next_look:
                     next_look = monotonic() + _LOOK
-                    channels.let_go(self._map, most)
+                    let_go(self._map, most)
         except (KeyboardInterrupt, SystemExit):
             pass
 

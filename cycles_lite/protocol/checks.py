@@ -7,7 +7,6 @@ checked here holds a secret.
 from __future__ import annotations
 
 import operator
-import os
 import re
 import reprlib
 from typing import Any, Callable, Mapping
@@ -25,11 +24,6 @@ _MAX_BITS = 2048
 
 #: Characters of an error message that a value may take, and those that a field's path may.
 _SHOWN = 60
-
-
-def new_idempotency_key() -> str:
-    """128 random bits from the operating system, read now: a pool would be shared by forked children."""
-    return os.urandom(16).hex()
 
 
 class _Shortened(reprlib.Repr):

@@ -3,20 +3,22 @@
 A kind *checks* what a program gives (ranges, lengths, what a header cannot carry: it is refused here, before anything
 is sent), *takes* what a server is sent (by the protocol's letter) and *reads* what a server answers (types only:
 unknown enum values, longer texts and further fields of a newer server are carried along).
+
+The models are dataclasses for whoever asks (`dataclasses.fields`, `replace`, `asdict`; type checkers), but are made
+without that module: to import it, and to let it write each class's methods, took a third of the package's own import.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Iterator, Mapping, NamedTuple, TypeVar
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
 
 from ..errors import ValidationError
 from . import checks
 from .checks import INT64_MAX, INT64_MIN, refuse, shown
 
 if TYPE_CHECKING:
-    from inspect import Signature
-
     from typing_extensions import dataclass_transform
 else:
 
@@ -25,42 +27,39 @@ else:
 
 
 M = TypeVar("M", bound="Model")
-T = TypeVar("T")
 
 
 class Kind:
-    """What may stand in a field."""
+    """What may stand in a field. What is given the field's name raises a `ValidationError` that begins with it."""
+
+    #: What `json` encodes for a value that this kind holds; None where it is the value itself.
+    write: Callable[[Any], Any] | None = None
 
     def check(self, field: str, value: Any) -> Any:
-        """The legal value that a program's value stands for; raises `ValidationError`."""
+        """The legal value that a program's value stands for."""
         raise NotImplementedError
 
-    def read(self, field: str, value: Any, strict: bool) -> Any:
-        """The value for a decoded JSON value; raises `ValidationError`."""
-        return self.take(field, value)
-
-    def parse(self, field: str, value: Any) -> Any:
-        """What `take` is given for a decoded JSON value of a request."""
-        return value
-
     def take(self, field: str, value: Any) -> Any:
-        """The legal value in a request that a server got; raises `ValidationError`."""
+        """The legal value for a decoded JSON value in a request that a server got."""
         return self.check(field, value)
 
-    def write(self, value: Any) -> Any:
-        """What `json` encodes for the value."""
-        return value
+    def read(self, field: str, value: Any, strict: bool) -> Any:
+        """The value for a decoded JSON value in an answer. With `strict`, nulls that stand for nothing are refused."""
+        return self.take(field, value)
 
 
 class FreeText(Kind):
     """Text of 0..longest characters."""
 
-    _check = staticmethod(checks.free_text)
+    _check: Callable[[str, Any, int], str] = staticmethod(checks.free_text)
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
 
     def check(self, field: str, value: Any) -> str:
+        # What is printable holds neither control characters nor surrogates.
+        if type(value) is str and 0 < len(value) <= self.longest and value.isprintable():
+            return value
         return self._check(field, value, self.longest)
 
     def read(self, field: str, value: Any, strict: bool) -> str:
@@ -88,6 +87,11 @@ class Key(Text):
         return checks.words(field, value, self.longest)
 
 
+def new_idempotency_key() -> str:
+    """128 random bits from the operating system, read now: a pool would be shared by forked children."""
+    return os.urandom(16).hex()
+
+
 class Integer(Kind):
     """A whole number, int64 unless narrower. Floats and bools are refused, read or given."""
 
@@ -103,17 +107,17 @@ class Integer(Kind):
 class Milliseconds(Integer):
     """A duration of 0..2^63-1 ms: a program's is rounded, and on the wire it is whole."""
 
+    take = Integer.check
+
     def check(self, field: str, value: Any) -> int:
         is_whole = type(value) is int or hasattr(type(value), "__index__")
         return super().check(field, value) if is_whole else checks.rounded(field, value, self.high)
 
-    def take(self, field: str, value: Any) -> int:
-        return super().check(field, value)
-
 
 class Boolean(Kind):
-    def check(self, field: str, value: Any) -> bool:
-        return checks.boolean(field, value)
+    """True or false, and nothing that merely counts as one of them."""
+
+    check = staticmethod(checks.boolean)
 
 
 class OneOf(Kind):
@@ -142,20 +146,15 @@ class Object(Kind):
 
     def __init__(self, model: type[Model]) -> None:
         self.model = model
-        # The method itself: nothing in an answer is read more often.
-        self.read = model.read  # type: ignore[method-assign]
+        # The methods themselves: nothing in an answer or a request is read or written more often.
+        self.take, self.read = model.take, model.read  # type: ignore[method-assign]
+        self.write = model.to_json
 
     def check(self, field: str, value: Any) -> Any:
-        if checks.is_a(value, self.model):
+        if type(value) is self.model or checks.is_a(value, self.model):
             return value
         name = self.model.__name__
         raise refuse(field, value, ("an " if name[0] in "AEIOU" else "a ") + name)
-
-    def parse(self, field: str, value: Any) -> Any:
-        return self.model.parse(value, field)
-
-    def write(self, value: Any) -> Any:
-        return value.to_json()
 
 
 class ListOf(Kind):
@@ -163,14 +162,12 @@ class ListOf(Kind):
 
     def __init__(self, kind: Kind, most: int | None = None) -> None:
         self.kind, self.most = kind, most
+        self.check = partial(self._all, kind.check)  # type: ignore[method-assign]
+        self.take = partial(self._all, kind.take)  # type: ignore[method-assign]
+        write = kind.write
+        self.write = list if write is None else lambda value: [write(item) for item in value]
 
-    def check(self, field: str, value: Any) -> tuple[Any, ...]:
-        return self._of(self.kind.check, field, value)
-
-    def take(self, field: str, value: Any) -> tuple[Any, ...]:
-        return self._of(self.kind.take, field, value)
-
-    def _of(self, take: Callable[[str, Any], Any], field: str, value: Any) -> tuple[Any, ...]:
+    def _all(self, take: Callable[[str, Any], Any], field: str, value: Any) -> tuple[Any, ...]:
         copied = checks.items(field, value)
         if self.most is not None and len(copied) > self.most:
             raise refuse(field, value, f"a list of at most {self.most}")
@@ -179,20 +176,14 @@ class ListOf(Kind):
     def read(self, field: str, value: Any, strict: bool) -> tuple[Any, ...]:
         if type(value) is not list:
             raise refuse(field, value, "a list")
-        return tuple([self.kind.read(field, item, strict) for item in value])
-
-    def parse(self, field: str, value: Any) -> Any:
-        return [self.kind.parse(field, item) for item in value] if type(value) is list else value
-
-    def write(self, value: Any) -> Any:
-        return [self.kind.write(item) for item in value]
+        read = self.kind.read
+        return tuple([read(field, item, strict) for item in value])
 
 
 class Dimensions(Kind):
     """At most 16 strings by name."""
 
-    def check(self, field: str, value: Any) -> dict[str, str]:
-        return checks.dimensions(field, value)
+    check = staticmethod(checks.dimensions)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         if type(value) is dict and all(type(entry) is str for entry in value.values()):
@@ -203,8 +194,7 @@ class Dimensions(Kind):
 class Json(Kind):
     """Any JSON object."""
 
-    def check(self, field: str, value: Any) -> Any:
-        return checks.json_object(field, value)
+    check = staticmethod(checks.json_object)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         if type(value) is dict:
@@ -219,136 +209,157 @@ JSON = Json()
 #: Text that only servers write, so that nothing here bounds it.
 SERVER_TEXT = FreeText(INT64_MAX)
 
-
-def of(kind: Kind, json_name: str = "", on_the_wire: bool = False) -> Mapping[str, Any]:
-    """The metadata of a model's field; `on_the_wire` marks what a request must send though a program may omit it."""
-    return {"kind": kind, "json_name": json_name, "on_the_wire": on_the_wire}
+_NOTHING: Any = object()
 
 
-class Entry(NamedTuple):
-    """One field of a model, as the generic code below needs it."""
+class Entry:
+    """One field of a model: what `field` puts into the class, and what its layout holds."""
 
-    name: str
-    json_name: str
-    kind: Kind
-    #: Without a default: an answer must have it.
-    required: bool
-    #: None stands for absent.
-    optional: bool
-    #: A request must send it.
-    on_the_wire: bool
-    #: Makes what a program leaves out; None where it may not.
-    make: Callable[[], Any] | None
+    __slots__ = ("default", "json_name", "kind", "make", "name", "on_the_wire", "optional", "required", "shown")
+
+    def __init__(
+        self, kind: Kind, default: Any, make: Callable[[], Any] | None, json_name: str, on_the_wire: bool, shown: bool
+    ) -> None:
+        self.kind, self.default, self.make, self.json_name, self.shown = kind, default, make, json_name, shown
+        #: The name of the attribute, which is also that in JSON unless another was given.
+        self.name = ""
+        #: None stands for absent.
+        self.optional = default is None
+        #: An answer must have it: it has no default. (An idempotency key that is left out is made, so it has none.)
+        self.required = default is _NOTHING
+        #: A request must send it.
+        self.on_the_wire = self.required or on_the_wire
+
+    def __set_name__(self, model: type[Any], name: str) -> None:
+        self.name, self.json_name = name, self.json_name or name
 
     def check(self, value: Any) -> Any:
         """The legal value that a program's value stands for."""
         return None if value is None and self.optional else self.kind.check(self.name, value)
 
 
+def field(
+    kind: Kind,
+    *,
+    default: Any = _NOTHING,
+    default_factory: Callable[[], Any] | None = None,
+    json_name: str = "",
+    on_the_wire: bool = False,
+    repr: bool = True,
+) -> Any:
+    """A field of that kind. One whose default is None may be absent; one with a `default_factory`, which makes what a
+    program leaves out, may not. `on_the_wire` marks what a request must send though a program may omit it."""
+    return Entry(kind, default, default_factory, json_name, on_the_wire, repr)
+
+
 class _Plan:
     """What the generic code needs of one class, worked out once."""
 
-    __slots__ = ("checkers", "defaults", "entries", "needed", "parsers", "readers", "sent", "takers", "writers")
-
-    def __init__(self, cls: type[Any]) -> None:
-        self.entries = tuple([_entry(field) for field in dataclasses.fields(cls)])
-        #: By the field's name: what checks it, or takes it in a request, and whether None stands for absent.
-        self.checkers = {entry.name: (entry.kind.check, entry.optional) for entry in self.entries}
-        self.takers = {entry.name: (entry.kind.take, entry.optional) for entry in self.entries}
-        #: The fields for which absent is not None: their names, and what makes them.
-        self.defaults = [(entry.name, entry.make) for entry in self.entries if not entry.optional]
-        #: By the name in JSON: the field's name, and what reads it.
-        self.readers = {entry.json_name: (entry.name, entry.kind.read) for entry in self.entries}
+    def __init__(self, entries: tuple[Entry, ...]) -> None:
+        self.entries = entries
+        #: By the field's name: what checks it, and whether None stands for absent.
+        self.checkers = {entry.name: (entry.kind.check, entry.optional) for entry in entries}
+        #: By the name in JSON: the field's name, and what takes it in a request.
+        self.takers = {entry.json_name: (entry.name, entry.kind.take) for entry in entries}
+        #: Likewise, and what reads it in an answer.
+        self.readers = {entry.json_name: (entry.name, entry.kind.read) for entry in entries}
         #: By the field's name: the name in JSON, and what writes it.
-        self.writers = {entry.name: (entry.json_name, entry.kind.write) for entry in self.entries}
-        #: By the name in JSON: the field's name, and what parses it.
-        self.parsers = {entry.json_name: (entry.name, entry.kind.parse) for entry in self.entries}
+        self.writers = {entry.name: (entry.json_name, entry.kind.write) for entry in entries}
+        #: The fields for which absent is not None.
+        self.defaults = [entry for entry in entries if not entry.optional]
         #: The fields that a request must have, by their names in JSON.
-        self.sent = [entry.json_name for entry in self.entries if entry.on_the_wire]
+        self.sent = [entry.json_name for entry in entries if entry.on_the_wire]
         #: The fields that an answer must have, likewise.
-        self.needed = [entry.json_name for entry in self.entries if entry.required]
+        self.needed = [entry.json_name for entry in entries if entry.required]
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def model(cls: type[T]) -> type[T]:
-    """A frozen dataclass of a `Checked`, which has the methods that `dataclass` generates, once for all: to generate
-    them for each class took a third of the time that the package takes to import."""
-    made: Any = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
-    made._plan = _Plan(made)
-    return cls
+class _AsDataclass:
+    """An attribute that a model has because it is a dataclass for whoever asks."""
+
+    def __set_name__(self, model: type[Any], name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, cls: Any) -> Any:
+        if not cls.layout():
+            raise AttributeError(f"{cls.__name__} has no fields: it is but a base of dataclasses")
+        from . import twins  # which `dataclasses` and `inspect` alone ask for
+
+        return twins.signature(cls) if self._name == "__signature__" else getattr(twins.twin(cls), self._name)
 
 
-class _Parameters:
-    """A model's signature, for `inspect` and `help`."""
-
-    def __get__(self, instance: object, cls: type[Checked]) -> Signature:
-        from inspect import Parameter, Signature
-
-        parameters = []
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            default = getattr(cls, field.name, _entry(field).make or Parameter.empty)
-            kind = Parameter.POSITIONAL_OR_KEYWORD
-            parameters.append(Parameter(field.name, kind, default=default, annotation=field.type))
-        return Signature(parameters)
-
-
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Checked:
-    """What `model` decorates: objects that are legal if they exist, and stay as they are."""
+    """The base of frozen dataclasses: objects that are legal if they exist, and stay as they are."""
 
-    __signature__: ClassVar[Any] = _Parameters()
+    __signature__: ClassVar[Any] = _AsDataclass()
+    __dataclass_fields__: ClassVar[Any] = _AsDataclass()
+    __dataclass_params__: ClassVar[Any] = _AsDataclass()
+    __match_args__: ClassVar[Any] = _AsDataclass()
+    __replace__: ClassVar[Any] = _AsDataclass()
 
-    _plan: ClassVar[_Plan]
+    _plan: ClassVar[_Plan] = _Plan(())
+
+    def __init_subclass__(cls) -> None:
+        """Lay the fields out, those of a base class first, and leave the defaults in their places."""
+        entries: dict[str, Entry] = {}
+        for base in reversed(cls.__mro__):
+            entries.update({entry.name: entry for entry in getattr(base, "_plan", cls._plan).entries})
+        for entry in [value for value in vars(cls).values() if type(value) is Entry]:
+            entries[entry.name] = entry
+            if entry.required:
+                delattr(cls, entry.name)
+            else:
+                setattr(cls, entry.name, entry.default)
+        cls._plan = _Plan(tuple(entries.values()))
 
     @classmethod
     def layout(cls) -> tuple[Entry, ...]:
         """The fields, those of a base class first."""
         return cls._plan.entries
 
-    # None for what is optional is not kept: the class has it.
-
     def __init__(self, *positional: Any, **given: Any) -> None:
-        self._hold(_named(self, positional, given) if positional else given, self._plan.checkers)
-
-    def _hold(self, given: Mapping[str, Any], checkers: Mapping[str, tuple[Callable[[str, Any], Any], bool]]) -> None:
-        """Hold the values that were given, checked, and the defaults of those that were not."""
-        values = self.__dict__
-        for name, value in given.items():
+        # None for what is optional is not kept: the class has it.
+        values, checkers = self.__dict__, self._plan.checkers
+        for name, value in (_named(self, positional, given) if positional else given).items():
             if name not in checkers:
                 raise TypeError(f"{type(self).__name__}() has no {name}")
             check, is_optional = checkers[name]
             if value is not None or not is_optional:
                 values[name] = check(name, value)
-        for name, make in self._plan.defaults:
-            if name not in values:
-                if make is None:
-                    raise TypeError(f"{type(self).__name__}() needs {name}")
-                values[name] = make()
+        self._complete()
+
+    def _complete(self) -> None:
+        """Hold the defaults of what was not given."""
+        values = self.__dict__
+        for entry in self._plan.defaults:
+            if entry.name not in values:
+                if entry.required and entry.make is None:
+                    raise TypeError(f"{type(self).__name__}() needs {entry.name}")
+                values[entry.name] = entry.default if entry.make is None else entry.make()
         self.__post_init__()
 
     def __post_init__(self) -> None:
         """For rules that concern several fields; those of one are its kind's."""
 
     def __repr__(self) -> str:
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields if field.repr)
+        shown = ", ".join(f"{entry.name}={getattr(self, entry.name)!r}" for entry in self.layout() if entry.shown)
         return f"{type(self).__qualname__}({shown})"
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return tuple(self._items()) == tuple(other._items())
+        return self._values() == other._values() if type(other) is type(self) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(tuple(self._items()))
+        return hash(self._values())
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise dataclasses.FrozenInstanceError(f"{type(self).__name__}.{name} cannot be set: make another object")
+    def __setattr__(self, name: str, *value: object) -> None:
+        from dataclasses import FrozenInstanceError
 
-    def __delattr__(self, name: str) -> None:
-        raise dataclasses.FrozenInstanceError(f"{type(self).__name__}.{name} cannot be deleted")
+        raise FrozenInstanceError(f"{type(self).__name__}.{name} stays as it is: make another object")
 
-    def _items(self) -> Iterator[tuple[str, Any]]:
-        return ((entry.name, getattr(self, entry.name)) for entry in self.layout())
+    __delattr__ = __setattr__
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, entry.name) for entry in self.layout()])
 
 
 class Model(Checked):
@@ -364,7 +375,7 @@ class Model(Checked):
         for name, value in self.__dict__.items():
             if value is not None and value is not False and name in writers:
                 json_name, write = writers[name]
-                sent[json_name] = write(value)
+                sent[json_name] = value if write is None else write(value)
         return sent
 
     @classmethod
@@ -401,21 +412,25 @@ class Model(Checked):
     @classmethod
     def parse(cls: type[M], data: Any, field: str = "body") -> M:
         """The object for a decoded request: unknown fields are refused, and so is all that a constructor refuses."""
-        if type(data) is not dict:
-            raise refuse(field, data, "an object")
+        return cls.take(field, data)
+
+    @classmethod
+    def take(cls: type[M], field: str, value: Any) -> M:
+        """As `parse`, for the value of a field."""
+        if type(value) is not dict:
+            raise refuse(field, value, "an object")
         plan = cls._plan
         for json_name in plan.sent:
-            if data.get(json_name) is None:
-                raise _absent(field, json_name, data)
-        values = {}
-        for json_name, item in data.items():
-            if json_name not in plan.parsers:
+            if value.get(json_name) is None:
+                raise _absent(field, json_name, value)
+        made = object.__new__(cls)
+        for json_name, item in value.items():
+            if json_name not in plan.takers:
                 raise ValidationError(f"{field}: unknown field {shown(json_name)}")
             if item is not None:
-                name, parse = plan.parsers[json_name]
-                values[name] = parse(json_name, item)
-        made = object.__new__(cls)
-        made._hold(values, plan.takers)
+                name, take = plan.takers[json_name]
+                made.__dict__[name] = take(json_name, item)
+        made._complete()
         return made
 
 
@@ -433,18 +448,3 @@ def _named(made: Checked, positional: tuple[Any, ...], given: dict[str, Any]) ->
     if twice:
         raise TypeError(f"{type(made).__name__}() got {twice[0]} twice")
     return {**first, **given}
-
-
-def _entry(field: Any) -> Entry:
-    facts = field.metadata
-    required = field.default is dataclasses.MISSING  # an idempotency key has a factory: made if omitted, never None
-    make = field.default_factory if required else lambda: field.default
-    return Entry(
-        field.name,
-        facts["json_name"] or field.name,
-        facts["kind"],
-        required,
-        field.default is None,
-        required or facts["on_the_wire"],
-        None if make is dataclasses.MISSING else make,
-    )

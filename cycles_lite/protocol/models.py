@@ -7,11 +7,9 @@ server added: unknown fields in `extra`, unknown enumeration values as plain str
 from __future__ import annotations
 
 import re
-from dataclasses import field
 from typing import Any, ClassVar, Mapping
 
 from ..errors import ValidationError
-from .checks import new_idempotency_key
 from .fields import (
     BOOLEAN,
     COUNT,
@@ -26,8 +24,8 @@ from .fields import (
     Object,
     OneOf,
     Text,
-    model,
-    of,
+    field,
+    new_idempotency_key,
 )
 from .values import (
     Action,
@@ -44,39 +42,33 @@ from .values import (
     Subject,
 )
 
-_DECISION = of(OneOf(Decision))
-_POLICY = of(OneOf(CommitOveragePolicy))
-_STATUS = of(OneOf(ReservationStatus))
-_KEY = of(Key(256))
-_SERVER_TEXT = of(SERVER_TEXT)
-_REASON = of(FreeText(128))
-_METADATA = of(JSON)
-_SCOPES = of(ListOf(SERVER_TEXT))
-_COUNT = of(COUNT)
-_SUBJECT = of(Object(Subject), on_the_wire=True)
-_ACTION = of(Object(Action))
-_AMOUNT = of(Object(Amount))
-_METRICS = of(Object(CyclesMetrics))
-_CAPS = of(Object(Caps))
-_EVIDENCE = of(Object(CyclesEvidenceRef))
+_DECISION = OneOf(Decision)
+_POLICY = OneOf(CommitOveragePolicy)
+_STATUS = OneOf(ReservationStatus)
+_KEY = Key(256)
+_REASON = FreeText(128)
+_SCOPES = ListOf(SERVER_TEXT)
+_ACTION = Object(Action)
+_AMOUNT = Object(Amount)
+_METRICS = Object(CyclesMetrics)
+_CAPS = Object(Caps)
+_EVIDENCE = Object(CyclesEvidenceRef)
 
 
 # ---- Requests ----
 # An idempotency key is made when the request is, so that sending the same object twice is a replay.
 
 
-@model
 class DecisionRequest(Model):
     """Ask what a reservation would be told, without one. The subject's missing levels come from the configuration."""
 
-    action: Action = field(metadata=_ACTION)
-    estimate: Amount = field(metadata=_AMOUNT)
-    subject: Subject | None = field(default=None, metadata=_SUBJECT)
-    metadata: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
-    idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
+    action: Action = field(_ACTION)
+    estimate: Amount = field(_AMOUNT)
+    subject: Subject | None = field(Object(Subject), default=None, on_the_wire=True)
+    metadata: Mapping[str, Any] | None = field(JSON, default=None)
+    idempotency_key: str = field(_KEY, default_factory=new_idempotency_key)
 
 
-@model
 class ReservationCreateRequest(Model):
     """Hold an estimate before an action.
 
@@ -84,25 +76,24 @@ class ReservationCreateRequest(Model):
     until both have passed. What is left out is the server's default. With `dry_run` nothing is held.
     """
 
-    action: Action = field(metadata=_ACTION)
-    estimate: Amount = field(metadata=_AMOUNT)
-    subject: Subject | None = field(default=None, metadata=_SUBJECT)
-    ttl_ms: int | None = field(default=None, metadata=of(Integer(1000, 86_400_000)))
-    grace_period_ms: int | None = field(default=None, metadata=of(Integer(0, 60_000)))
-    overage_policy: CommitOveragePolicy | None = field(default=None, metadata=_POLICY)
-    dry_run: bool = field(default=False, metadata=of(BOOLEAN))
-    metadata: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
-    idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
+    action: Action = field(_ACTION)
+    estimate: Amount = field(_AMOUNT)
+    subject: Subject | None = field(Object(Subject), default=None, on_the_wire=True)
+    ttl_ms: int | None = field(Integer(1000, 86_400_000), default=None)
+    grace_period_ms: int | None = field(Integer(0, 60_000), default=None)
+    overage_policy: CommitOveragePolicy | None = field(_POLICY, default=None)
+    dry_run: bool = field(BOOLEAN, default=False)
+    metadata: Mapping[str, Any] | None = field(JSON, default=None)
+    idempotency_key: str = field(_KEY, default_factory=new_idempotency_key)
 
 
-@model
 class CommitRequest(Model):
     """Settle a reservation with what the action really cost, in the reservation's unit."""
 
-    actual: Amount = field(metadata=_AMOUNT)
-    metrics: CyclesMetrics | None = field(default=None, metadata=_METRICS)
-    metadata: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
-    idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
+    actual: Amount = field(_AMOUNT)
+    metrics: CyclesMetrics | None = field(_METRICS, default=None)
+    metadata: Mapping[str, Any] | None = field(JSON, default=None)
+    idempotency_key: str = field(_KEY, default_factory=new_idempotency_key)
 
     @classmethod
     def of_spend(cls, actual: Amount, **decoration: Any) -> tuple[CommitRequest, list[ValidationError]]:
@@ -122,42 +113,38 @@ class CommitRequest(Model):
         return cls(actual=actual, **decoration), faults
 
 
-@model
 class ReleaseRequest(Model):
     """Give a reservation back unused; `reason` is at most 256 characters."""
 
-    reason: str | None = field(default=None, metadata=of(FreeText(256)))
-    idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
+    reason: str | None = field(FreeText(256), default=None)
+    idempotency_key: str = field(_KEY, default_factory=new_idempotency_key)
 
 
-@model
 class ReservationExtendRequest(Model):
     """Move a reservation's expiry outward by 1..86400000 ms, counted from the current expiry and not from now."""
 
-    extend_by_ms: int = field(metadata=of(Integer(1, 86_400_000)))
-    metadata: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
-    idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
+    extend_by_ms: int = field(Integer(1, 86_400_000))
+    metadata: Mapping[str, Any] | None = field(JSON, default=None)
+    idempotency_key: str = field(_KEY, default_factory=new_idempotency_key)
 
 
-@model
 class EventCreateRequest(Model):
     """Record spend that no reservation preceded. `client_time_ms` is advisory."""
 
-    action: Action = field(metadata=_ACTION)
-    actual: Amount = field(metadata=_AMOUNT)
-    subject: Subject | None = field(default=None, metadata=_SUBJECT)
-    overage_policy: CommitOveragePolicy | None = field(default=None, metadata=_POLICY)
-    metrics: CyclesMetrics | None = field(default=None, metadata=_METRICS)
-    client_time_ms: int | None = field(default=None, metadata=_COUNT)
-    metadata: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
-    idempotency_key: str = field(default_factory=new_idempotency_key, metadata=_KEY)
+    action: Action = field(_ACTION)
+    actual: Amount = field(_AMOUNT)
+    subject: Subject | None = field(Object(Subject), default=None, on_the_wire=True)
+    overage_policy: CommitOveragePolicy | None = field(_POLICY, default=None)
+    metrics: CyclesMetrics | None = field(_METRICS, default=None)
+    client_time_ms: int | None = field(COUNT, default=None)
+    metadata: Mapping[str, Any] | None = field(JSON, default=None)
+    idempotency_key: str = field(_KEY, default_factory=new_idempotency_key)
 
 
-_LIMIT = of(Integer(1, 200))
-_INSTANT = of(FreeText(64))
+_LIMIT = Integer(1, 200)
+_INSTANT = FreeText(64)
 
 
-@model
 class ReservationListRequest(Levels):
     """Filters of a reservation list (protocol: `GET /v1/reservations`).
 
@@ -166,28 +153,27 @@ class ReservationListRequest(Levels):
     metadata, committed_metadata, evidence. `limit` is 1..200 a page.
     """
 
-    idempotency_key: str | None = field(default=None, metadata=_KEY)
-    status: ReservationStatus | None = field(default=None, metadata=_STATUS)
-    from_: str | None = field(default=None, metadata=of(FreeText(64), "from"))
-    to: str | None = field(default=None, metadata=_INSTANT)
-    expires_from: str | None = field(default=None, metadata=_INSTANT)
-    expires_to: str | None = field(default=None, metadata=_INSTANT)
-    finalized_from: str | None = field(default=None, metadata=_INSTANT)
-    finalized_to: str | None = field(default=None, metadata=_INSTANT)
-    sort_by: str | None = field(default=None, metadata=of(Text(64)))
-    sort_dir: SortDirection | None = field(default=None, metadata=of(OneOf(SortDirection)))
-    include: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(Text(64))))
-    limit: int | None = field(default=None, metadata=_LIMIT)
-    cursor: str | None = field(default=None, metadata=_SERVER_TEXT)
+    idempotency_key: str | None = field(_KEY, default=None)
+    status: ReservationStatus | None = field(_STATUS, default=None)
+    from_: str | None = field(FreeText(64), default=None, json_name="from")
+    to: str | None = field(_INSTANT, default=None)
+    expires_from: str | None = field(_INSTANT, default=None)
+    expires_to: str | None = field(_INSTANT, default=None)
+    finalized_from: str | None = field(_INSTANT, default=None)
+    finalized_to: str | None = field(_INSTANT, default=None)
+    sort_by: str | None = field(Text(64), default=None)
+    sort_dir: SortDirection | None = field(OneOf(SortDirection), default=None)
+    include: tuple[str, ...] | None = field(ListOf(Text(64)), default=None)
+    limit: int | None = field(_LIMIT, default=None)
+    cursor: str | None = field(SERVER_TEXT, default=None)
 
 
-@model
 class BalanceRequest(Levels):
     """Filters of a balance query; the authority needs at least one level. `limit` is 1..200 a page."""
 
-    include_children: bool = field(default=False, metadata=of(BOOLEAN))
-    limit: int | None = field(default=None, metadata=_LIMIT)
-    cursor: str | None = field(default=None, metadata=_SERVER_TEXT)
+    include_children: bool = field(BOOLEAN, default=False)
+    limit: int | None = field(_LIMIT, default=None)
+    cursor: str | None = field(SERVER_TEXT, default=None)
 
 
 # ---- Responses ----
@@ -239,191 +225,175 @@ class _Decided(Response):
         return self.decision is Decision.ALLOW or self.decision is Decision.ALLOW_WITH_CAPS
 
 
-@model
 class Balance(Model):
     """The state of one budget: `remaining` = allocated - spent - reserved - debt, negative in overdraft."""
 
-    scope: str = field(metadata=_SERVER_TEXT)
-    scope_path: str = field(metadata=_SERVER_TEXT)
-    remaining: SignedAmount = field(metadata=of(Object(SignedAmount)))
-    reserved: Amount | None = field(default=None, metadata=_AMOUNT)
-    spent: Amount | None = field(default=None, metadata=_AMOUNT)
-    debt: Amount | None = field(default=None, metadata=_AMOUNT)
-    allocated: Amount | None = field(default=None, metadata=_AMOUNT)
-    overdraft_limit: Amount | None = field(default=None, metadata=_AMOUNT)
-    is_over_limit: bool = field(default=False, metadata=of(BOOLEAN))
+    scope: str = field(SERVER_TEXT)
+    scope_path: str = field(SERVER_TEXT)
+    remaining: SignedAmount = field(Object(SignedAmount))
+    reserved: Amount | None = field(_AMOUNT, default=None)
+    spent: Amount | None = field(_AMOUNT, default=None)
+    debt: Amount | None = field(_AMOUNT, default=None)
+    allocated: Amount | None = field(_AMOUNT, default=None)
+    overdraft_limit: Amount | None = field(_AMOUNT, default=None)
+    is_over_limit: bool = field(BOOLEAN, default=False)
 
 
-_BALANCES = of(ListOf(Object(Balance)))
+_BALANCES = ListOf(Object(Balance))
 
 
-@model
 class DecisionResponse(_Decided):
     """The answer to `decide`; DENY is an answer here, not an error."""
 
-    decision: Decision = field(metadata=_DECISION)
-    caps: Caps | None = field(default=None, metadata=_CAPS)
-    reason_code: str | None = field(default=None, metadata=_REASON)
-    retry_after_ms: int | None = field(default=None, metadata=_COUNT)
-    affected_scopes: tuple[str, ...] = field(default=(), metadata=_SCOPES)
-    cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
+    decision: Decision = field(_DECISION)
+    caps: Caps | None = field(_CAPS, default=None)
+    reason_code: str | None = field(_REASON, default=None)
+    retry_after_ms: int | None = field(COUNT, default=None)
+    affected_scopes: tuple[str, ...] = field(_SCOPES, default=())
+    cycles_evidence: CyclesEvidenceRef | None = field(_EVIDENCE, default=None)
 
 
-@model
 class ReservationCreateResponse(_Decided):
     """The answer to a reservation. Times are server time in milliseconds since the epoch."""
 
-    decision: Decision = field(metadata=_DECISION)
-    affected_scopes: tuple[str, ...] = field(metadata=_SCOPES)
-    reservation_id: str | None = field(default=None, metadata=_SERVER_TEXT)
-    reserved: Amount | None = field(default=None, metadata=_AMOUNT)
-    expires_at_ms: int | None = field(default=None, metadata=_COUNT)
-    remaining_ttl_ms: int | None = field(default=None, metadata=_COUNT)
-    scope_path: str | None = field(default=None, metadata=_SERVER_TEXT)
-    caps: Caps | None = field(default=None, metadata=_CAPS)
-    balances: tuple[Balance, ...] = field(default=(), metadata=_BALANCES)
-    reason_code: str | None = field(default=None, metadata=_REASON)
-    retry_after_ms: int | None = field(default=None, metadata=_COUNT)
-    cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
+    decision: Decision = field(_DECISION)
+    affected_scopes: tuple[str, ...] = field(_SCOPES)
+    reservation_id: str | None = field(SERVER_TEXT, default=None)
+    reserved: Amount | None = field(_AMOUNT, default=None)
+    expires_at_ms: int | None = field(COUNT, default=None)
+    remaining_ttl_ms: int | None = field(COUNT, default=None)
+    scope_path: str | None = field(SERVER_TEXT, default=None)
+    caps: Caps | None = field(_CAPS, default=None)
+    balances: tuple[Balance, ...] = field(_BALANCES, default=())
+    reason_code: str | None = field(_REASON, default=None)
+    retry_after_ms: int | None = field(COUNT, default=None)
+    cycles_evidence: CyclesEvidenceRef | None = field(_EVIDENCE, default=None)
 
 
-@model
 class CommitResponse(Response):
     """A settled reservation. `charged` may be less than the actual cost, where the policy capped it."""
 
-    status: str = field(metadata=_SERVER_TEXT)
-    charged: Amount = field(metadata=_AMOUNT)
-    released: Amount | None = field(default=None, metadata=_AMOUNT)
-    balances: tuple[Balance, ...] = field(default=(), metadata=_BALANCES)
-    cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
+    status: str = field(SERVER_TEXT)
+    charged: Amount = field(_AMOUNT)
+    released: Amount | None = field(_AMOUNT, default=None)
+    balances: tuple[Balance, ...] = field(_BALANCES, default=())
+    cycles_evidence: CyclesEvidenceRef | None = field(_EVIDENCE, default=None)
 
 
-@model
 class ReleaseResponse(Response):
     """A reservation given back."""
 
-    status: str = field(metadata=_SERVER_TEXT)
-    released: Amount = field(metadata=_AMOUNT)
-    balances: tuple[Balance, ...] = field(default=(), metadata=_BALANCES)
-    cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
+    status: str = field(SERVER_TEXT)
+    released: Amount = field(_AMOUNT)
+    balances: tuple[Balance, ...] = field(_BALANCES, default=())
+    cycles_evidence: CyclesEvidenceRef | None = field(_EVIDENCE, default=None)
 
 
-@model
 class ReservationExtendResponse(Response):
     """A reservation that lives longer."""
 
-    status: str = field(metadata=_SERVER_TEXT)
-    expires_at_ms: int = field(metadata=_COUNT)
-    remaining_ttl_ms: int | None = field(default=None, metadata=_COUNT)
-    balances: tuple[Balance, ...] = field(default=(), metadata=_BALANCES)
+    status: str = field(SERVER_TEXT)
+    expires_at_ms: int = field(COUNT)
+    remaining_ttl_ms: int | None = field(COUNT, default=None)
+    balances: tuple[Balance, ...] = field(_BALANCES, default=())
 
 
-@model
 class EventCreateResponse(Response):
     """Recorded spend; `charged` is there when the policy capped it."""
 
-    status: str = field(metadata=_SERVER_TEXT)
-    event_id: str = field(metadata=_SERVER_TEXT)
-    charged: Amount | None = field(default=None, metadata=_AMOUNT)
-    balances: tuple[Balance, ...] = field(default=(), metadata=_BALANCES)
+    status: str = field(SERVER_TEXT)
+    event_id: str = field(SERVER_TEXT)
+    charged: Amount | None = field(_AMOUNT, default=None)
+    balances: tuple[Balance, ...] = field(_BALANCES, default=())
 
 
-@model
 class ReservationEvidence(Model):
     """The evidence of a reservation's operations."""
 
-    reserve: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
-    commit: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
-    release: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
+    reserve: CyclesEvidenceRef | None = field(_EVIDENCE, default=None)
+    commit: CyclesEvidenceRef | None = field(_EVIDENCE, default=None)
+    release: CyclesEvidenceRef | None = field(_EVIDENCE, default=None)
 
 
-@model
 class ReservationSummary(Model):
     """One reservation in a list. Metadata and evidence are there only where `include` asked for them."""
 
-    reservation_id: str = field(metadata=_SERVER_TEXT)
-    status: ReservationStatus = field(metadata=_STATUS)
-    subject: Subject = field(metadata=of(Object(Subject)))
-    action: Action = field(metadata=_ACTION)
-    reserved: Amount = field(metadata=_AMOUNT)
-    created_at_ms: int = field(metadata=_COUNT)
-    expires_at_ms: int = field(metadata=_COUNT)
-    scope_path: str = field(metadata=_SERVER_TEXT)
-    affected_scopes: tuple[str, ...] = field(metadata=_SCOPES)
-    idempotency_key: str | None = field(default=None, metadata=_KEY)
-    committed: Amount | None = field(default=None, metadata=_AMOUNT)
-    finalized_at_ms: int | None = field(default=None, metadata=_COUNT)
-    metadata: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
-    committed_metadata: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
-    evidence: ReservationEvidence | None = field(default=None, metadata=of(Object(ReservationEvidence)))
+    reservation_id: str = field(SERVER_TEXT)
+    status: ReservationStatus = field(_STATUS)
+    subject: Subject = field(Object(Subject))
+    action: Action = field(_ACTION)
+    reserved: Amount = field(_AMOUNT)
+    created_at_ms: int = field(COUNT)
+    expires_at_ms: int = field(COUNT)
+    scope_path: str = field(SERVER_TEXT)
+    affected_scopes: tuple[str, ...] = field(_SCOPES)
+    idempotency_key: str | None = field(_KEY, default=None)
+    committed: Amount | None = field(_AMOUNT, default=None)
+    finalized_at_ms: int | None = field(COUNT, default=None)
+    metadata: Mapping[str, Any] | None = field(JSON, default=None)
+    committed_metadata: Mapping[str, Any] | None = field(JSON, default=None)
+    evidence: ReservationEvidence | None = field(Object(ReservationEvidence), default=None)
 
 
-@model
 class ReservationDetail(ReservationSummary, Response):
     """One reservation by its id, with everything that is known of it."""
 
 
-@model
 class ReservationListResponse(Response):
     """A page of reservations; `next_cursor` leads to the next where `has_more`."""
 
-    reservations: tuple[ReservationSummary, ...] = field(metadata=of(ListOf(Object(ReservationSummary))))
-    next_cursor: str | None = field(default=None, metadata=_SERVER_TEXT)
-    has_more: bool = field(default=False, metadata=of(BOOLEAN))
+    reservations: tuple[ReservationSummary, ...] = field(ListOf(Object(ReservationSummary)))
+    next_cursor: str | None = field(SERVER_TEXT, default=None)
+    has_more: bool = field(BOOLEAN, default=False)
 
 
-@model
 class BalanceResponse(Response):
     """A page of balances; `next_cursor` leads to the next where `has_more`."""
 
-    balances: tuple[Balance, ...] = field(metadata=_BALANCES)
-    next_cursor: str | None = field(default=None, metadata=_SERVER_TEXT)
-    has_more: bool = field(default=False, metadata=of(BOOLEAN))
+    balances: tuple[Balance, ...] = field(_BALANCES)
+    next_cursor: str | None = field(SERVER_TEXT, default=None)
+    has_more: bool = field(BOOLEAN, default=False)
 
 
-@model
 class CyclesEvidenceEnvelope(Response):
     """A signed statement of what the authority answered (verified by other tools: nothing is checked here)."""
 
-    schema_version: str = field(metadata=_SERVER_TEXT)
-    artifact_type: str = field(metadata=_SERVER_TEXT)
-    server_id: str = field(metadata=_SERVER_TEXT)
-    signer_did: str = field(metadata=_SERVER_TEXT)
-    issued_at_ms: int = field(metadata=of(SIGNED))
-    payload: Mapping[str, Any] = field(metadata=_METADATA)
-    evidence_id: str = field(metadata=_SERVER_TEXT)
-    signature: str = field(metadata=_SERVER_TEXT)
-    trace_id: str | None = field(default=None, metadata=_SERVER_TEXT)  # pyright: ignore[reportIncompatibleMethodOverride]
+    schema_version: str = field(SERVER_TEXT)
+    artifact_type: str = field(SERVER_TEXT)
+    server_id: str = field(SERVER_TEXT)
+    signer_did: str = field(SERVER_TEXT)
+    issued_at_ms: int = field(SIGNED)
+    payload: Mapping[str, Any] = field(JSON)
+    evidence_id: str = field(SERVER_TEXT)
+    signature: str = field(SERVER_TEXT)
+    trace_id: str | None = field(SERVER_TEXT, default=None)  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-@model
 class CyclesEvidenceJwk(Model):
     """One Ed25519 public key, valid from `cycles_nbf_ms` (included) to `cycles_exp_ms` (excluded)."""
 
-    kty: str = field(metadata=_SERVER_TEXT)
-    crv: str = field(metadata=_SERVER_TEXT)
-    x: str = field(metadata=_SERVER_TEXT)
-    kid: str = field(metadata=_SERVER_TEXT)
-    cycles_nbf_ms: int = field(metadata=of(SIGNED))
-    alg: str | None = field(default=None, metadata=_SERVER_TEXT)
-    cycles_exp_ms: int | None = field(default=None, metadata=of(SIGNED))
-    status: str | None = field(default=None, metadata=_SERVER_TEXT)
+    kty: str = field(SERVER_TEXT)
+    crv: str = field(SERVER_TEXT)
+    x: str = field(SERVER_TEXT)
+    kid: str = field(SERVER_TEXT)
+    cycles_nbf_ms: int = field(SIGNED)
+    alg: str | None = field(SERVER_TEXT, default=None)
+    cycles_exp_ms: int | None = field(SIGNED, default=None)
+    status: str | None = field(SERVER_TEXT, default=None)
 
 
-@model
 class CyclesEvidenceJwks(Response):
     """The keys that evidence is signed with."""
 
-    keys: tuple[CyclesEvidenceJwk, ...] = field(metadata=of(ListOf(Object(CyclesEvidenceJwk))))
+    keys: tuple[CyclesEvidenceJwk, ...] = field(ListOf(Object(CyclesEvidenceJwk)))
 
 
-@model
 class ErrorResponse(Model):
     """The body of an error answer."""
 
-    error: str = field(metadata=_SERVER_TEXT)
-    message: str = field(metadata=_SERVER_TEXT)
-    request_id: str | None = field(default=None, metadata=_SERVER_TEXT)
-    trace_id: str | None = field(default=None, metadata=_SERVER_TEXT)
-    details: Mapping[str, Any] | None = field(default=None, metadata=_METADATA)
-    cycles_evidence: CyclesEvidenceRef | None = field(default=None, metadata=_EVIDENCE)
+    error: str = field(SERVER_TEXT)
+    message: str = field(SERVER_TEXT)
+    request_id: str | None = field(SERVER_TEXT, default=None)
+    trace_id: str | None = field(SERVER_TEXT, default=None)
+    details: Mapping[str, Any] | None = field(JSON, default=None)
+    cycles_evidence: CyclesEvidenceRef | None = field(_EVIDENCE, default=None)

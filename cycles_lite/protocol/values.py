@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
 
@@ -23,8 +22,7 @@ from .fields import (
     OneOf,
     Text,
     Words,
-    model,
-    of,
+    field,
 )
 
 if TYPE_CHECKING:
@@ -108,8 +106,7 @@ class ErrorCode(_Words):
     INTERNAL_ERROR = "INTERNAL_ERROR"
 
 
-_COUNT = of(COUNT)
-_LEVEL = of(Text(128))
+_LEVEL = Text(128)
 _new = object.__new__
 _UNITS = {unit.value: unit for unit in Unit}
 
@@ -227,7 +224,6 @@ def _microcents(text: str) -> int | None:
     return int(kept.ljust(places, "0") or 0) + (rest.strip("0") != "")
 
 
-@model
 class Amount(_Quantity):
     """A quantity of 0..2^63-1 in one unit. Whatever has `__index__` counts as an integer (numpy's); floats and bools
     are refused.
@@ -241,8 +237,8 @@ class Amount(_Quantity):
 
     _least = 0
 
-    unit: Unit = field(metadata=of(OneOf(Unit)))
-    amount: int = field(metadata=_COUNT)
+    unit: Unit = field(OneOf(Unit))
+    amount: int = field(COUNT)
 
     @classmethod
     def usd_microcents(cls, amount: int) -> Amount:
@@ -291,30 +287,27 @@ def _as_text(dollars: Any) -> str:
     raise refuse("dollars", dollars, _DOLLARS)
 
 
-@model
 class SignedAmount(_Quantity):
     """Like `Amount`, but an overdraft makes it negative: -2^63..2^63-1. The two compare; a sum or a difference of both
     is of the left one's class."""
 
     _least = INT64_MIN
 
-    unit: Unit = field(metadata=of(OneOf(Unit)))
-    amount: int = field(metadata=of(SIGNED))
+    unit: Unit = field(OneOf(Unit))
+    amount: int = field(SIGNED)
 
 
-@model
 class Levels(Model):
     """The six levels, each 1..128 characters."""
 
-    tenant: str | None = field(default=None, metadata=_LEVEL)
-    workspace: str | None = field(default=None, metadata=_LEVEL)
-    app: str | None = field(default=None, metadata=_LEVEL)
-    workflow: str | None = field(default=None, metadata=_LEVEL)
-    agent: str | None = field(default=None, metadata=_LEVEL)
-    toolset: str | None = field(default=None, metadata=_LEVEL)
+    tenant: str | None = field(_LEVEL, default=None)
+    workspace: str | None = field(_LEVEL, default=None)
+    app: str | None = field(_LEVEL, default=None)
+    workflow: str | None = field(_LEVEL, default=None)
+    agent: str | None = field(_LEVEL, default=None)
+    toolset: str | None = field(_LEVEL, default=None)
 
 
-@model
 class Subject(Levels):
     """Whose budgets an action draws on: at least one of the six levels, each 1..128 characters.
 
@@ -322,32 +315,30 @@ class Subject(Levels):
     they alone make no subject.
     """
 
-    dimensions: Mapping[str, str] | None = field(default=None, metadata=of(Dimensions()))
+    dimensions: Mapping[str, str] | None = field(Dimensions(), default=None)
 
     def __post_init__(self) -> None:
         if not any(getattr(self, level) for level in SUBJECT_LEVELS):
             raise ValidationError("subject: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
 
 
-@model
 class Action(Model):
     """What is about to be done: a kind such as `llm.completion` (1..64 characters), a name (1..256), up to 10 tags of
     up to 64."""
 
-    kind: str = field(metadata=of(Words(64)))
-    name: str = field(metadata=of(Words(256)))
-    tags: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(64), most=10)))
+    kind: str = field(Words(64))
+    name: str = field(Words(256))
+    tags: tuple[str, ...] | None = field(ListOf(FreeText(64), most=10), default=None)
 
 
-@model
 class Caps(Model):
     """Limits that come with ALLOW_WITH_CAPS (protocol: `Caps`, PRECEDENCE RULES)."""
 
-    max_tokens: int | None = field(default=None, metadata=_COUNT)
-    max_steps_remaining: int | None = field(default=None, metadata=_COUNT)
-    tool_allowlist: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(256))))
-    tool_denylist: tuple[str, ...] | None = field(default=None, metadata=of(ListOf(FreeText(256))))
-    cooldown_ms: int | None = field(default=None, metadata=_COUNT)
+    max_tokens: int | None = field(COUNT, default=None)
+    max_steps_remaining: int | None = field(COUNT, default=None)
+    tool_allowlist: tuple[str, ...] | None = field(ListOf(FreeText(256)), default=None)
+    tool_denylist: tuple[str, ...] | None = field(ListOf(FreeText(256)), default=None)
+    cooldown_ms: int | None = field(COUNT, default=None)
 
     def is_tool_allowed(self, name: str) -> bool:
         """Whether a tool may be used: a non-empty allowlist decides alone, else the denylist; case counts."""
@@ -356,21 +347,19 @@ class Caps(Model):
         return name not in (self.tool_denylist or ())
 
 
-@model
 class CyclesMetrics(Model):
     """What an action measured (protocol: `StandardMetrics`). Counts are 0..2^63-1. `latency_ms` is any real number of
     milliseconds, which is rounded to a whole one, a half to the even one."""
 
-    tokens_input: int | None = field(default=None, metadata=_COUNT)
-    tokens_output: int | None = field(default=None, metadata=_COUNT)
-    latency_ms: int | None = field(default=None, metadata=of(Milliseconds()))
-    model_version: str | None = field(default=None, metadata=of(FreeText(128)))
-    custom: Mapping[str, Any] | None = field(default=None, metadata=of(JSON))
+    tokens_input: int | None = field(COUNT, default=None)
+    tokens_output: int | None = field(COUNT, default=None)
+    latency_ms: int | None = field(Milliseconds(), default=None)
+    model_version: str | None = field(FreeText(128), default=None)
+    custom: Mapping[str, Any] | None = field(JSON, default=None)
 
 
-@model
 class CyclesEvidenceRef(Model):
     """Where the signed evidence of an operation can be fetched."""
 
-    evidence_id: str = field(metadata=of(SERVER_TEXT))
-    cycles_evidence_url: str = field(metadata=of(SERVER_TEXT))
+    evidence_id: str = field(SERVER_TEXT)
+    cycles_evidence_url: str = field(SERVER_TEXT)

@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, TypeVar
 
-from ..errors import DENIALS, ApiError, BudgetDenied, ResponseError, ValidationError, error_class
+from ..errors import ApiError, BudgetDenied, ResponseError, ValidationError, error_class, known_code
 from .checks import INT64_MAX
 from .fields import Model
 from .values import Unit
@@ -138,6 +138,11 @@ IDEMPOTENCY_KEY_HEADER = "X-Idempotency-Key"
 API_KEY_HEADER = "X-Cycles-API-Key"
 
 
+def is_evidence_id(value: object) -> bool:
+    """Whether a value is what evidence is fetched by: 64 lower-case hexadecimal digits (protocol: CyclesEvidence)."""
+    return isinstance(value, str) and re.match(r"[0-9a-f]{64}\Z", value) is not None
+
+
 class Call(NamedTuple):
     """One request, ready to send."""
 
@@ -145,7 +150,8 @@ class Call(NamedTuple):
     #: The id in the path, unquoted.
     id: str | None
     query: Mapping[str, str]
-    body: bytes
+    #: The body as decoded JSON; None where the operation has none.
+    data: Any
     headers: Mapping[str, str]
     #: The tenant of the configuration, for an authority that has no API key to tell it.
     tenant: str | None
@@ -160,14 +166,34 @@ class Call(NamedTuple):
     def __repr__(self) -> str:
         return f"<Call {self.operation.name} {self.id or ''}>"  # the API key is among the headers
 
+    @property
+    def body(self) -> bytes:
+        """The bytes that a socket sends. Raises `TypeError` or `ValueError` where the data is not JSON."""
+        return b"" if self.data is None else dumps(self.data)
+
 
 class Answer(NamedTuple):
-    """What came back."""
+    """What came back.
+
+    An authority behind a socket sends bytes, one in this process gives decoded JSON. Either is made of the other only
+    for those who ask for it.
+    """
 
     status: int
     #: Names in lower case.
     headers: Mapping[str, str]
-    body: bytes
+    #: The bytes as they came from a socket, or decoded JSON, which nobody else holds on to.
+    content: Any
+
+    @property
+    def body(self) -> bytes:
+        """The body's bytes."""
+        return self.content if isinstance(self.content, bytes) else dumps(self.content)
+
+    @property
+    def data(self) -> Any:
+        """The body as decoded JSON. Raises `ValueError` for bytes that are none."""
+        return loads(self.content) if isinstance(self.content, bytes) else self.content
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -207,13 +233,12 @@ def loads(body: bytes) -> Any:
         raise ValueError("nested too deep") from e
 
 
-def parse_request(model: type[M], body: bytes) -> M:
-    """The request in a body that a server got. Raises `ValidationError` that names what is wrong."""
+def read_body(body: bytes) -> Any:
+    """The decoded JSON in a body that a server got. Raises `ValidationError` for whatever is not JSON."""
     try:
-        data = loads(body)
+        return loads(body)
     except ValueError as e:
         raise ValidationError(f"body: not JSON: {e}") from e
-    return model.parse(data)
 
 
 def query(filters: Model) -> dict[str, str]:
@@ -227,22 +252,27 @@ def _parameter(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-def read_answer(operation: Operation, answer: Answer, unit: str | None = None) -> Any:
-    """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message."""
-    status, headers, body = answer
+def read_answer(
+    operation: Operation,
+    answer: Answer,
+    unit: str | None = None,
+    attempt_ms: tuple[float | None, float | None] = (None, None),
+) -> Any:
+    """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message;
+    `attempt_ms` when the attempt was sent and answered, for a heartbeat."""
+    status = answer.status
     if status == operation.status:
-        response = _read_success(operation, answer)
-        response.__dict__.update(headers=headers, body=body)
-        return response
+        return _read_success(operation, answer, attempt_ms)
     if 400 <= status < 600:
         raise _error(operation, answer, unit)
     raise _unusable(answer, f"status {status} where {operation.status} was expected")
 
 
-def _read_success(operation: Operation, answer: Answer) -> Response:
+def _read_success(operation: Operation, answer: Answer, attempt_ms: tuple[float | None, float | None]) -> Response:
     try:
-        data = loads(answer.body)
-        response = operation.response.from_json(data, strict=operation.proof is not None)
+        body = answer.body
+        response = operation.response.from_json(answer.data, strict=operation.proof is not None)
+        response.__dict__.update(headers=answer.headers, body=body, attempt_ms=attempt_ms)
     except ValueError as e:
         raise _unusable(answer, f"unusable body of {operation.name}: {e}") from e
     if operation.proof is not None:
@@ -270,7 +300,7 @@ def _ids(answer: Answer) -> dict[str, Any]:
 
 def _error(operation: Operation, answer: Answer, unit: str | None) -> ApiError:
     try:
-        told: ErrorResponse = _model("ErrorResponse").from_json(loads(answer.body))
+        told: ErrorResponse = _model("ErrorResponse").from_json(answer.data)
     except ValueError:
         # A proxy's page or a broken body: the status is all that is known.
         kind = error_class(answer.status, None, reserves=False, settles=False)
@@ -309,9 +339,10 @@ def _retry_after_header(answer: Answer) -> float | None:
     return float(value) if re.match(r"[0-9]{1,9}\Z", value) else None
 
 
-def denied(response: ReservationCreateResponse) -> BudgetDenied:
-    """The error for a reservation that the authority answered with anything but an ALLOW and an id."""
-    kind = DENIALS.get(response.reason_code or "", BudgetDenied)
+def denied(response: ReservationCreateResponse) -> ApiError:
+    """The `BudgetDenied` for a reservation that the authority answered with anything but an ALLOW and an id."""
+    row = known_code(response.reason_code)
+    kind = row.kind if row.denies else BudgetDenied
     wait = response.retry_after_ms
     return kind(
         f"the reservation was not allowed: {response.reason_code or response.decision}",

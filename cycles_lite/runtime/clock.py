@@ -7,15 +7,13 @@ system calls its monotonic clock is read directly where there is such a call, so
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Callable
 
+#: Seconds of a clock that never goes back and that nothing freezes.
+monotonic: Callable[[], float] = time.monotonic  # on Windows
 if hasattr(time, "clock_gettime"):
-
-    def monotonic() -> float:
-        """Seconds of a clock that never goes back and that nothing freezes."""
-        return time.clock_gettime(time.CLOCK_MONOTONIC)
-
-else:  # Windows
-    monotonic = time.monotonic
+    monotonic = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 
 
 def now_ms() -> int:

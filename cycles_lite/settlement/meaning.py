@@ -1,9 +1,11 @@
-"""Settling spend: what an answer to a commit or an event means, as a table. The settler (`settler`) acts on it.
+"""What an answer to a commit or an event means for the spend that it was to settle: a table, and what it says pure.
+
+An answer that proves the operation's success settles the spend, and its record is removed. Every other answer is an
+error here, and means one of these:
 
 ===============================================================  ========  ===========================================
 the answer                                                       meaning   what happens
 ===============================================================  ========  ===========================================
-the proven success of the operation                              SETTLED   the record is removed
 410, or RESERVATION_EXPIRED, to a commit                         EXPIRED   the record becomes an event's, on disk first
 none, a timeout, 5xx, an unproven 2xx; INTERNAL_ERROR or         UNKNOWN   the same key again: once now, then later
 LIMIT_EXCEEDED under another status
@@ -12,7 +14,7 @@ LIMIT_EXCEEDED under another status
 a 4xx with a code that is final for the operation                REJECTED  reported with all that is known, set aside
 ===============================================================  ========  ===========================================
 
-From the moment that an amount is handed to the settler it is settled once or reported as refused, and never released.
+Whatever happens, the spend is settled once or reported as refused, and never released.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, NamedTuple
 
-from ..errors import ApiError, ConfigError, CyclesError, ValidationError
+from ..errors import (
+    ApiError,
+    ConfigError,
+    CyclesError,
+    RateLimitedError,
+    ReservationExpiredError,
+    ServerError,
+    ValidationError,
+    known_code,
+)
 from ..protocol.models import Balance, CommitResponse, EventCreateResponse
 from ..protocol.values import Amount
 from ..transport.retry import backoff
@@ -28,7 +39,7 @@ from .journal import COMMIT, EVENT, Record
 
 
 class Meaning(Enum):
-    """What an answer means for the spend; see the table above."""
+    """What an error means for the spend, as the table above has it; the values are words for the log."""
 
     EXPIRED = "the hold is gone, the spend is real"
     UNKNOWN = "whether it was settled is unknown"
@@ -37,52 +48,20 @@ class Meaning(Enum):
     REJECTED = "the authority refused it for good"
 
 
-#: The codes that are a real no, by the record's mode. All others leave the spend where it is.
-FINAL_CODES = {
-    COMMIT: frozenset(
-        [
-            "INVALID_REQUEST",
-            "NOT_FOUND",
-            "UNIT_MISMATCH",
-            "IDEMPOTENCY_MISMATCH",
-            "RESERVATION_FINALIZED",
-            "TENANT_CLOSED",
-            "BUDGET_EXCEEDED",
-            "OVERDRAFT_LIMIT_EXCEEDED",
-            "DEBT_OUTSTANDING",
-            "BUDGET_CLOSED",
-            "BUDGET_FROZEN",
-        ]
-    ),
-    EVENT: frozenset(
-        [
-            "INVALID_REQUEST",
-            "NOT_FOUND",
-            "UNIT_MISMATCH",
-            "IDEMPOTENCY_MISMATCH",
-            "TENANT_CLOSED",
-            "BUDGET_EXCEEDED",
-            "OVERDRAFT_LIMIT_EXCEEDED",
-            "DEBT_OUTSTANDING",
-            "BUDGET_CLOSED",
-        ]
-    ),
-}
-
-
 def meaning_of(mode: str, error: CyclesError) -> Meaning:
     """What an error in answer to a settlement means. Success is decided before (`wire.read_answer`)."""
     if isinstance(error, (ConfigError, ValidationError)):  # a record that cannot even be sent
         return Meaning.HELD
     if not isinstance(error, ApiError) or error.status >= 500:
         return Meaning.UNKNOWN
-    if mode == COMMIT and (error.status == 410 or error.code == "RESERVATION_EXPIRED"):
+    row = known_code(error.code)
+    if mode == COMMIT and (error.status == 410 or row.kind is ReservationExpiredError):
         return Meaning.EXPIRED
     if error.status == 429:
         return Meaning.WAIT
-    if error.code in ("INTERNAL_ERROR", "LIMIT_EXCEEDED"):
+    if row.kind is ServerError or row.kind is RateLimitedError:
         return Meaning.UNKNOWN
-    if error.status in (401, 403) or error.code not in FINAL_CODES[mode]:
+    if error.status in (401, 403) or mode not in row.final_for:
         return Meaning.HELD
     return Meaning.REJECTED
 
@@ -110,12 +89,15 @@ class SettlementStatus(str, Enum):
 class Settlement(NamedTuple):
     """How a guard's spend was settled."""
 
+    #: What became of it.
     status: SettlementStatus
     #: What the authority charged; less than the actual amount where the policy capped it. None while PENDING.
     charged: Amount | None = None
     #: What went back to the budgets.
     released: Amount | None = None
+    #: The budgets right after it, where the server told them.
     balances: tuple[Balance, ...] = ()
+    #: The authority's whole answer; None while PENDING or SKIPPED.
     response: CommitResponse | EventCreateResponse | None = None
 
 

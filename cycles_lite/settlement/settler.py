@@ -1,4 +1,4 @@
-"""The settler: acts on what `settlement` says an answer means, for a client's guards and for what processes left.
+"""The settler acts on what an answer means (`meaning`), for a session's guards and for what earlier processes left.
 
 An amount belongs to the settler from the moment that its `Spend` counts as kept. From then on it is settled once or
 reported as refused, and never released: whatever is raised afterwards, it stays among the pending ones, which are tried
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from threading import get_ident
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from .. import events
 from ..background.worker import Job, worker
@@ -20,54 +20,42 @@ from ..runtime.clock import monotonic, now_ms
 from ..runtime.log import log
 from ..transport.deadline import has_time
 from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
-from .meaning import (
-    SLOW_RETRY,
-    Meaning,
-    Settlement,
-    SettlementStatus,
-    is_too_old,
-    meaning_of,
-    retry_in,
-)
+from .meaning import SLOW_RETRY, Meaning, Settlement, SettlementStatus, is_too_old, meaning_of, retry_in
 from .spend import Spend, amount_of, until
 
 if TYPE_CHECKING:
-    from ..client import CyclesClient
-    from ..guard import ReservationGuard
-
-#: Attempts while the caller waits.
-_INLINE_ATTEMPTS = 2
+    from ..session import Session
 
 #: Seconds after which a living process looks again for what others have left.
 LOOK_AGAIN = 600.0
 
 
 class Settler:
-    """Settles the spend of one client's guards, and what earlier processes left in its journal."""
+    """Settles the spend of one session's guards, and what earlier processes left in its journal."""
 
-    def __init__(self, client: CyclesClient, journal: Journal | None = None) -> None:
-        self._client = client
-        #: A journal to settle that is not the client's own.
+    def __init__(self, session: Session, journal: Journal | None = None) -> None:
+        self.session = session
+        #: A journal that is to be settled in the place of the session's own, as `cycles-lite journal replay` does.
         self._given = journal
-        self._config = client.config
-        self._base_url = normalised(client.config.base_url or "")
+        #: The server that spend is owed to, as records name it.
+        self.base_url = normalised(session.config.base_url or "")
         self._begin()
 
     def _begin(self) -> None:
-        """Nothing of a parent process's: its pending spend is its own to settle."""
+        """Begin anew, also in a forked child: what was pending in its parent is the parent's to settle."""
         self.pid = os.getpid()
         self._journal: Journal | None = None
         self.is_open = False
-        #: One entry until a thread has said where the journal is. Popping it is atomic.
+        #: One entry until a thread has told where the journal is and looked into it. Popping it is atomic.
         self._unsaid = [True]
         #: Problems of the journal that were told before, because each look finds them again.
         self._told: set[str] = set()
         #: The next look at the journal, and when it is due.
         self._look: Job | None = None
-        #: Settled by nobody yet, by reservation id. Single operations of a dictionary are atomic.
+        #: The spend that is not settled yet, by reservation id. Single operations of a dictionary are atomic.
         self.pending: dict[str, Spend] = {}
-        #: Guards that were collected unfinished, while they are released.
-        self.releasing: dict[int, ReservationGuard] = {}
+        #: What releases guards that were collected unfinished, while it is on its way.
+        self.releasing: dict[int, Callable[[], None]] = {}
 
     # ---- From the guard ----
 
@@ -81,29 +69,26 @@ class Settler:
         self._write(spend)
 
     def settle(self, spend: Spend) -> Settlement:
-        """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no."""
-        tries = 0
-        while True:
-            tries += 1
-            told = self._send(spend)
-            if isinstance(told, Settlement):
-                self._settled(spend, told)
-                return told
-            meaning = meaning_of(spend.record.mode, told)
-            if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
-                tries = 0
-            elif meaning is Meaning.REJECTED:
-                self._rejected(spend, told)
-                try:
-                    raise told
-                finally:
-                    del told  # else this frame and the error's traceback would keep each other alive
-            elif meaning is not Meaning.UNKNOWN or tries >= _INLINE_ATTEMPTS or not has_time():
-                self._hold(spend, meaning, told)
-                return Settlement(SettlementStatus.PENDING)
+        """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no.
+
+        While the caller waits there are two attempts at the most in each of the record's modes.
+        """
+        told, repeated = None, ""
+        while told is None:
+            mode = spend.record.mode
+            told = self._try(spend, mode != repeated)
+            if spend.record.mode == mode:
+                repeated = mode
+        if isinstance(told, Settlement):
+            return told
+        try:
+            raise told
+        finally:
+            del told  # else this frame and the error's traceback would keep each other alive
 
     def resume(self, spend: Spend) -> None:
-        """After an interruption of `accept` or `settle`: how far they came is unknown, so it is tried again."""
+        """Settle accepted spend in the background. After an interruption of `accept` or `settle` nobody knows how far
+        they came, so all is done again; the key makes a second commit a replay."""
         if spend.is_done:
             return
         try:
@@ -112,45 +97,52 @@ class Settler:
         finally:
             self.retry_later(spend, 0.0)
 
-    def release(self, guard: ReservationGuard, run: Callable[[], None]) -> None:
-        """Release a collected guard in the background; a flush waits for it."""
+    def release(self, run: Callable[[], None]) -> None:
+        """Have a collected guard released in the background; a flush waits for it."""
 
         def release() -> None:
             try:
                 run()
             finally:
-                self.releasing.pop(id(guard), None)
+                self.releasing.pop(id(run), None)
 
-        self.releasing[id(guard)] = guard
+        self.releasing[id(run)] = run
         worker.schedule(0.0, release)
 
     # ---- Sending, and what follows ----
 
-    def _send(self, spend: Spend) -> Settlement | CyclesError:
-        """One request in the record's mode, and what the authority says to it, or that it says nothing."""
+    def _try(self, spend: Spend, may_repeat: bool) -> Settlement | CyclesError | None:
+        """One attempt, and what follows from its answer: how the spend was settled or is kept, the authority's final
+        no, or None where the next attempt is to follow at once."""
         spend.attempt += 1
-        record = spend.record
-        if record.mode == COMMIT:
-            done = self._client.send_once(wire.COMMIT_RESERVATION, record.body, record.reservation_id)
-            if isinstance(done, CyclesError):
-                return done
-            return Settlement(SettlementStatus.COMMITTED, done.charged, done.released, done.balances, done)
-        applied = self._client.send_once(wire.CREATE_EVENT, record.body)
-        if isinstance(applied, CyclesError):
-            return applied
-        charged = applied.charged or amount_of(record.body)
-        return Settlement(SettlementStatus.RECORDED, charged, None, applied.balances, applied)
-
-    def _settled(self, spend: Spend, settlement: Settlement) -> None:
-        """Whoever removes the record tells of it: another process may have sent the same with the same key."""
-        record = spend.record
-        is_first = self._forget(spend) or not spend.is_written
-        self._end(spend)
-        if is_first and self._client.is_observed:
-            self._client.observe(events.Settled(record.reservation_id, amount_of(record.body), settlement))
+        record, is_commit = spend.record, spend.record.mode == COMMIT
+        operation = wire.COMMIT_RESERVATION if is_commit else wire.CREATE_EVENT
+        body = (record.commit_body if is_commit else record.event_fallback_body) or {}
+        told = self.session.post(operation, body, record.reservation_id, retries=False)
+        if not isinstance(told, CyclesError):
+            if is_commit:
+                done = Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
+            else:
+                charged = told.charged or amount_of(body)
+                done = Settlement(SettlementStatus.RECORDED, charged, None, told.balances, told)
+            # Whoever removes the record tells of it: another process may have sent the same with the same key.
+            is_first = self._end(spend, Journal.remove) or not spend.is_written
+            if is_first and self.session.observer is not None:
+                self.session.observe(events.Settled(record.reservation_id, amount_of(body), done))
+            return done
+        meaning = meaning_of(record.mode, told)
+        if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
+            return None
+        if meaning is Meaning.REJECTED:
+            self._rejected(spend, told)
+            return told
+        if meaning is Meaning.UNKNOWN and may_repeat and has_time():
+            return None
+        self._hold(spend, meaning, told)
+        return Settlement(SettlementStatus.PENDING)
 
     def _turn_to_event(self, spend: Spend) -> bool:
-        """The record in event mode, with the same key: on disk before the event is sent. False where it has none.
+        """Put the record into event mode, with the same key, on disk before the event is sent. False where it has none.
 
         It counts as recorded now, because no event with this key can have been sent before (see `is_too_old`).
         """
@@ -163,7 +155,7 @@ class Settler:
     def _hold(self, spend: Spend, meaning: Meaning, error: CyclesError) -> None:
         """Keep the record and try again later."""
         record = spend.record
-        delay = retry_in(self._config, meaning, spend.attempt, error.retry_after)
+        delay = retry_in(self.session.config, meaning, spend.attempt, error.retry_after)
         if meaning is Meaning.WAIT:
             spend.record = record._replace(not_before_ms=now_ms() + int(delay * 1000))
             self._write(spend)
@@ -177,12 +169,12 @@ class Settler:
         )
         if self.is_open or spend.job is None or not spend.is_written:
             self.retry_later(spend, delay)
-        else:  # closed meanwhile: whoever looks at the journal next takes it up
+        else:  # the client was closed meanwhile: whoever looks at the journal next takes the record up
             self.pending.pop(record.reservation_id, None)
             spend.runner = None
         spend.teller = get_ident()
         try:
-            self._client.observe(events.Pending(record.reservation_id, error, delay))
+            self.session.observe(events.Pending(record.reservation_id, error, delay))
         finally:
             spend.teller = None
 
@@ -196,7 +188,7 @@ class Settler:
 
     def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
-        if spend.is_done:  # whoever wanted this attempt did so while another ended
+        if spend.is_done:  # this attempt was asked for while another one was settling
             self._end(spend)
             return
         spend.runner = get_ident()
@@ -209,31 +201,19 @@ class Settler:
             )
             return
         if spend.is_found and spend.journal is not None and not spend.journal.has(record.reservation_id):
-            self._end(spend)  # another process that found it too has settled it, and tells of it
+            self._end(spend)  # another process that found the record too has settled it, and tells of it
             return
         try:
-            told = self._send(spend)
-            if isinstance(told, Settlement):
-                self._settled(spend, told)
-            else:
-                self._retry_failed(spend, told)
-        except BaseException:  # an observer that ends the program, say
-            if spend.runner == get_ident():  # not settled, and nobody else tries it
+            if self._try(spend, False) is None:  # the record is an event's now
+                spend.attempt = 0
+                self.retry_later(spend, 0.0)
+        except BaseException:  # an observer may end the program, say
+            if spend.runner == get_ident():  # it is not settled, and nobody else tries it
                 self.retry_later(spend, SLOW_RETRY)
             raise
 
-    def _retry_failed(self, spend: Spend, error: CyclesError) -> None:
-        meaning = meaning_of(spend.record.mode, error)
-        if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
-            spend.attempt = 0
-            self.retry_later(spend, 0.0)
-        elif meaning is Meaning.REJECTED:
-            self._rejected(spend, error)
-        else:
-            self._hold(spend, meaning, error)
-
     def _rejected(self, spend: Spend, error: CyclesError) -> None:
-        """The last word of this spend: everything that is known goes to the log and the observer."""
+        """Report spend that is refused for good: all that is known of it goes to the log and the observer."""
         record = spend.record
         log().error(
             "spend of reservation %s was refused for good: %s; what was to be settled: %s",
@@ -242,19 +222,28 @@ class Settler:
             wire.dumps(record.body).decode("ascii"),
         )
         try:
-            self._client.observe(events.Rejected(record.reservation_id, dict(record.body), error))
+            self.session.observe(events.Rejected(record.reservation_id, dict(record.body), error))
         finally:
-            self._set_aside(spend)
-            self._end(spend)
+            self._end(spend, Journal.refuse)
 
-    def _end(self, spend: Spend) -> None:
-        self.pending.pop(spend.record.reservation_id, None)
+    def _end(self, spend: Spend, take_away: Callable[[Journal, str], Any] | None = None) -> bool:
+        """Let go of spend of which nothing is sent any more, once its record has been taken away. Says whether this
+        was the one to do that: False where another process was first, or there is no record."""
+        id, was_ours = spend.record.reservation_id, False
+        if take_away is not None and spend.journal is not None and spend.is_written:
+            try:
+                was_ours = bool(take_away(spend.journal, id))
+            except OSError as e:
+                was_ours = True
+                self._journal_failed(f"the record of reservation {id} stays on disk, though that is done: {e}")
+        self.pending.pop(id, None)
         spend.is_done, spend.runner = True, None
+        return was_ours
 
     # ---- The journal ----
 
     def open(self) -> None:
-        """Find the journal, and have what earlier processes left in it taken up; once in a process."""
+        """Find the journal, and have what earlier processes left in it taken up. Both are done once in a process."""
         if self.pid != os.getpid():
             self._begin()
         if self.is_open:
@@ -273,15 +262,15 @@ class Settler:
         self.look_around(journal is not None and self.unseen() > 0)
 
     def _find_journal(self) -> tuple[Journal | None, str | None]:
-        """The journal, unless there is none; and what there is to say about it."""
-        config = self._config
+        """The journal, or None where there is none, and a sentence for the log where there is something to say."""
+        config = self.session.config
         if self._given is not None or not config.journal_enabled:
             return self._given, None
         try:
             folder, notice = usable_folder(config.journal_dir)
         except OSError as e:
             return None, f"there is no journal: {e}"
-        name = identity(self._base_url, config.tenant, config.api_key)
+        name = identity(self.base_url, config.tenant, config.api_key)
         return Journal(os.path.join(folder, name), config.journal_fsync), notice
 
     def look_around(self, is_needed: bool) -> Job:
@@ -295,7 +284,7 @@ class Settler:
         look.is_guest = not is_needed
         self._look = look
         worker.post(look)
-        if not self.is_open:  # closed meanwhile
+        if not self.is_open:  # the client was closed meanwhile
             look.cancel()
         return look
 
@@ -314,12 +303,12 @@ class Settler:
 
     def _journals(self) -> list[Journal]:
         """The journal, and the one of the same key from when no tenant was configured."""
-        journal, config = self._journal, self._config
+        journal, config = self._journal, self.session.config
         if journal is None:
             return []
         journals = [journal]
         if self._given is None and config.tenant and config.api_key and journal.has_neighbours():
-            name = identity(self._base_url, None, config.api_key)
+            name = identity(self.base_url, None, config.api_key)
             journals.append(Journal(os.path.join(os.path.dirname(journal.folder), name), config.journal_fsync))
         return journals
 
@@ -329,11 +318,12 @@ class Settler:
         for problem in problems:
             self._tell_once(problem)
         for record in records:
-            if normalised(record.base_url) != self._base_url:
+            if normalised(record.base_url) != self.base_url:
                 self._tell_once(f"reservation {record.reservation_id} is owed to {record.base_url}: not sent")
                 continue
-            spend = Spend(record)
-            spend.journal, spend.is_kept, spend.is_written, spend.is_found = journal, True, True, True
+            spend = Spend()
+            spend.record, spend.journal = record, journal
+            spend.is_kept = spend.is_written = spend.is_found = True
             if self.pending.setdefault(record.reservation_id, spend) is spend:
                 self.retry_later(spend, until(record))
 
@@ -356,26 +346,6 @@ class Settler:
         else:
             spend.is_written = True
 
-    def _set_aside(self, spend: Spend) -> None:
-        if spend.journal is None or not spend.is_written:
-            return
-        id = spend.record.reservation_id
-        try:
-            spend.journal.refuse(id)
-        except OSError as e:
-            self._journal_failed(f"the refused record of reservation {id} cannot be set aside: {e}")
-
-    def _forget(self, spend: Spend) -> bool:
-        """Remove the record; whether it was there."""
-        if spend.journal is None or not spend.is_written:
-            return False
-        id = spend.record.reservation_id
-        try:
-            return spend.journal.remove(id)
-        except OSError as e:
-            self._journal_failed(f"the settled record of reservation {id} stays on disk: {e}")
-            return True
-
     def _tell_once(self, problem: str) -> None:
         if problem not in self._told:
             self._told.add(problem)
@@ -383,13 +353,9 @@ class Settler:
 
     def _journal_failed(self, problem: str) -> None:
         log().error("%s", problem)
-        self._client.observe(events.JournalFailed(problem))
+        self.session.observe(events.JournalFailed(problem))
 
     # ---- The end ----
-
-    @property
-    def flush_timeout(self) -> float:
-        return self._config.flush_timeout
 
     @property
     def is_waited_for(self) -> bool:
@@ -408,22 +374,30 @@ class Settler:
         worker.leave()
 
 
-#: By their `id`. Not a set, which may not be copied while another thread adds to it.
+#: The settlers that were opened, by their `id`. A set could not be copied while another thread adds to it.
 _settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictionary()
 
 
+def settler_of(session: Session) -> Settler:
+    """What settles a session's spend. It is made when it is first asked for."""
+    if session.settler is None:
+        session.__dict__.setdefault("settler", Settler(session))  # atomic: one for all threads
+    settler: Settler = session.settler
+    return settler
+
+
 def open_settlers() -> list[Settler]:
-    """Those that have been opened in this process, or before it was forked, closed ones included."""
+    """The settlers that have been opened in this process, or before it was forked, closed ones included."""
     return [settler for settler in [held() for held in _settlers.valuerefs()] if settler is not None]
 
 
 def _known() -> set[str]:
-    """The files of what the clients of this process are at."""
+    """The names of the files whose spend the clients of this process are settling."""
     return {file_name(id) for settler in open_settlers() for id in list(settler.pending)}
 
 
 def _look_of(settler: Settler, delay: float) -> Job:
-    """A look that does not keep the settler, and so its client, alive, and that ends with it."""
+    """A look at the journal. Its job refers to the settler weakly: it keeps no session alive, and ends with it."""
 
     def look() -> None:
         alive = held()
@@ -431,7 +405,7 @@ def _look_of(settler: Settler, delay: float) -> Job:
             return
         try:
             alive.take_up()
-        finally:  # whatever an observer raises, there is another look
+        finally:  # there is another look, whatever an observer raises
             if alive.is_open:
                 alive.look_around(False)
 

@@ -2,73 +2,95 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple
 
 from ..errors import ValidationError
 from ..protocol.models import CommitRequest
-from ..protocol.values import Amount, CommitOveragePolicy, CyclesMetrics
+from ..protocol.values import Action, Amount, CommitOveragePolicy, CyclesMetrics
 from ..runtime.clock import now_ms
 from ..runtime.log import log
-from .journal import COMMIT, EVENT, Journal, Record, normalised
+from .journal import COMMIT, EVENT, Journal, Record
 from .meaning import LONGEST_WAIT
 
 if TYPE_CHECKING:
     from ..background.worker import Job
-    from ..client import CyclesClient
-    from ..guard import ReservationGuard
-    from ..protocol.models import ReservationCreateRequest
 
 #: What `commit` is told: an amount, and what stands beside it.
 Told = Tuple[Amount, Optional[CyclesMetrics], Optional[Mapping[str, Any]]]
+
+#: How many entries of a meter are summed up at once.
+_FOLD = 256
 
 #: The policy of events that stand in for a commit: a tenant's default may be to reject, and the spend is real.
 _EVENT_POLICY = CommitOveragePolicy.ALLOW_IF_AVAILABLE.value
 
 
+class Meter:
+    """A sum of whole numbers from 0 up, to which threads, and signal handlers in the midst of it, add without losing
+    anything.
+
+    `sum += n` is several instructions; what is added between them is lost, and a lock around them would be met a second
+    time by a signal handler that adds too. Appending to a list is one instruction. So the meter is a list whose sum is
+    what it shows. Where the list has grown long, one thread at a time replaces its first entries by their sum, which is
+    one instruction too; should an interruption keep that from ever being done again, the list grows and the sum stays
+    right.
+    """
+
+    __slots__ = ("_entries", "_may_fold")
+
+    def __init__(self) -> None:
+        self._entries: list[int] = []
+        #: One entry while nobody sums up. Popping it is atomic.
+        self._may_fold = [True]
+
+    @property
+    def total(self) -> int:
+        """What was added up to now."""
+        return sum(self._entries)
+
+    def add(self, n: int) -> None:
+        """Add to the sum."""
+        self._entries.append(n)
+        if len(self._entries) <= _FOLD:
+            return
+        try:
+            self._may_fold.pop()
+        except IndexError:  # another thread sums up, or the code that this signal handler interrupts
+            return
+        self._entries[:_FOLD] = [sum(self._entries[:_FOLD])]
+        self._may_fold.append(True)
+
+
 class Spend:
     """Spend of one reservation; first its guard's, then the settler's."""
 
-    __slots__ = (
-        "attempt",
-        "is_done",
-        "is_found",
-        "is_kept",
-        "is_written",
-        "job",
-        "journal",
-        "record",
-        "runner",
-        "teller",
-    )
-
+    #: What is known of it, as it is on disk.
     record: Record
-
-    def __init__(self, record: Record | None = None) -> None:
-        if record is not None:
-            self.record = record
-        #: From here on the settler answers for it.
-        self.is_kept = False
-        #: It was settled, or reported as refused.
-        self.is_done = False
-        #: The record is on disk, in `journal`.
-        self.is_written = False
-        #: The record was found there: others may have found it too.
-        self.is_found = False
-        self.journal: Journal | None = None
-        #: Attempts that were begun.
-        self.attempt = 0
-        #: The thread that is at it, and the one that is telling the observer of its failure.
-        self.runner: int | None = None
-        self.teller: int | None = None
-        #: The next attempt in the background.
-        self.job: Job | None = None
+    #: From here on the settler answers for it.
+    is_kept = False
+    #: It was settled, or reported as refused.
+    is_done = False
+    #: The record is on disk, in `journal`.
+    is_written = False
+    #: The record was found there: other processes may have found it too.
+    is_found = False
+    #: Where the record is kept; None where there is no journal.
+    journal: Journal | None = None
+    #: How many attempts were begun.
+    attempt = 0
+    #: The thread that is settling it.
+    runner: int | None = None
+    #: The thread that is telling the observer of a failed attempt.
+    teller: int | None = None
+    #: The next attempt in the background.
+    job: Job | None = None
 
 
 def record_of(
-    client: CyclesClient,
-    request: ReservationCreateRequest,
+    base_url: str,
     reservation_id: str | None,
+    subject: Mapping[str, Any] | None,
+    action: Action,
     actual: Amount,
     metrics: CyclesMetrics | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -79,37 +101,25 @@ def record_of(
     for fault in faults:
         log().error("the commit of %s goes without what cannot be sent: %s", actual, fault)
     body = commit.to_json()
-    if reservation_id is not None:
+    is_held = reservation_id is not None
+    recovery: dict[str, Any] = {"recovery_reason": "reserve_unavailable"}
+    if is_held:
         recovery = {"recovered_reservation_id": reservation_id, "recovery_reason": "reservation_expired"}
-    else:
-        recovery = {"recovery_reason": "reserve_unavailable"}
     event = {
         **body,  # actual, metrics and key
-        "subject": client.subject_of(request),
-        "action": request.action.to_json(),
+        "subject": subject,
+        "action": action.to_json(),
         "overage_policy": _EVENT_POLICY,
         "metadata": {**(commit.metadata or {}), **recovery},
     }
     return Record(
         reservation_id=reservation_id or f"degraded:{commit.idempotency_key}",
-        base_url=normalised(client.config.base_url or ""),
-        mode=COMMIT if reservation_id is not None else EVENT,
-        commit_body=body if reservation_id is not None else None,
+        base_url=base_url,
+        mode=COMMIT if is_held else EVENT,
+        commit_body=body if is_held else None,
         event_fallback_body=event,
         recorded_at_ms=now_ms(),
     )
-
-
-def interrupted_commit(guard: ReservationGuard, exception: BaseException | None) -> Told | None:
-    """What `commit` was told, where a signal handler raised this exception at the very first of its instructions: then
-    its own frame alone knows."""
-    if exception is None:
-        return None
-    for frame, _ in traceback.walk_tb(exception.__traceback__):
-        told = frame.f_locals if frame.f_code is type(guard).commit.__code__ else {}
-        if told.get("self") is guard and guard.can_cost(told["actual"]):
-            return told["actual"], told["metrics"], told["metadata"]
-    return None
 
 
 def amount_of(body: dict[str, Any]) -> Amount | None:

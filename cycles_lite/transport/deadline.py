@@ -27,19 +27,19 @@ class deadline_in:  # it reads as what it does: `with deadline_in(2.0):`
         outer = around and around[0]()
         #: A monotonic time.
         self.end: float = here if outer is None else min(here, outer.end)
-        self._token = _deadline.set((weakref.ref(self), around))
+        self._token = ambient.set((weakref.ref(self), around))
 
     def __exit__(self, *_: object) -> None:
-        _deadline.reset(self._token)
+        ambient.reset(self._token)
 
 
-#: The innermost deadline, and what was here before it.
-_deadline: ContextVar[tuple[weakref.ref[deadline_in], Any] | None] = ContextVar("cycles_lite_deadline", default=None)
+#: The innermost deadline, and what was here before it. Where this is None, nothing bounds a call.
+ambient: ContextVar[tuple[weakref.ref[deadline_in], Any] | None] = ContextVar("cycles_lite_deadline", default=None)
 
 
 def _entry() -> tuple[weakref.ref[deadline_in], Any] | None:
     """The innermost that is still there."""
-    entry = _deadline.get()
+    entry = ambient.get()
     while entry is not None and entry[0]() is None:
         entry = entry[1]
     return entry

@@ -6,7 +6,8 @@ import os
 import signal
 from typing import Any
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+#: The folder of the whole package.
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 #: As C has it: before Python 3.10 the other one raises and catches an error for each handler, which keeps the one that
 #: is looked at alive.

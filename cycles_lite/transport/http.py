@@ -19,7 +19,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
-from ..errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout
+from ..errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout, ValidationError
 from ..protocol.wire import Answer, Call
 from ..runtime.clock import monotonic
 from .attempt import MAX_ANSWER_BYTES, Attempt, BoundedResponse, current, known_headers
@@ -186,12 +186,18 @@ class HttpTransport:
 
     def send(self, call: Call) -> Answer | CyclesError:
         """One attempt of at most `connect_timeout + read_timeout` seconds; redirects are not followed."""
+        try:
+            body = call.body
+        except (TypeError, ValueError, RecursionError) as e:  # data that the program has changed since it was checked
+            if is_from_handler(e):
+                raise
+            return ValidationError(f"{call.operation.name}: the body is not JSON: {e}")
         bound = call.connect_timeout + call.read_timeout
-        attempt = Attempt(bound, call.fresh, bool(call.body), call.reused_bound)
+        attempt = Attempt(bound, call.fresh, bool(body), call.reused_bound)
         token = current.set(attempt)
         try:
             opened = self._pools.get(_surroundings()) or self._open()
-            return self._in_turn(opened, call, attempt, bound)
+            return self._in_turn(opened, call, body, attempt, bound)
         except Exception as e:  # libraries that replace parts of urllib3 or sockets raise what they like
             if isinstance(e, (ConfigError, TransportError, ResponseError)):
                 return e
@@ -204,7 +210,7 @@ class HttpTransport:
         finally:
             current.reset(token)
 
-    def _in_turn(self, opened: _Opened, call: Call, attempt: Attempt, bound: float) -> Answer:
+    def _in_turn(self, opened: _Opened, call: Call, body: bytes, attempt: Attempt, bound: float) -> Answer:
         turn = None
         try:
             turn = opened.turns.take(bound)
@@ -212,12 +218,13 @@ class HttpTransport:
                 why = "all connections are busy (max_connections)"
                 raise TransportTimeout(f"{call.operation.name}: no answer from {self._base}: {why}")
             attempt.idle = opened.idle
-            status, body, headers = self._exchange(opened, call, bound)
+            status, content, headers = self._exchange(opened, call, body, bound)
             if isinstance(attempt.connection, _Bounded):
                 kept, attempt.connection = attempt.connection, None
                 opened.idle.keep(kept, attempt.home)
             attempt.reader = None
-            return Answer(status, known_headers(headers.items()) if attempt.headers is None else attempt.headers, body)
+            known = attempt.headers if attempt.headers is not None else known_headers(headers.items())
+            return Answer(status, known, content)
         finally:
             if attempt.connection is not None:
                 attempt.connection.close()
@@ -227,7 +234,7 @@ class HttpTransport:
             if turn is not None:
                 turn.give_back()
 
-    def _exchange(self, opened: _Opened, call: Call, bound: float) -> tuple[int, bytes, Any]:
+    def _exchange(self, opened: _Opened, call: Call, body: bytes, bound: float) -> tuple[int, bytes, Any]:
         path = call.operation.path
         if call.id is not None:
             path = path.replace("{id}", quote(call.id, safe=""))
@@ -236,7 +243,7 @@ class HttpTransport:
         response = opened.pool.urlopen(
             call.operation.method,
             opened.prefix + path,
-            body=call.body or None,
+            body=body or None,
             headers=call.headers,
             retries=_ONCE,
             redirect=False,
@@ -244,10 +251,10 @@ class HttpTransport:
             timeout=_timeout(connect=call.connect_timeout, read=bound),
             decode_content=False,
         )
-        body = response.data
-        if len(body) > MAX_ANSWER_BYTES:
+        content = response.data
+        if len(content) > MAX_ANSWER_BYTES:
             raise ResponseError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", status=response.status)
-        return response.status, body, response.headers
+        return response.status, content, response.headers
 
     def _translated(self, call: Call, attempt: Attempt, e: Exception) -> TransportError:
         reason = _innermost(e)

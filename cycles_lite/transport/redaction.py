@@ -21,11 +21,11 @@ def redacted(call: Call, answer: Answer) -> Answer:
     if echo is None:
         return answer
     in_text, in_bytes = echo
-    status, headers, body = answer
+    headers, body = answer.headers, answer.body
     if not in_bytes.search(body) and not any(map(in_text.search, headers.values())):
         return answer
     blotted = {name: in_text.sub("***", value) for name, value in headers.items()}
-    return Answer(status, blotted, in_bytes.sub(b"***", body))
+    return Answer(answer.status, blotted, in_bytes.sub(b"***", body))
 
 
 def redacted_text(call: Call, text: str) -> str:

@@ -12,6 +12,7 @@ from cycles_lite.cli import main
 from cycles_lite.local import Authority
 from cycles_lite.runtime.clock import now_ms
 from cycles_lite.settlement.journal import COMMIT, EVENT, Journal, Record
+from cycles_lite.settlement.settler import settler_of
 
 
 @pytest.fixture
@@ -150,8 +151,9 @@ def test_replay_to_a_server_that_has_taken_the_others_place(url, tmp_path):
 
 def test_the_default_folder_is_the_clients(url, capsys):
     with CyclesClient(CyclesConfig(base_url=url, tenant="acme")) as client:
-        client.settler.open()
-        journal = client.settler._journal
+        settler = settler_of(client.session)
+        settler.open()
+        journal = settler._journal
     journal.write(left_behind(url, held(url)))
     assert main(["journal", "list"]) == 0
     assert "commit\t7 tokens" in capsys.readouterr().out

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import pytest
 from desks import DOWN, Gate, requests_of
 from hosts import ended_well, run, running
+
+from cycles_lite import client as clients
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
@@ -234,7 +237,7 @@ with reserve(client, idempotency_key="parent") as guard:
     assert guard.commit(Amount.tokens(1)).status.value == "PENDING"
 
 def child():
-    say("in the child's memory: {}".format(list(client.settler.pending)))
+    say("in the child's memory: {}".format(list(client.session.settler.pending)))
     with reserve(client, idempotency_key="child") as guard:
         assert guard.commit(Amount.tokens(1)).status.value == "PENDING"
 
@@ -395,3 +398,9 @@ def test_children_that_are_forked_while_a_thread_makes_the_default_client(ledger
     Over HTTP: SQLite has locks of its own, which a fork during a thread's `sqlite3.connect` leaves held."""
     run(DEFAULT_CLIENT, tmp_path, **ledger.over_http)
     assert ledger.amounts == (60, 0)
+
+
+@pytest.mark.parametrize("name", clients._LATE)
+def test_what_is_imported_before_a_fork_is_there(name):
+    """A name that is wrong would be passed over in silence, and its module be imported by a child."""
+    importlib.import_module("cycles_lite." + name)

@@ -197,7 +197,7 @@ def settle(given, folder, source):
 
 def warm_up(url):
     """Load what workers load, so that their time is spent on work."""
-    transport = "cycles_lite.local.transport" if url.startswith("sqlite") else "cycles_lite.transport.http"
+    transport = "cycles_lite.local.authority" if url.startswith("sqlite") else "cycles_lite.transport.http"
     for name in ("cycles_lite.guards.asking", "cycles_lite.settlement.flush", transport):
         importlib.import_module(name)
 

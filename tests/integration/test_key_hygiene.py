@@ -27,7 +27,7 @@ from cycles_lite import (
     cycles,
     with_cycles,
 )
-from cycles_lite.protocol.wire import COMMIT_RESERVATION
+from cycles_lite.protocol.wire import COMMIT_RESERVATION, EXTEND_RESERVATION
 from cycles_lite.transport.deadline import deadline_in
 
 pytestmark = pytest.mark.thorough
@@ -221,7 +221,7 @@ def run(client, trail):
     client.flush(5.0)
     trail.add("client", repr(client))
     trail.add("config", repr(client.config) + str(client.config))
-    trail.add("transport", repr(client._sender.transport) + repr(client._sender) + repr(client.settler))
+    trail.add("transport", repr(client.session.transport) + repr(client.session) + repr(client.session.settler))
 
 
 def attempts(client):
@@ -430,14 +430,15 @@ def throw(error):
 
 
 def failures(client):
+    session = client.session
     request = ReservationCreateRequest(action=ACTION, estimate=ESTIMATE)
     for call in (
         lambda: client.create_reservation(request),
         lambda: client.commit_reservation("rsv_1", CommitRequest(ESTIMATE)),
         lambda: client.create_event(EventCreateRequest(ACTION, ESTIMATE)),
         lambda: client.get_reservation("rsv_1"),
-        lambda: client.extend_once("rsv_1", ReservationExtendRequest(1000)),
-        lambda: throw(client.send_once(COMMIT_RESERVATION, {"actual": {"unit": "TOKENS", "amount": 1}}, "rsv_1")),
+        lambda: throw(session.post(EXTEND_RESERVATION, {"extend_by_ms": 1000}, "rsv_1", retries=False)),
+        lambda: throw(session.post(COMMIT_RESERVATION, {"actual": ESTIMATE.to_json()}, "rsv_1", retries=False)),
         lambda: client.reserve(ESTIMATE, ACTION),
     ):
         with pytest.raises(CyclesError) as failed:

@@ -571,7 +571,7 @@ def test_a_budget_file_that_cannot_be_used_is_a_500(tmp_path, caplog):
     """While somebody else has it: in time, without its path, and with nothing written. Afterwards all is well."""
     with serving(tmp_path, timeout=0.05) as served, Http(served.url, served.key) as http:
         id = reserve(http)
-        with served.authority._ledger.store.write():
+        with served.authority._ledger.writing():
             for method, path, body in every_operation("acme", id):
                 if method == "POST":
                     reply = http(method, path, body)

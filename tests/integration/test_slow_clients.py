@@ -127,9 +127,9 @@ def test_a_client_with_a_key_is_served_meanwhile(tmp_path, head):
 @pytest.fixture
 def hasty(monkeypatch):
     """A server that waits half a second for a request."""
-    channels = pytest.importorskip("cycles_lite.local.channels", reason="the extra [server] is not installed")
-    monkeypatch.setattr(channels, "PATIENCE", 0.5)
-    return channels
+    server = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    return server
 
 
 def closes(sock, drip=b""):
@@ -175,8 +175,8 @@ def test_a_client_that_has_proven_a_key_may_think(tmp_path, hasty):
 
 def test_those_without_a_key_go_first(tmp_path, monkeypatch):
     """Over the limit a connection goes on which no key was proven, though others were idle for longer."""
-    channels = pytest.importorskip("cycles_lite.local.channels", reason="the extra [server] is not installed")
-    monkeypatch.setattr(channels, "MOST", 10)
+    server = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
+    monkeypatch.setattr(server, "MOST", 10)
     with serving(tmp_path) as served, ExitStack() as stack:
         keyed = [stack.enter_context(Http(served.url, served.key)) for _ in range(5)]
         for one in keyed:
@@ -192,8 +192,8 @@ def test_those_without_a_key_go_first(tmp_path, monkeypatch):
 
 
 def test_the_limit_follows_the_limit_of_open_files(monkeypatch):
-    channels = pytest.importorskip("cycles_lite.local.channels", reason="the extra [server] is not installed")
+    server = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
     resource = pytest.importorskip("resource")
     for files, most in ((-1, 400), (100_000, 400), (1024, 400), (256, 96), (64, 8)):
         monkeypatch.setattr(resource, "getrlimit", lambda which, files=files: (files, files))
-        assert channels.most_connections() == most
+        assert server.most_connections() == most

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from typing import Any, NamedTuple
 
+from cycles_lite.errors import ValidationError
 from cycles_lite.local import connections
 from cycles_lite.local.authority import Authority, Caller
+from cycles_lite.local.messages import error_answer
 from cycles_lite.protocol import wire
 from cycles_lite.protocol.values import Amount
 
@@ -76,13 +79,21 @@ class Bench:
         return self.authority.set_budget(scope, Amount.tokens(amount), **options)
 
     def call(self, operation, body=None, id=None, query=None, headers=None, caller=ACME):
-        """One request; a dictionary becomes a body, bytes are sent as they are."""
+        """One request; a dictionary is what a program in this process gives, bytes are what a server gets."""
         operation = _OPERATIONS[operation]
-        sent = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        call = wire.Call(operation, id, query or {}, sent, headers or {}, None, 2.0, 5.0)
-        status, headers, body = self.authority.answer(call, caller)
+        before = copy.deepcopy(body)
+        try:
+            given = wire.read_body(body) if isinstance(body, bytes) else body
+        except ValidationError as e:
+            answer = error_answer(400, "INVALID_REQUEST", e.message, headers or {}, caller.tenant)
+        else:
+            call = wire.Call(operation, id, query or {}, given, headers or {}, None, 2.0, 5.0)
+            answer = self.authority.answer(call, caller)
+        assert body == before, "the authority has changed what it was given"
+        status, headers, data = answer.status, answer.headers, answer.data
         assert headers["content-type"] == "application/json"
-        data = json.loads(body.decode("ascii"))
+        assert_plain(data)
+        assert json.loads(answer.body.decode("ascii")) == data
         if self._validates:
             document.check(operation, status, data)
         if status >= 400:
@@ -136,6 +147,18 @@ class Bench:
         """A budget as (remaining, reserved, spent, debt, is_over_limit)."""
         (found,) = [one for one in self.authority.budgets() if (one.scope, one.unit) == (scope, unit)]
         return found.remaining, found.reserved, found.spent, found.debt, found.is_over_limit
+
+
+def assert_plain(data):
+    """What is answered in this process is what `json` makes of the bytes: its own classes alone, none derived."""
+    if type(data) is dict:
+        assert all(type(name) is str for name in data)
+        data = list(data.values())
+    if type(data) is list:
+        for entry in data:
+            assert_plain(entry)
+    else:
+        assert type(data) in (str, int, float, bool, type(None)), repr(data)
 
 
 def request(amount, subject, **fields):

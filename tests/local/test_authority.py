@@ -9,8 +9,9 @@ import re
 import pytest
 
 from cycles_lite.errors import ConfigError, TransportError, TransportTimeout
-from cycles_lite.local import Authority, reserving
-from cycles_lite.local.authority import ANYONE, Caller, error_answer, new_answer
+from cycles_lite.local import Authority, operations
+from cycles_lite.local.authority import ANYONE, Caller
+from cycles_lite.local.messages import error_answer, new_answer
 from cycles_lite.protocol.values import Amount
 
 from . import document
@@ -145,6 +146,54 @@ def test_bad_bodies_come_before_404(bench, operation, body):
         assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        {1, 2},
+        {1: 2},
+        {None: 1},
+        b"x",
+        object,
+        {"a": [{"b": float("nan")}]},
+        "\ud800",
+        {"\ud800": 1},
+        10**700,
+    ],
+    ids=repr,
+)
+def test_what_is_no_json_is_refused_in_process_too(bench, value):
+    """No encoder looks at a request in this process, so the checks of the fields must refuse what it would."""
+    for metadata in ({"a": value}, {"deep": [[value]]}):
+        for operation, id in (("reserve", ()), ("event", ()), ("decide", ()), ("commit", ("rsv_x",))):
+            answer = getattr(bench, operation)(*id, 1, metadata=metadata)
+            assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    assert bench.listed() == []
+
+
+def test_what_a_program_changes_afterwards_changes_nothing(bench):
+    """Requests and answers in process share no object with the ledger, or with one another."""
+    body = {**RESERVE, "metadata": {"list": [1], "map": {"a": 1}}, "action": {"kind": "k", "name": "n", "tags": ["t"]}}
+    body["estimate"] = tokens(100)
+    made = bench.call("create_reservation", body)
+    before = json.loads(json.dumps(made.data))
+    body["metadata"]["list"].append(2)
+    body["metadata"]["map"]["b"] = float("nan")
+    body["action"]["tags"].append("u")
+    body["estimate"]["amount"] = 1
+    shown = bench.get(made.id).data
+    assert shown["metadata"] == {"list": [1], "map": {"a": 1}}
+    assert (shown["action"]["tags"], shown["reserved"]) == (["t"], tokens(100))
+    shown["metadata"]["list"].append(2)
+    made.data["affected_scopes"].append("x")
+    made.data["balances"][0]["reserved"]["amount"] = 0
+    assert bench.get(made.id).data["metadata"] == {"list": [1], "map": {"a": 1}}
+    body["metadata"], body["action"]["tags"] = {"list": [1], "map": {"a": 1}}, ["t"]
+    body["estimate"] = tokens(100)
+    assert bench.call("create_reservation", body).data == before
+
+
 def test_null_is_absent(bench):
     """A field that is null might as well not be there."""
     body = {
@@ -270,10 +319,9 @@ def test_headers(bench):
 
 def test_answers_are_compact_json(bench):
     """Bodies have no blanks, and are ASCII."""
-    body = json.dumps(RESERVE).encode()
     from cycles_lite.protocol import wire
 
-    call = wire.Call(wire.CREATE_RESERVATION, None, {}, body, {}, None, 0.0, 0.0)
+    call = wire.Call(wire.CREATE_RESERVATION, None, {}, RESERVE, {}, None, 0.0, 0.0)
     answer = bench.authority.answer(call)
     assert b'":"' in answer.body
     assert b" " not in answer.body
@@ -297,7 +345,7 @@ def test_a_crash_of_ours(bench, monkeypatch, caplog):
         raise ZeroDivisionError("secret")
 
     with monkeypatch.context() as broken:
-        broken.setattr(reserving, "_created", crash)
+        broken.setattr(operations, "balances", crash)
         with caplog.at_level(logging.ERROR, "cycles_lite"):
             answer = bench.reserve(100)
     assert (answer.status, answer.error) == (500, "INTERNAL_ERROR")
@@ -311,7 +359,7 @@ def test_a_lock_not_had_in_time(url):
     """A call waits no longer than its timeouts together, and no longer than the authority; then it raises."""
     with Bench(url, timeout=0.2) as bench, Bench(url) as other:
         bench.budget()
-        with other.authority._ledger.store.write():
+        with other.authority._ledger.writing():
             with pytest.raises(TransportTimeout, match="nothing was written"):
                 bench.reserve(1)
             assert bench.balances().status == 200
@@ -345,8 +393,8 @@ def test_construction(url, path, tmp_path, monkeypatch):
 
 def test_answers_beside_the_protocol():
     """The server's own answers carry the same headers."""
-    status, headers, body = error_answer(405, "INVALID_REQUEST", "no", {"X-Cycles-Trace-Id": TRACE})
-    assert (status, headers["x-cycles-trace-id"]) == (405, TRACE)
-    assert json.loads(body)["error"] == "INVALID_REQUEST"
-    status, headers, body = new_answer(201, {"a": 1}, {}, "acme")
-    assert (status, headers["x-cycles-tenant"], body) == (201, "acme", b'{"a":1}')
+    answer = error_answer(405, "INVALID_REQUEST", "no", {"X-Cycles-Trace-Id": TRACE})
+    assert (answer.status, answer.headers["x-cycles-trace-id"]) == (405, TRACE)
+    assert answer.data["error"] == "INVALID_REQUEST"
+    answer = new_answer(201, {"a": 1}, {}, "acme")
+    assert (answer.status, answer.headers["x-cycles-tenant"], answer.body) == (201, "acme", b'{"a":1}')

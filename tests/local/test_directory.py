@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cycles_lite.errors import ValidationError
-from cycles_lite.local.directory import AlreadyExists
+from cycles_lite.local import AlreadyExists
 from cycles_lite.protocol.values import Amount
 
 from .helpers import START, Bench
@@ -66,7 +66,7 @@ def test_keys(authority, bench):
     assert listed.key_id == made.key_id
     for wrong in ("", made.key_secret + "x", made.key_secret[:-1], made.key_prefix, made.key_id, "é", "\ud800"):
         assert authority.authenticate(wrong) is None
-    with authority._ledger.store.read() as db:
+    with authority._ledger.reading() as (db, _):
         assert made.key_secret not in str(db.execute("SELECT * FROM api_keys").fetchall())
     bench.clock.now += 1000
     assert authority.authenticate(made.key_secret) is None
@@ -195,7 +195,7 @@ def test_malformed_records_fail_closed(damage):
         bench.budget()
         made = bench.reserve(100)
         bench.authority.create_tenant("acme")
-        with bench.authority._ledger.store.write() as db:
+        with bench.authority._ledger.writing() as (db, _):
             db.execute("UPDATE tenants SET " + damage)
         for answer in (
             bench.reserve(1),

@@ -11,7 +11,7 @@ import pytest
 
 from cycles_lite.errors import ConfigError
 from cycles_lite.local import files, schema
-from cycles_lite.local.store import Store
+from cycles_lite.local.ledger import Ledger
 
 from .processes import finish, run_threads, start
 
@@ -26,7 +26,7 @@ def foreign(path, journal="WAL"):
 
 
 def newer(path):
-    Store("sqlite://" + path).close()
+    Ledger("sqlite://" + path).close()
     db = sqlite3.connect(path)
     db.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     db.execute("PRAGMA journal_mode = DELETE")
@@ -39,7 +39,7 @@ def garbage(path):
 
 
 def cut_off(path):
-    Store("sqlite://" + path).close()
+    Ledger("sqlite://" + path).close()
     with open(path, "r+b") as file:
         file.truncate(50)
 
@@ -62,7 +62,7 @@ def test_unusable_files_stay_as_they_are(path, url, prepare, message, create):
     prepare(path)
     before = _snapshot(path)
     with pytest.raises(ConfigError, match=message):
-        Store(url, create=create)
+        Ledger(url, create=create)
     assert _snapshot(path) == before
 
 
@@ -81,15 +81,15 @@ def test_missing_file_names_the_command(tmp_path, prepare):
     prepare(path)
     before = os.listdir(str(tmp_path))
     with pytest.raises(ConfigError) as caught:
-        Store("sqlite://" + path.replace(" ", "%20"), create=False)
+        Ledger("sqlite://" + path.replace(" ", "%20"), create=False)
     assert f"cycles-lite budget set --db '{path}' tenant:acme TOKENS:100000" in str(caught.value)
     assert os.listdir(str(tmp_path)) == before
 
 
 def test_made_for_the_owner_alone(path, url):
     """The file, and what SQLite puts beside it, are 0600; no draft is left."""
-    store = Store(url)
-    with store.write() as db:
+    store = Ledger(url)
+    with store.writing() as (db, _):
         db.execute("INSERT INTO tenants VALUES ('acme', '', '', 0, 0, 0, '', 0)")
     made = sorted(os.listdir(os.path.dirname(path)))
     assert made == ["budgets.db", "budgets.db-shm", "budgets.db-wal"]
@@ -103,8 +103,8 @@ def test_empty_file_is_filled(path, url):
     """An empty file that somebody provided is used, with the mode it has."""
     open(path, "wb").close()
     os.chmod(path, 0o640)
-    Store(url).close()
-    Store(url, create=False).close()
+    Ledger(url).close()
+    Ledger(url, create=False).close()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
 
 
@@ -115,36 +115,36 @@ def test_without_hard_links(path, url, monkeypatch):
         raise OSError("no hard links here")
 
     monkeypatch.setattr(os, "link", link)
-    Store(url).close()
+    Ledger(url).close()
     assert os.listdir(os.path.dirname(path)) == ["budgets.db"]
-    Store(url, create=False).close()
+    Ledger(url, create=False).close()
 
 
 def test_no_folder(tmp_path):
     """A file cannot be made in a folder that is not there, and a path through a file leads nowhere."""
     with pytest.raises(ConfigError, match="cannot be made"):
-        Store(f"sqlite://{tmp_path}/no/such/budgets.db")
+        Ledger(f"sqlite://{tmp_path}/no/such/budgets.db")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="cannot be looked at"):
-        Store(f"sqlite://{tmp_path}/file/budgets.db")
+        Ledger(f"sqlite://{tmp_path}/file/budgets.db")
 
 
 def test_symbolic_links_are_followed(tmp_path, path, url):
     """A link to a budget file is that file."""
-    Store(url).close()
+    Ledger(url).close()
     os.symlink(path, str(tmp_path / "link.db"))
-    Store(f"sqlite://{tmp_path}/link.db", create=False).close()
+    Ledger(f"sqlite://{tmp_path}/link.db", create=False).close()
 
 
 UNREADABLE = """
 import os, sys
 from cycles_lite.errors import ConfigError
-from cycles_lite.local.store import Store
+from cycles_lite.local.ledger import Ledger
 if os.geteuid() == 0:
     os.setuid(65534)
 for create in (True, False):
     try:
-        Store("sqlite://" + sys.argv[1], create=create)
+        Ledger("sqlite://" + sys.argv[1], create=create)
     except ConfigError as e:
         print(e)
 """
@@ -155,21 +155,21 @@ def test_unreadable_file():
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
         os.chmod(folder, 0o755)
         path = os.path.join(folder, "budgets.db")
-        Store("sqlite://" + path).close()
+        Ledger("sqlite://" + path).close()
         os.chmod(path, 0)
         told = finish(start(UNREADABLE, path)).decode()
         assert told.count("cannot be read") == 2 or told.count("cannot be looked at") == 2, told
         os.chmod(path, 0o600)
-        Store("sqlite://" + path, create=False).close()
+        Ledger("sqlite://" + path, create=False).close()
 
 
 def test_many_make_it_at_once(path, url):
     """Threads that all find no file make one, and all use it."""
     stores = []
-    run_threads(8, lambda number: stores.append(Store(url)))
+    run_threads(8, lambda number: stores.append(Ledger(url)))
     assert len(stores) == 8
     for store in stores:
-        with store.read() as db:
+        with store.reading() as (db, _):
             assert db.execute("SELECT count(*) FROM budgets").fetchone() == (0,)
         store.close()
     assert os.listdir(os.path.dirname(path)) == ["budgets.db"]
@@ -187,9 +187,9 @@ with contextlib.closing(sqlite3.connect(sys.argv[1], timeout=0)) as db:
 
 def test_looking_keeps_locks(url):
     """Opening a file a second time in one process does not drop the locks of the first (POSIX locks would)."""
-    first = Store(url, timeout=0.2)
-    with first.write():
-        Store(url, create=False).close()
+    first = Ledger(url, timeout=0.2)
+    with first.writing():
+        Ledger(url, create=False).close()
         told = finish(start(TRY, first.name))
     assert b"locked" in told
     first.close()
@@ -205,5 +205,5 @@ def test_identity_of_a_file_in_use(path, url):
 
 
 def _made(url, path):
-    Store(url).close()
+    Ledger(url).close()
     return path

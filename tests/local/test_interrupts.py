@@ -17,7 +17,7 @@ import pytest
 from interrupts import IS_LONG, AfterTime, AtLine, Interrupt, in_finalizer, needs_timers, rounds
 
 from cycles_lite.errors import TransportTimeout
-from cycles_lite.local import Authority, connections, location, upkeep
+from cycles_lite.local import Authority, connections, ledger, location
 from cycles_lite.protocol.values import Amount
 
 from .helpers import Bench, connections_to, new_key
@@ -135,7 +135,7 @@ def demand_free(bench, operation, before):
     started = time.monotonic()
     after = bench.amounts()
     if bench.is_file:  # as another process would: with no patience at all
-        other = sqlite3.connect(bench.authority._ledger.store.name, timeout=0, isolation_level=None)
+        other = sqlite3.connect(bench.authority._ledger.name, timeout=0, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         other.execute("ROLLBACK")
         other.close()
@@ -182,7 +182,7 @@ def test_an_exception_at_each_line(bench, operation_class, keeps):
 
 def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
     """Holds that are freed and rows that are pruned on the way."""
-    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(ledger, "PRUNE_EVERY", 1)
 
     def due():
         operation = Event(bench)
@@ -284,10 +284,10 @@ def test_a_time_limit_is_no_fault_of_the_authority(bench, on_alarm, handler, cap
         os.kill(os.getpid(), signal.SIGALRM)
         return clock.now
 
-    bench.authority._ledger._clock = raise_in_the_midst
+    bench.authority._ledger.clock = raise_in_the_midst
     with pytest.raises(TimeIsUp):
         bench.event(1)
-    bench.authority._ledger._clock = clock
+    bench.authority._ledger.clock = clock
     assert bench.event(1).status == 201
     assert bench.amounts()[2] == 1
     assert caplog.records == []
@@ -333,7 +333,7 @@ def test_a_handler_that_writes_is_refused_at_once(bench, on_alarm, url):
             told.append(one)
 
     on_alarm(handler)
-    with bench.authority._ledger.store.write():
+    with bench.authority._ledger.writing():
         before = time.monotonic()
         os.kill(os.getpid(), signal.SIGALRM)
         while not told:
@@ -359,7 +359,7 @@ def test_a_handler_that_writes_while_a_network_file_is_read(on_alarm, url, monke
         bench.budget()
         on_alarm(handler)
         before = time.monotonic()
-        with bench.authority._ledger.store.read():
+        with bench.authority._ledger.reading():
             os.kill(os.getpid(), signal.SIGALRM)
             while not told:
                 time.sleep(0.001)
@@ -441,8 +441,8 @@ def end_of(transaction):
     else:
         raise AssertionError("a child ended its parent's transaction")
 
-transaction = authority._ledger.store.write()
-transaction.__enter__().execute("UPDATE budgets SET allocated = 7")
+transaction = authority._ledger.writing()
+transaction.__enter__()[0].execute("UPDATE budgets SET allocated = 7")
 forked(lambda: end_of(transaction))
 transaction.__exit__(None, None, None)
 assert authority.budgets()[0].allocated == 7

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from cycles_lite.errors import TransportError
-from cycles_lite.local import Authority, places
+from cycles_lite.local import Authority, files
 from cycles_lite.protocol.values import Amount
 
 from .helpers import Bench, connections_to
@@ -289,7 +289,7 @@ def test_the_lock_on_the_folder_is_not_waited_for_for_ever(used, path):
         os.replace(copy, path)
         place = connections_to(path)[0].place
         with pytest.raises(TransportError, match="stayed locked"):
-            places.demand_same(place, 0.0)
+            files.demand_same(place, 0.0)
     finally:
         os.close(folder)
     with pytest.raises(TransportError, match="replaced"):

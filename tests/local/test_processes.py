@@ -77,7 +77,7 @@ def test_many_processes_and_threads(url):
 
 WORK = """
 import json, os, random, sys
-from cycles_lite.local.transport import LocalTransport
+from cycles_lite.local.authority import LocalTransport
 from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
 from cycles_lite.protocol.models import CommitRequest, EventCreateRequest, ReleaseRequest, ReservationCreateRequest
@@ -158,7 +158,7 @@ def test_the_clock_is_read_under_the_lock(url, kind, operation):
         made = bench.reserve(100, ttl_ms=1000, grace_period_ms=0)
         answers = []
         waiting = threading.Thread(target=lambda: answers.append(getattr(bench, operation)(made.id)))
-        with bench.authority._ledger.store.write():
+        with bench.authority._ledger.writing():
             waiting.start()
             while not any(one.thread == waiting.ident for one in connections.live_transactions()):
                 time.sleep(0.001)

@@ -121,12 +121,12 @@ def test_check_finds_what_is_wrong(authority):
         "scope = 'acme'": "scope",
     }
     for change, message in broken.items():
-        with authority._ledger.store.write() as db:
+        with authority._ledger.writing() as (db, _):
             before = db.execute("SELECT * FROM budgets").fetchall()
             db.execute("UPDATE budgets SET " + change)
         (violation,) = authority.check()
         assert message in violation
-        with authority._ledger.store.write() as db:
+        with authority._ledger.writing() as (db, _):
             db.execute("DELETE FROM budgets")
             db.execute("INSERT INTO budgets VALUES (?,?,?,?,?,?,?,?,?,?)", before[0])
 
@@ -136,6 +136,6 @@ def test_check_finds_a_lost_budget():
     with Bench() as bench:
         bench.budget()
         bench.reserve(10)
-        with bench.authority._ledger.store.write() as db:
+        with bench.authority._ledger.writing() as (db, _):
             db.execute("DELETE FROM budgets")
         assert "hold 10" in bench.authority.check()[0]

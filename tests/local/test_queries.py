@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cycles_lite.local import cursors, filters
+from cycles_lite.local import reads
 from cycles_lite.local.authority import Caller
 from cycles_lite.protocol.values import Amount
 
@@ -246,20 +246,20 @@ FORGED = [
 @pytest.mark.parametrize("position", FORGED)
 def test_forged_cursors(filled, position):
     """A digest is worked out by anybody: what is in a cursor proves nothing, and is a 400 like any other nonsense."""
-    asked = filters.list_filters({})
+    asked = reads.list_filters({})
     binding = {**asked._asdict(), "tenant": "acme", "include": None, "limit": None, "cursor": None}
-    cursor = cursors.make(position, binding)
+    cursor = reads.make_cursor(position, binding)
     answer = filled.list(cursor=cursor)
     assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
-    honest = cursors.make([START, "x", "created_at_ms", "desc"], binding)
+    honest = reads.make_cursor([START, "x", "created_at_ms", "desc"], binding)
     assert filled.list(cursor=honest).status == 200  # so that it was not the binding
 
 
 def test_forged_cursors_of_balances(bench):
     for position in (["\ud800", "TOKENS"], ["tenant:acme", "\udc00"], [1, "x"]):
-        cursor = cursors.make(position, {"tenant": "acme", "segments": ["tenant:acme"]})
+        cursor = reads.make_cursor(position, {"tenant": "acme", "segments": ["tenant:acme"]})
         assert bench.balances(tenant="acme", cursor=cursor).error == "INVALID_REQUEST"
-    honest = cursors.make(["a", "x"], {"tenant": "acme", "segments": ["tenant:acme"]})
+    honest = reads.make_cursor(["a", "x"], {"tenant": "acme", "segments": ["tenant:acme"]})
     assert bench.balances(tenant="acme", cursor=honest).status == 200
 
 

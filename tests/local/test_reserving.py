@@ -102,13 +102,13 @@ def test_refusals(bench, state, code):
 def test_debt_without_a_limit(bench):
     """Debt that no limit covers is over limit where it was just reconciled, and outstanding debt where it was not."""
     set_up(bench, "debt")
-    with bench.authority._ledger.store.write() as db:
+    with bench.authority._ledger.writing() as (db, _):
         db.execute("UPDATE budgets SET overdraft_limit = 0 WHERE scope = 'tenant:acme/agent:bot'")
     refused = bench.reserve(1, BOT)
     assert (refused.status, refused.error) == (409, "DEBT_OUTSTANDING")
     assert refused.data["details"]["debt"] == 10
     assert bench.decide(1, BOT).data["reason_code"] == "DEBT_OUTSTANDING"
-    with bench.authority._ledger.store.write() as db:
+    with bench.authority._ledger.writing() as (db, _):
         db.execute("UPDATE budgets SET overdraft_limit = 10 WHERE scope = 'tenant:acme/agent:bot'")
 
 

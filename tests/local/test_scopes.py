@@ -33,9 +33,9 @@ def test_leaf_and_owner():
 
 @pytest.mark.parametrize("value", ["a b", "a/b", "a:b", "é", "a@b"])
 def test_illegal_characters(value):
-    """A value without a stable scope is named by its level."""
-    assert scopes.illegal_level(Subject(tenant="acme", agent=value)) == "agent"
-    assert scopes.illegal_level(Subject(tenant="acme", agent="A-z_0.9")) is None
+    """A value without a stable scope is told from one that has one."""
+    assert not scopes.is_value(value)
+    assert scopes.is_value("A-z_0.9")
 
 
 @pytest.mark.parametrize("given", ["abc", "a-1", "0" * 64])

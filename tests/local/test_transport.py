@@ -11,7 +11,7 @@ from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
 from cycles_lite.errors import BudgetExceededError, ConfigError, ForbiddenError
 from cycles_lite.local import Authority
-from cycles_lite.local.transport import LocalTransport
+from cycles_lite.local.authority import LocalTransport
 from cycles_lite.protocol.models import CommitRequest, ReservationCreateRequest
 from cycles_lite.protocol.values import Action, Amount, Subject
 
@@ -60,7 +60,7 @@ def test_the_client_makes_no_file(url, path, tmp_path):
 def test_nothing_here_pickles(authority):
     """And what is pickled with it says what to do instead, not what is deep inside."""
     client = CyclesClient(CyclesConfig(base_url=authority.url, tenant="acme"))
-    store = authority._ledger.store
+    store = authority._ledger
     for one in (client, LocalTransport(CyclesConfig(base_url=authority.url)), authority, store):
         for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(TypeError, match=r"connection.*does not pickle: make one in each process"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cycles_lite.local import upkeep
+from cycles_lite.local import ledger
 
 from .helpers import START, Bench
 
@@ -70,7 +70,7 @@ def test_holds_are_freed_by_whoever_comes(bench, made, reader):
 
 
 def _reserved(bench):
-    with bench.authority._ledger.store.read() as db:
+    with bench.authority._ledger.reading() as (db, _):
         return db.execute("SELECT reserved FROM budgets").fetchone()[0]
 
 
@@ -110,7 +110,7 @@ def test_expired_ones_are_listed(bench, made):
 
 def test_many_are_freed(bench, monkeypatch):
     """More than one batch is freed at once, in every scope and unit."""
-    monkeypatch.setattr(upkeep, "FREE_AT_ONCE", 7)
+    monkeypatch.setattr(ledger, "FREE_AT_ONCE", 7)
     bench.budget("tenant:acme/agent:bot", 1000)
     for _ in range(20):
         bench.reserve(1, ttl_ms=1000)
@@ -133,8 +133,8 @@ def test_pruning(bench, monkeypatch):
         bench.reserve(1)
     assert _rows(bench) == {"reservations": 60, "settlements": 30, "replies": 60}
     bench.clock.now += 31 * DAY
-    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 1)
-    monkeypatch.setattr(upkeep, "PRUNE_AT_ONCE", 25)
+    monkeypatch.setattr(ledger, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(ledger, "PRUNE_AT_ONCE", 25)
     live = bench.reserve(1)
     for left in (36, 11, 1, 1):
         assert _rows(bench)["reservations"] == left
@@ -145,8 +145,8 @@ def test_pruning(bench, monkeypatch):
 
 def test_pruning_after_the_clock_was_ahead(bench, monkeypatch):
     """Rows that a clock ten years ahead has made do not keep the others from going, wherever they stand."""
-    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 1)
-    monkeypatch.setattr(upkeep, "PRUNE_AT_ONCE", 10)
+    monkeypatch.setattr(ledger, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(ledger, "PRUNE_AT_ONCE", 10)
     ahead = 3650 * DAY
 
     def commit(count):
@@ -177,7 +177,7 @@ def test_short_processes_prune_too(url, monkeypatch):
         first.decide(1)
     first.authority.shutdown()
     later = first.clock.now + 2 * DAY
-    monkeypatch.setattr(upkeep, "PRUNE_EVERY", 10)
+    monkeypatch.setattr(ledger, "PRUNE_EVERY", 10)
     for turn in range(1, 500):
         with Bench(url) as short:
             short.clock.now = later
@@ -188,7 +188,7 @@ def test_short_processes_prune_too(url, monkeypatch):
 
 
 def _rows(bench):
-    with bench.authority._ledger.store.read() as db:
+    with bench.authority._ledger.reading() as (db, _):
         return {
             table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             for table in ("reservations", "settlements", "replies")

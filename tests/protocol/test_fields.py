@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import pickle
-from dataclasses import FrozenInstanceError, field, replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from samples import MODELS
@@ -13,7 +13,7 @@ from samples import MODELS
 from cycles_lite.errors import ValidationError
 from cycles_lite.protocol import fields
 from cycles_lite.protocol.checks import INT64_MAX, INT64_MIN
-from cycles_lite.protocol.fields import Model, model, of
+from cycles_lite.protocol.fields import Model, field
 
 
 class Colour(str, enum.Enum):
@@ -26,33 +26,30 @@ class OtherColour(str, enum.Enum):
     GREEN = "green"
 
 
-@model
 class Inner(Model):
-    number: int = field(metadata=of(fields.COUNT))
-    note: str | None = field(default=None, metadata=of(fields.FreeText(5)))
+    number: int = field(fields.COUNT)
+    note: str | None = field(fields.FreeText(5), default=None)
 
 
-@model
 class Plum(Model):
     """Another model. Its name begins with a consonant."""
 
-    size: int = field(metadata=of(fields.COUNT))
+    size: int = field(fields.COUNT)
 
 
-@model
 class Outer(Model):
-    name: str = field(metadata=of(fields.Text(8)))
-    inner: Inner = field(metadata=of(fields.Object(Inner)))
-    key: str = field(default_factory=lambda: "made", metadata=of(fields.Text(8)))
-    subject: Inner | None = field(default=None, metadata=of(fields.Object(Inner), on_the_wire=True))
-    colour: Colour | None = field(default=None, metadata=of(fields.OneOf(Colour)))
-    from_: str | None = field(default=None, metadata=of(fields.Text(8), "from"))
-    tags: tuple[str, ...] | None = field(default=None, metadata=of(fields.ListOf(fields.Text(3), most=2)))
-    inners: tuple[Inner, ...] = field(default=(), metadata=of(fields.ListOf(fields.Object(Inner))))
-    labels: dict[str, str] | None = field(default=None, metadata=of(fields.Dimensions()))
-    free: dict[str, object] | None = field(default=None, metadata=of(fields.JSON))
-    signed: int | None = field(default=None, metadata=of(fields.SIGNED))
-    flag: bool = field(default=False, metadata=of(fields.BOOLEAN))
+    name: str = field(fields.Text(8))
+    inner: Inner = field(fields.Object(Inner))
+    key: str = field(fields.Text(8), default_factory=lambda: "made")
+    subject: Inner | None = field(fields.Object(Inner), on_the_wire=True, default=None)
+    colour: Colour | None = field(fields.OneOf(Colour), default=None)
+    from_: str | None = field(fields.Text(8), default=None, json_name="from")
+    tags: tuple[str, ...] | None = field(fields.ListOf(fields.Text(3), most=2), default=None)
+    inners: tuple[Inner, ...] = field(fields.ListOf(fields.Object(Inner)), default=())
+    labels: dict[str, str] | None = field(fields.Dimensions(), default=None)
+    free: dict[str, object] | None = field(fields.JSON, default=None)
+    signed: int | None = field(fields.SIGNED, default=None)
+    flag: bool = field(fields.BOOLEAN, default=False)
 
 
 INNER = {"number": 1}
@@ -171,17 +168,15 @@ def test_what_is_mutable_is_copied():
 def test_each_object_gets_its_own_default_from_a_factory():
     keys = iter("ab")
 
-    @model
     class Keyed(Model):
-        key: str = field(default_factory=lambda: next(keys), metadata=of(fields.Text(8)))
+        key: str = field(fields.Text(8), default_factory=lambda: next(keys))
 
     assert (Keyed().key, Keyed().key) == ("a", "b")
 
 
 def test_fields_of_a_base_class_come_first_and_each_class_has_its_own_layout():
-    @model
     class Derived(Inner):
-        more: int | None = field(default=None, metadata=of(fields.COUNT))
+        more: int | None = field(fields.COUNT, default=None)
 
     assert [entry.name for entry in Inner.layout()] == ["number", "note"]
     assert [entry.name for entry in Derived.layout()] == ["number", "note", "more"]

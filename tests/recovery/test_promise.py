@@ -172,7 +172,7 @@ def forgetful(request, stage, monkeypatch):
         def full(*args):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(Journal, "_fill", full)
+        monkeypatch.setattr(Journal, "write", full)
     with stage.client(**SLOW, flush_timeout=0.0, journal_enabled=request.param != "no journal") as client:
         yield client
         assert client.flush(PATIENCE) == 0

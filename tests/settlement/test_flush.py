@@ -14,6 +14,7 @@ from ledgers import tokens
 from peers import FakeTransport, Peer, allowed, answer, client_of, committed, config_of, ends_within, replied, silent
 
 from cycles_lite import Action, CyclesClient, SettlementStatus, TransportError, events
+from cycles_lite.settlement.settler import settler_of
 
 ACTION = Action("llm.completion", "gpt-4o")
 PATIENCE = 60.0
@@ -134,7 +135,7 @@ def test_a_flush_goes_well_while_other_threads_make_clients():
     with client_of("http://fake.invalid", transport=transport, **LATER) as client:
         others = [client.with_options(workflow=f"w{number}") for number in range(300)]
         for other in others:
-            other.settler.open()
+            settler_of(other.session).open()
 
         def flush():
             while time.monotonic() < end and not failures:
@@ -146,7 +147,7 @@ def test_a_flush_goes_well_while_other_threads_make_clients():
         thread = threading.Thread(target=flush)
         thread.start()
         while thread.is_alive():
-            client.with_options(workflow="another").settler.open()
+            settler_of(client.with_options(workflow="another").session).open()
         thread.join()
         sys.setswitchinterval(interval)
         for other in others:
@@ -162,7 +163,7 @@ def test_there_is_another_look_after_one_in_which_an_observer_ends_the_program(t
     transport = FakeTransport(replied(allowed()))
     config = config_of("http://fake.invalid", journal_dir=str(tmp_path), **LATER)
     with CyclesClient(config, observer=end, transport=transport) as client:
-        settler = client.settler
+        settler = settler_of(client.session)
         settler.open()
         folder = settler._journal.folder
         os.makedirs(folder)
@@ -183,8 +184,8 @@ def test_an_attempt_that_is_wanted_while_another_ends_is_not_pending_for_ever():
     with client_of("http://fake.invalid", transport=transport, **LATER) as client:
         with client.reserve(tokens(5), ACTION) as guard:
             guard.commit(tokens(3))
-        (spend,) = client.settler.pending.values()
+        (spend,) = client.session.settler.pending.values()
         assert client.flush(PATIENCE) == 0
-        client.settler.retry_later(spend, 0.0)
+        client.session.settler.retry_later(spend, 0.0)
         assert client.flush(PATIENCE) == 0
         assert len(transport.calls) == 4

@@ -64,7 +64,7 @@ def test_a_limit_while_a_commit_is_under_way_is_raised_and_the_amount_settled(li
 
 def test_a_limit_within_the_embedded_authority_is_no_answer_of_it(limit, tmp_path, monkeypatch):
     """Neither a refusal nor a crash of ours."""
-    from cycles_lite.local import ledger as ledgers
+    from cycles_lite.local import rules
 
     strike, error = limit
     with ledger_of(tmp_path, 1000) as ledger:
@@ -72,14 +72,14 @@ def test_a_limit_within_the_embedded_authority_is_no_answer_of_it(limit, tmp_pat
             guard = client.reserve(tokens(5), ACTION)
             struck = []
 
-            def free_due(*arguments):
+            def charge(*arguments):
                 if not struck:
                     struck.append(True)
                     strike()
                 return original(*arguments)
 
-            original = ledgers.upkeep.free_due
-            monkeypatch.setattr(ledgers.upkeep, "free_due", free_due)
+            original = rules.charge
+            monkeypatch.setattr(rules, "charge", charge)
             with pytest.raises(error, match="time is up"), guard:
                 guard.commit(tokens(3))
             assert client.flush(PATIENCE) == 0

@@ -423,7 +423,7 @@ def test_a_kept_alive_connection_that_ends_within_a_large_request_is_replaced_at
 
 def test_a_fresh_connection_is_a_new_one_even_where_an_idle_one_would_do():
     """Another thread may have given one back since, as old as the one that was stale."""
-    call = Call(wire.GET_RESERVATION, "rsv_1", {}, b"", {}, None, 5.0, 10.0)
+    call = Call(wire.GET_RESERVATION, "rsv_1", {}, None, {}, None, 5.0, 10.0)
     with Peer(GOOD) as peer:
         transport = HttpTransport(config_of(peer, max_connections=1))
         for fresh in (False, False, True, False):

@@ -18,7 +18,7 @@ VISIBLE = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
 
 def call_with(key):
     headers = {} if key is None else {wire.API_KEY_HEADER: key}
-    return Call(wire.CREATE_RESERVATION, None, {}, b"", headers, None, 1.0, 1.0)
+    return Call(wire.CREATE_RESERVATION, None, {}, None, headers, None, 1.0, 1.0)
 
 
 def spellings(key):

@@ -196,8 +196,8 @@ def test_a_handler_may_close_the_client_wherever_its_thread(waits):
         transport = peers.FakeTransport(peers.replied(status=503))
         client = peers.client_of("http://127.0.0.1:1", transport=transport, retry_max_attempts=2)
         try:
-            with AtLine(nth, files="", skips=is_not_looked_at, act=client._sender.close) as at:
-                client.get_reservation("rsv_1") if waits else client._sender.close()
+            with AtLine(nth, files="", skips=is_not_looked_at, act=client.session.close) as at:
+                client.get_reservation("rsv_1") if waits else client.session.close()
         except ServerError:
             pass
         return at.where is not None

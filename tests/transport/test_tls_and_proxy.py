@@ -430,7 +430,7 @@ def test_several_stale_tunnels_cost_one_retry(authority, tls):
 
 def test_a_fresh_connection_is_a_new_tunnel_even_where_an_idle_one_would_do(authority, tls):
     """urllib3 forgets where a tunnel led to when it is closed: reopened as it is, it would lead to the proxy itself."""
-    call = Call(wire.GET_RESERVATION, "rsv_1", {}, b"", {}, None, 5.0, 10.0)
+    call = Call(wire.GET_RESERVATION, "rsv_1", {}, None, {}, None, 5.0, 10.0)
     with Peer(talk=tunnel(tls)) as proxy:
         changes = {"ca_certs": authority.file, "proxy": proxy.url, "max_connections": 1}
         transport = HttpTransport(config_of("https://budgets.invalid", **changes))

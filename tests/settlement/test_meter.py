@@ -6,7 +6,7 @@ import threading
 
 from hypothesis import given, strategies as st
 
-from cycles_lite.guards.meter import Meter
+from cycles_lite.settlement.spend import Meter
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=600))

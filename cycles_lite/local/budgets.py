@@ -1,0 +1,194 @@
+"""What operators do with budgets, which the protocol leaves to them (protocol: NON-GOALS); and the ledger verified."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Iterator
+
+from ..errors import ValidationError
+from ..protocol.checks import refuse
+from ..protocol.fields import OneOf
+from ..protocol.values import Amount, Caps, Unit
+from . import rows, rules, scopes
+from .rules import ACTIVE, CLOSED, FROZEN, Budget
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
+
+_UNIT = OneOf(Unit)
+_HOLDS = "SELECT unit, reserved, held FROM reservations WHERE status = 'ACTIVE'"
+
+
+class BudgetMethods:
+    """The methods of `Authority` for budgets. Each opens its own transaction, and raises `ValidationError` for what
+    cannot be."""
+
+    _ledger: Ledger
+
+    def set_budget(
+        self,
+        scope: str,
+        amount: Amount,
+        *,
+        overdraft_limit: int | Amount | None = None,
+        caps: Caps | None = None,
+    ) -> Budget:
+        """Allocate an amount to a scope such as `tenant:acme/agent:bot`, whether or not it has a budget in that unit.
+
+        `overdraft_limit` is in the same unit; omitted, it and the caps stay as they are, at first 0 and none. An
+        empty `Caps()` takes the caps away. Raises `ValidationError`.
+        """
+        scope, unit = _place(scope, amount)
+        with self._ledger.writing() as (db, _):
+            return _set(db, scope, unit, amount, overdraft_limit, caps)
+
+    def add_budget(
+        self,
+        scope: str,
+        amount: Amount,
+        *,
+        overdraft_limit: int | Amount | None = None,
+        caps: Caps | None = None,
+    ) -> bool:
+        """Like `set_budget`, but an existing budget is left as it is; whether one was made."""
+        scope, unit = _place(scope, amount)
+        with self._ledger.writing() as (db, _):
+            if _find(db, scope, unit):
+                return False
+            _set(db, scope, unit, amount, overdraft_limit, caps)
+            return True
+
+    def fund(self, scope: str, amount: Amount) -> Budget:
+        """Add an amount to a budget; debt is repaid first. Raises `ValidationError`, also where there is no budget."""
+        scope, unit = _place(scope, amount)
+        with self._ledger.writing() as (db, _):
+            (found,) = _known(db, scope, unit)
+            _demand_not_closed(found)
+            made = rules.fund(found, amount.amount)
+            rows.save_budget(db, made)
+            return made
+
+    def freeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
+        """Let a scope's budget, or with no unit all its budgets, take no new reservation or event for now."""
+        return self._set_status(scope, unit, FROZEN)
+
+    def unfreeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
+        """Take a freeze back."""
+        return self._set_status(scope, unit, ACTIVE)
+
+    def close(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
+        """Close a scope's budget, or with no unit all its budgets, for good. (`shutdown` closes the file.)"""
+        return self._set_status(scope, unit, CLOSED)
+
+    def budgets(self) -> list[Budget]:
+        """Every budget, in the order of scope and unit."""
+        with self._ledger.reading() as (db, _):
+            return _all(db)
+
+    def check(self) -> list[str]:
+        """Verify the ledger's invariants over the whole file; what is wrong, a sentence each."""
+        with self._ledger.reading() as (db, _):
+            damage = [line for (line,) in db.execute("PRAGMA quick_check").fetchall() if line != "ok"]
+            return [f"SQLite: {line}" for line in damage] or list(_violations(db))
+
+    def _set_status(self, scope: str, unit: str | Unit | None, status: str) -> list[Budget]:
+        """Change the budgets that may still change; only to be closed once more is nothing to a closed one."""
+        scope = scopes.budget_scope(scope)
+        wanted = None if unit is None else _UNIT.check("unit", unit).value
+        with self._ledger.writing() as (db, _):
+            found = _known(db, scope, wanted)
+            changing = [one for one in found if one.status in (ACTIVE, FROZEN) or one.status == status]
+            if not changing:
+                _demand_not_closed(found[0])
+            made = [budget._replace(status=status) for budget in changing]
+            for budget in made:
+                rows.save_budget(db, budget)
+            return made
+
+
+def _place(scope: object, amount: object) -> tuple[str, str]:
+    """The canonical scope and the unit of a budget."""
+    scope = scopes.budget_scope(scope)
+    if isinstance(amount, Amount):
+        return scope, amount.unit.value
+    raise refuse("amount", amount, "an Amount")
+
+
+def _set(
+    db: sqlite3.Connection,
+    scope: str,
+    unit: str,
+    amount: Amount,
+    overdraft_limit: int | Amount | None,
+    caps: Caps | None,
+) -> Budget:
+    """Make a budget, or set the allocation of one; None leaves limit and caps as they are."""
+    (found,) = _find(db, scope, unit) or [Budget(scope, unit, 0)]
+    _demand_not_closed(found)
+    made = rules.allocate(found, amount.amount, _limit(overdraft_limit, unit))
+    if caps is not None:
+        if not isinstance(caps, Caps):
+            raise refuse("caps", caps, "a Caps")
+        made = made._replace(caps=caps.to_json() or None)
+    rows.save_budget(db, made)
+    return made
+
+
+def _limit(value: int | Amount | None, unit: str) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, Amount):
+        return Amount(Unit(unit), value).amount
+    if value.unit.value != unit:
+        raise refuse("overdraft_limit", value.unit.value, "the budget's unit, " + unit)
+    return value.amount
+
+
+def _find(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
+    """A scope's budget in one unit, or with None its budgets in all of them."""
+    return rows.find_budgets(db, "scope = ? AND unit = ifnull(?, unit) ORDER BY unit", (scope, unit))
+
+
+def _known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
+    """As `_find`, where there must be one."""
+    found = _find(db, scope, unit)
+    if not found:
+        raise ValidationError("scope {}: it has no budget{}".format(scope, "" if unit is None else " in " + unit))
+    return found
+
+
+def _demand_not_closed(found: Budget) -> None:
+    if found.status == CLOSED:
+        raise ValidationError(f"budget {found.scope} ({found.unit}) is closed, and that is final")
+
+
+def _all(db: sqlite3.Connection) -> list[Budget]:
+    return rows.find_budgets(db, "1 ORDER BY scope, unit", ())
+
+
+# ---- The ledger's invariants ----
+
+
+def _violations(db: sqlite3.Connection) -> Iterator[str]:
+    """What is wrong with the budgets and with what reservations hold of them, one sentence each."""
+    held: dict[tuple[str, str], int] = {}
+    for unit, reserved, scope_paths in db.execute(_HOLDS).fetchall():
+        for scope in scope_paths.split(" "):
+            held[scope, unit] = held.get((scope, unit), 0) + reserved
+    for budget in _all(db):
+        name = f"budget {budget.scope} ({budget.unit})"
+        sum_of_holds = held.pop((budget.scope, budget.unit), 0)
+        if budget.reserved != sum_of_holds:
+            yield f"{name}: reserved is {budget.reserved}, its reservations hold {sum_of_holds}"
+        if not rules.is_legal(budget):
+            yield f"{name}: an amount is out of range: {budget}"
+        if budget.debt > budget.overdraft_limit and not budget.is_over_limit:
+            yield f"{name}: the debt is over the overdraft limit, and it is not marked"
+        if budget.status not in (ACTIVE, FROZEN, CLOSED):
+            yield f"{name}: its status is {budget.status!r}"
+        try:
+            scopes.budget_scope(budget.scope)
+        except ValidationError as e:
+            yield f"{name}: {e}"
+    for scope, unit in sorted(held):
+        yield f"budget {scope} ({unit}): reservations hold {held[scope, unit]} of it, and it is not there"

@@ -1,0 +1,298 @@
+"""Reads: one reservation, lists of reservations, balances (protocol: getReservation, listReservations, getBalances).
+
+A list's parameters are checked first, without the database; then its conditions are joined to a statement, and the
+page that comes back tells with a cursor where the next one starts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import sqlite3
+from typing import Any, Mapping, NamedTuple, Sequence, Tuple
+
+from ..errors import ValidationError
+from ..protocol.checks import INT64_MAX, free_text, shown
+from ..protocol.values import SUBJECT_LEVELS, ReservationStatus, SortDirection
+from . import instants, rows
+from .operations import expired, owned
+from .rows import Json
+from .rules import Refused, invalid
+from .scopes import TENANT_PREFIX
+
+#: What a list may be sorted by, and its column. Each is either text or an integer.
+SORTS: Mapping[str, tuple[str, type]] = {
+    "reservation_id": ("id", str),
+    "tenant": ("tenant", str),
+    "scope_path": ("scope_path", str),
+    "status": ("status", str),
+    "reserved": ("reserved", int),
+    "created_at_ms": ("created_at_ms", int),
+    "expires_at_ms": ("expires_at_ms", int),
+}
+
+_STATUSES = [status.value for status in ReservationStatus]
+_DIRECTIONS = [direction.value for direction in SortDirection]
+
+#: The three windows: their parameters and the column that each is about.
+WINDOWS = (
+    ("from", "to", "created_at_ms"),
+    ("expires_from", "expires_to", "expires_at_ms"),
+    ("finalized_from", "finalized_to", "finalized_at_ms"),
+)
+
+#: Of the filters, a blank one counts as unset for the time windows alone: a blank level or key is one that nothing
+#: has, a blank status or sort none that can be meant. A blank `limit` or `cursor` filters nothing, and is unset.
+_UNSET_IF_BLANK = frozenset(["limit", "cursor", *[name for window in WINDOWS for name in window[:2]]])
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 200
+
+#: All that a reservation alone shows, and a list only where its `include` says so.
+_EVERYTHING = frozenset(["metadata", "committed_metadata"])
+
+#: A condition of a statement, and its values.
+Condition = Tuple[str, Sequence[Any]]
+
+
+# ---- Parameters ----
+
+
+class Bound(NamedTuple):
+    """One end of a time window."""
+
+    column: str
+    #: `>=` or `<=`.
+    sign: str
+    ms: int
+
+
+class ListFilters(NamedTuple):
+    """What a reservation list asks for."""
+
+    tenant: str | None
+    segments: list[str]
+    idempotency_key: str | None
+    status: str | None
+    bounds: list[Bound]
+    #: How to sort; None where the cursor says so, or else the usual way is meant.
+    sort_by: str | None
+    sort_dir: str | None
+    include: frozenset[str]
+    limit: int
+    cursor: str | None
+
+
+class BalanceFilters(NamedTuple):
+    """What a balance query asks for."""
+
+    tenant: str | None
+    segments: list[str]
+    limit: int
+    cursor: str | None
+
+
+def list_filters(query: Mapping[str, str]) -> ListFilters:
+    """The parameters of `GET /v1/reservations`; unknown ones are ignored."""
+    given = _given(query)
+    return ListFilters(
+        given.get("tenant"),
+        _segments(given, SUBJECT_LEVELS[1:]),
+        given.get("idempotency_key"),
+        _one_of(given, "status", _STATUSES),
+        [bound for window in WINDOWS for bound in _window(given, *window)],
+        _one_of(given, "sort_by", list(SORTS)),
+        _one_of(given, "sort_dir", _DIRECTIONS),
+        frozenset([token.strip().lower() for token in given.get("include", "").split(",")]),
+        _limit(given),
+        given.get("cursor"),
+    )
+
+
+def balance_filters(query: Mapping[str, str]) -> BalanceFilters:
+    """The parameters of `GET /v1/balances`, one of which must name a level; unknown ones are ignored."""
+    given = _given(query)
+    if not any(level in given for level in SUBJECT_LEVELS):
+        raise invalid("At least one of {} must be given.".format(", ".join(SUBJECT_LEVELS)))
+    return BalanceFilters(given.get("tenant"), _segments(given, SUBJECT_LEVELS), _limit(given), given.get("cursor"))
+
+
+def _given(query: Mapping[str, str]) -> dict[str, str]:
+    try:
+        given = {name: free_text(name, value, len(value)) for name, value in query.items()}
+    except ValidationError as e:
+        raise invalid(e.message) from e
+    return {name: value for name, value in given.items() if value.strip() or name not in _UNSET_IF_BLANK}
+
+
+def _segments(given: Mapping[str, str], levels: Sequence[str]) -> list[str]:
+    """The scope segments that a row's path must have, lower-cased like paths. No path has one with a blank value."""
+    return [f"{level}:{given[level].lower()}" for level in levels if level in given]
+
+
+def _one_of(given: Mapping[str, str], name: str, known: Sequence[str]) -> str | None:
+    value = given.get(name)
+    if value is not None and value not in known:
+        raise invalid("{}: {} is not one of {}.".format(name, shown(value), ", ".join(known)), parameter=name)
+    return value
+
+
+def _limit(given: Mapping[str, str]) -> int:
+    text = given.get("limit", str(DEFAULT_LIMIT))
+    if re.match(r"[0-9]{1,9}\Z", text) is None or not 1 <= int(text) <= MAX_LIMIT:
+        raise invalid(f"limit: {shown(text)} is not in 1..{MAX_LIMIT}.", parameter="limit")
+    return int(text)
+
+
+def _window(given: Mapping[str, str], since: str, until: str, column: str) -> list[Bound]:
+    low, high = _instant(given, since), _instant(given, until)
+    if low is not None and high is not None and low > high:
+        raise invalid(f"{since} is later than {until}.", parameter=since)
+    bounds = [] if low is None else [Bound(column, ">=", instants.first_ms(low))]
+    return bounds + ([] if high is None else [Bound(column, "<=", instants.last_ms(high))])
+
+
+def _instant(given: Mapping[str, str], name: str) -> int | None:
+    if name not in given:
+        return None
+    found = instants.nanoseconds(given[name].strip())
+    if found is None:
+        message = "{}: {} is not an ISO 8601 date-time with an offset, such as 2026-05-21T10:00:00Z."
+        raise invalid(message.format(name, shown(given[name])), parameter=name)
+    return found
+
+
+# ---- Pages ----
+
+
+def get_reservation(db: sqlite3.Connection, now: int, id: str, owner: str | None) -> Json:
+    """All that is known of one reservation; 410 once its hold was freed."""
+    found = owned(db, now, id, owner)
+    if found.status == "EXPIRED":
+        raise Refused(expired(found))
+    return rows.summary(db, found, _EVERYTHING)
+
+
+def list_reservations(db: sqlite3.Connection, now: int, asked: ListFilters, owner: str | None) -> Json:
+    """A page of reservations, of one tenant's where `owner` is given."""
+    where: list[Condition] = [("(forget_at_ms IS NULL OR forget_at_ms >= ?)", (now,))]
+    if owner is not None:
+        where.append(("tenant = ?", (owner,)))
+    if asked.idempotency_key is not None:
+        where.append(("idempotency_key = ? AND ?", (asked.idempotency_key, bool(asked.idempotency_key.strip()))))
+    if asked.status is not None:
+        where.append(("status = ?", (asked.status,)))
+    where += [_has_segment("scope_path", segment) for segment in asked.segments]
+    where += [(f"{bound.column} {bound.sign} ?", (bound.ms,)) for bound in asked.bounds]
+    free: Json = dict.fromkeys(("sort_by", "sort_dir", "include", "limit", "cursor"))
+    binding = asked._replace(tenant=owner, **free)._asdict()
+    sort_by, sort_dir = asked.sort_by or "created_at_ms", asked.sort_dir or SortDirection.DESC.value
+    if asked.cursor is not None:
+        sort_by, sort_dir, position = _place(asked, asked.cursor, binding)
+        where.append(_after(SORTS[sort_by][0], sort_dir, position))
+    column = SORTS[sort_by][0]
+    condition, values = _joined(where)
+    found = rows.find_all(db, condition, f"{column} {sort_dir}, id", [*values, asked.limit + 1])
+    answer: Json = {"reservations": [rows.summary(db, row, asked.include) for row in found[: asked.limit]]}
+    if len(found) > asked.limit:
+        last = found[asked.limit - 1]
+        answer["next_cursor"] = make_cursor((getattr(last, column), last.id, sort_by, sort_dir), binding)
+    answer["has_more"] = len(found) > asked.limit
+    return answer
+
+
+def _place(asked: ListFilters, cursor: str, binding: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
+    """The sort that a cursor carries, which the parameters must not contradict, and the position in it."""
+    *position, sort_by, sort_dir = _read_cursor(cursor, binding, 4)
+    # Only the cursor tells which column it is, and so of which type the value in it must be.
+    is_known = sort_by in SORTS and type(position[0]) is SORTS[sort_by][1] and sort_dir in _DIRECTIONS
+    if not is_known or asked.sort_by not in (None, sort_by) or asked.sort_dir not in (None, sort_dir):
+        raise _unusable()
+    return sort_by, sort_dir, position
+
+
+def _after(column: str, sort_dir: str, position: Sequence[Any]) -> Condition:
+    """The rows behind a position; ties go by id, ascending. The first term lets SQLite start at the place."""
+    value, id = position
+    sign = "<" if sort_dir == SortDirection.DESC else ">"
+    if column == "id":
+        return f"id {sign} ?", (id,)
+    return f"{column} {sign}= ? AND ({column} {sign} ? OR id > ?)", (value, value, id)
+
+
+def get_balances(db: sqlite3.Connection, now: int, asked: BalanceFilters, owner: str | None) -> Json:
+    """A page of balances in the order of scope and unit; descendants of what the filters name are included."""
+    where = [_has_segment("scope", segment) for segment in asked.segments]
+    if owner is not None:
+        root = TENANT_PREFIX + owner
+        where.append(("(scope = ? OR (scope > ? AND scope < ?))", (root, root + "/", root + "0")))  # "0" is after "/"
+    binding = {"tenant": owner, "segments": asked.segments}
+    if asked.cursor is not None:
+        scope, unit = _read_cursor(asked.cursor, binding, 2)
+        if type(scope) is not str:
+            raise _unusable()
+        where.append(("(scope > ? OR (scope = ? AND unit > ?))", (scope, scope, unit)))
+    condition, values = _joined(where)
+    found = rows.find_budgets(db, condition + " ORDER BY scope, unit LIMIT ?", [*values, asked.limit + 1])
+    answer: Json = {"balances": [budget.to_json() for budget in found[: asked.limit]]}
+    if len(found) > asked.limit:
+        last = found[asked.limit - 1]
+        answer["next_cursor"] = make_cursor((last.scope, last.unit), binding)
+    answer["has_more"] = len(found) > asked.limit
+    return answer
+
+
+def _has_segment(column: str, segment: str) -> Condition:
+    """Whole segments, by instr and not by LIKE, whose wildcards are legal in scopes. One with a slash is none."""
+    return ("0", ()) if "/" in segment else (f"instr('/' || {column} || '/', ?) > 0", (f"/{segment}/",))
+
+
+def _joined(where: Sequence[Condition]) -> tuple[str, list[Any]]:
+    return " AND ".join([condition for condition, _ in where]), [value for _, given in where for value in given]
+
+
+# ---- Cursors ----
+# A cursor says where a page ended, and is opaque to clients (protocol: Cursor). It is bound to what it pages through:
+# with another filter it is refused, as is one that was changed. Anybody can work out its digest, so what is in it
+# proves nothing.
+
+_DIGEST = 16
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def make_cursor(position: Sequence[Any], binding: Mapping[str, Any]) -> str:
+    """The cursor for the place after a row; `position` is a list of strings, the first of which may be an integer."""
+    text = json.dumps([*position, _digest(position, binding)], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode("ascii")).decode("ascii")
+
+
+def _read_cursor(cursor: str, binding: Mapping[str, Any], length: int) -> list[Any]:
+    """The position in a cursor, of so many values."""
+    try:
+        data = json.loads(base64.b64decode(cursor.encode("ascii"), b"-_", validate=True).decode("ascii"))
+    except (ValueError, RecursionError):  # binascii's and JSON's errors are ValueErrors
+        raise _unusable() from None
+    if type(data) is not list or len(data) != length + 1 or not all(map(_is_storable, data)):
+        raise _unusable()
+    *position, digest = data
+    if any(type(value) is not str for value in data[1:]) or digest != _digest(position, binding):
+        raise _unusable()
+    return position
+
+
+def _is_storable(value: object) -> bool:
+    """Whether it is text or an integer that SQLite takes: none beyond its own, no half of a surrogate pair."""
+    if type(value) is str:
+        return _SURROGATE.search(value) is None
+    return type(value) is int and abs(value) <= INT64_MAX
+
+
+def _digest(position: Sequence[Any], binding: Mapping[str, Any]) -> str:
+    text = json.dumps([list(position), binding], sort_keys=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:_DIGEST]
+
+
+def _unusable() -> Refused:
+    return invalid("The cursor is not one of this list with this sort and these filters.")

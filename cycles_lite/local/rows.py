@@ -1,0 +1,302 @@
+"""Rows of budgets, reservations, settlements and replies as values, and the statements that read and write them.
+
+Replies are what idempotency rests on: what was answered to which key (protocol: IDEMPOTENCY; design: section 9). Only
+successes are kept, as the text that was sent. The payloads compared are the requests after defaults; as a tenant's
+settings may change between a request and its replay, the defaults of the first time are kept with the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from typing import Any, Collection, Dict, Iterable, Mapping, NamedTuple, Sequence
+
+from . import scopes
+from .rules import Budget, Budgets, Refusal, Refused
+
+_HOUR_MS = 3600 * 1000
+
+#: How long things are kept, in milliseconds (design: section 9, Idempotency).
+KEEP_FINISHED_MS = 30 * 24 * _HOUR_MS
+KEEP_RESERVE_MS = 24 * _HOUR_MS  # or the reservation's lifetime, if that is longer
+KEEP_EVALUATION_MS = 24 * _HOUR_MS
+KEEP_EVENT_MS = 7 * 24 * _HOUR_MS
+
+#: JSON in its one canonical form.
+encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+#: Decoded JSON, as operations answer it.
+Json = Dict[str, Any]
+
+
+class Reservation(NamedTuple):
+    """A row of `reservations`; see `schema`."""
+
+    id: str
+    tenant: str
+    idempotency_key: str
+    unit: str
+    reserved: int
+    overage_policy: str
+    created_at_ms: int
+    expires_at_ms: int
+    deadline_ms: int
+    scope_path: str
+    held: str
+    request: str
+    defaults: str
+    answer: bytes
+    reply_until_ms: int
+    status: str = "ACTIVE"
+    extensions: int = 0
+    committed: int | None = None
+    finalized_at_ms: int | None = None
+    forget_at_ms: int | None = None
+    number: int | None = None
+
+    @property
+    def held_scopes(self) -> list[str]:
+        """The scopes that were budgeted when the reservation was made."""
+        return self.held.split(" ")
+
+
+class Settlement(NamedTuple):
+    """A row of `settlements`: how a reservation was committed or released."""
+
+    idempotency_key: str
+    payload: bytes
+    answer: bytes
+    metadata: str | None
+
+
+class Slot(NamedTuple):
+    """What a key is unique in."""
+
+    tenant: str
+    operation: str
+    #: The reservation's id for an extension; "" elsewhere.
+    target: str
+    idempotency_key: str
+
+
+# ---- Budgets ----
+
+#: The levels of a subject, and so the most scopes that one operation affects.
+_DEEPEST = 6
+
+_BUDGET = "scope, unit, allocated, spent, reserved, debt, overdraft_limit, is_over_limit, status, caps"
+
+#: One statement per number of scopes, so that sqlite3 finds it compiled.
+_BUDGETS_OF = [
+    "SELECT {} FROM budgets WHERE unit = ? AND scope IN ({}) ORDER BY scope".format(_BUDGET, ",".join("?" * count))
+    for count in range(_DEEPEST + 1)
+]
+_UNITS_OF = "SELECT unit FROM budgets WHERE scope = ? ORDER BY unit"
+_SAVE_AMOUNTS = (
+    "UPDATE budgets SET allocated = ?, spent = ?, reserved = ?, debt = ?, is_over_limit = ?"
+    " WHERE scope = ? AND unit = ?"
+)
+_SAVE_BUDGET = f"INSERT OR REPLACE INTO budgets ({_BUDGET}) VALUES (?,?,?,?,?,?,?,?,?,?)"
+
+
+def _budget(row: Sequence[Any]) -> Budget:
+    """The budget in a row of `_BUDGET`'s columns."""
+    caps = row[9]
+    return Budget._make((*row[:7], bool(row[7]), row[8], None if caps is None else json.loads(caps)))
+
+
+def budgets_of(db: sqlite3.Connection, affected: Sequence[str], unit: str) -> Budgets:
+    """The budgets of those scopes that have one in a unit, in canonical order: a prefix sorts before what it begins."""
+    return tuple([_budget(row) for row in db.execute(_BUDGETS_OF[len(affected)], (unit, *affected)).fetchall()])
+
+
+def units_of(db: sqlite3.Connection, scope: str) -> list[str]:
+    """The units that a scope has budgets in."""
+    return [unit for (unit,) in db.execute(_UNITS_OF, (scope,)).fetchall()]
+
+
+def find_budgets(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[Budget]:
+    """Budgets by a condition, in the order of scope and unit."""
+    statement = f"SELECT {_BUDGET} FROM budgets WHERE {where}"
+    return [_budget(row) for row in db.execute(statement, values).fetchall()]
+
+
+def save_amounts(db: sqlite3.Connection, changed: Iterable[Budget]) -> None:
+    """Write what operations change; limits, status and caps are only ever provisioned."""
+    db.executemany(
+        _SAVE_AMOUNTS, [(b.allocated, b.spent, b.reserved, b.debt, b.is_over_limit, b.scope, b.unit) for b in changed]
+    )
+
+
+def save_budget(db: sqlite3.Connection, made: Budget) -> None:
+    """Write a budget whole."""
+    caps = None if made.caps is None else json.dumps(made.caps, separators=(",", ":"))
+    db.execute(_SAVE_BUDGET, (*made[:9], caps))
+
+
+# ---- Reservations ----
+
+_COLUMNS = ", ".join(Reservation._fields)
+_ADD = "INSERT INTO reservations ({}) VALUES ({})".format(_COLUMNS, ",".join("?" * len(Reservation._fields)))
+_FIND = f"SELECT {_COLUMNS} FROM reservations WHERE id = ? AND (forget_at_ms IS NULL OR forget_at_ms >= ?)"
+_FIND_BY_KEY = (
+    f"SELECT {_COLUMNS} FROM reservations"
+    " WHERE tenant = ? AND idempotency_key = ? AND reply_until_ms >= ? ORDER BY number DESC LIMIT 1"
+)
+_LIST = f"SELECT {_COLUMNS} FROM reservations WHERE {{}} ORDER BY {{}} LIMIT ?"
+_FINISH = "UPDATE reservations SET status = ?, committed = ?, finalized_at_ms = ?, forget_at_ms = ? WHERE number = ?"
+_EXTEND = "UPDATE reservations SET expires_at_ms = ?, deadline_ms = ?, extensions = ? WHERE number = ?"
+_SETTLEMENT = ", ".join(Settlement._fields)
+_ADD_SETTLEMENT = f"INSERT INTO settlements (number, {_SETTLEMENT}) VALUES (?,?,?,?,?)"
+_FIND_SETTLEMENT = f"SELECT {_SETTLEMENT} FROM settlements WHERE number = ?"
+
+
+def add(db: sqlite3.Connection, made: Reservation) -> None:
+    """Write a new reservation."""
+    db.execute(_ADD, made)
+
+
+def find(db: sqlite3.Connection, id: str, now: int) -> Reservation | None:
+    """The reservation of an id, unless it is to be forgotten."""
+    row = db.execute(_FIND, (id, now)).fetchone()
+    return None if row is None else Reservation._make(row)
+
+
+def find_all(db: sqlite3.Connection, where: str, order: str, values: Sequence[Any]) -> list[Reservation]:
+    """Reservations by a condition and an order, with the most to find as the last value."""
+    return [Reservation._make(row) for row in db.execute(_LIST.format(where, order), values).fetchall()]
+
+
+def finish(db: sqlite3.Connection, ended: Reservation, settlement: Settlement) -> None:
+    """Write how a reservation ended."""
+    db.execute(_FINISH, (ended.status, ended.committed, ended.finalized_at_ms, ended.forget_at_ms, ended.number))
+    db.execute(_ADD_SETTLEMENT, (ended.number, *settlement))
+
+
+def find_settlement(db: sqlite3.Connection, of: Reservation) -> Settlement | None:
+    """How a reservation was committed or released."""
+    row = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone()
+    return None if row is None else Settlement._make(row)
+
+
+def save_extended(db: sqlite3.Connection, extended: Reservation) -> None:
+    """Write a new expiry."""
+    db.execute(_EXTEND, (extended.expires_at_ms, extended.deadline_ms, extended.extensions, extended.number))
+
+
+def summary(db: sqlite3.Connection, of: Reservation, include: Collection[str]) -> Json:
+    """A reservation as the protocol's `ReservationSummary`; `include` names the heavy fields to show."""
+    request = json.loads(of.request)
+    shown: Json = {
+        "reservation_id": of.id,
+        "status": of.status,
+        "idempotency_key": of.idempotency_key,
+        "subject": request["subject"],
+        "action": request["action"],
+        "reserved": {"unit": of.unit, "amount": of.reserved},
+        "created_at_ms": of.created_at_ms,
+        "expires_at_ms": of.expires_at_ms,
+        "scope_path": of.scope_path,
+        "affected_scopes": list(scopes.prefixes(of.scope_path)),
+    }
+    if of.committed is not None:
+        shown["committed"] = {"unit": of.unit, "amount": of.committed}
+    if of.finalized_at_ms is not None:
+        shown["finalized_at_ms"] = of.finalized_at_ms
+    if "metadata" in include and "metadata" in request:
+        shown["metadata"] = request["metadata"]
+    if "committed_metadata" in include and of.status == "COMMITTED":
+        settlement = find_settlement(db, of)
+        if settlement is not None and settlement.metadata is not None:
+            shown["committed_metadata"] = json.loads(settlement.metadata)
+    return shown
+
+
+# ---- Replies ----
+
+_FIND_REPLY = (
+    "SELECT payload, defaults, answer FROM replies"
+    " WHERE tenant = ? AND operation = ? AND target = ? AND idempotency_key = ? AND expires_at_ms >= ?"
+)
+_ADD_REPLY = (
+    "INSERT OR REPLACE INTO replies"
+    " (tenant, operation, target, idempotency_key, payload, defaults, answer, expires_at_ms) VALUES (?,?,?,?,?,?,?,?)"
+)
+_KEEP_LONGER = "UPDATE replies SET expires_at_ms = ? WHERE tenant = ? AND operation = ? AND target = ?"
+
+
+def canonical(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """The canonical JSON of a request after defaults, its idempotency key apart."""
+    whole = {**defaults, **payload}
+    del whole["idempotency_key"]
+    return encode(whole)
+
+
+def fingerprint(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> bytes:
+    """SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical(payload, defaults).encode("ascii")).digest()
+
+
+def demand_same(kept: object, given: object, key: str) -> None:
+    """Refuse a key that was used with another payload."""
+    if kept != given:
+        message = "This idempotency key was used before with another payload."
+        raise Refused(Refusal("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key}))
+
+
+def find_reply(db: sqlite3.Connection, slot: Slot, payload: Mapping[str, Any], now: int) -> Json | None:
+    """The answer kept for a key. Raises `Refused` when the payload was another."""
+    row = db.execute(_FIND_REPLY, (*slot, now)).fetchone()
+    if row is None:
+        return None
+    demand_same(row[0], fingerprint(payload, json.loads(row[1])), slot.idempotency_key)
+    return decoded(row[2])
+
+
+def find_reserved(db: sqlite3.Connection, slot: Slot, payload: Mapping[str, Any], now: int) -> Json | None:
+    """The answer kept for a key to reserve with: a reservation's, or a dry run's."""
+    row = db.execute(_FIND_BY_KEY, (slot.tenant, slot.idempotency_key, now)).fetchone()
+    if row is None:
+        return find_reply(db, slot, payload, now)
+    made = Reservation._make(row)
+    demand_same(made.request, canonical(payload, json.loads(made.defaults)), slot.idempotency_key)
+    return refreshed(decoded(made.answer), made, now)
+
+
+def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: Mapping[str, Any]) -> Json | None:
+    """The answer of the settlement that ended a reservation with this status, if its key is the same."""
+    settlement = find_settlement(db, of) if of.status == status else None
+    if settlement is None or settlement.idempotency_key != payload["idempotency_key"]:
+        return None
+    demand_same(settlement.payload, fingerprint(payload, {}), settlement.idempotency_key)
+    return decoded(settlement.answer)
+
+
+def decoded(answer: bytes) -> Json:
+    """An answer that was kept."""
+    data: Json = json.loads(answer.decode("ascii"))
+    return data
+
+
+def refreshed(answer: Json, of: Reservation, now: int) -> Json:
+    """The answer with `remaining_ttl_ms` as of now: 0 once the hold is gone."""
+    answer["remaining_ttl_ms"] = max(0, answer["expires_at_ms"] - now) if of.status == "ACTIVE" else 0
+    return answer
+
+
+def keep(
+    db: sqlite3.Connection,
+    slot: Slot,
+    payload: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    answer: bytes,
+    until: int,
+) -> None:
+    """Keep the answer to a key up to a time in milliseconds."""
+    db.execute(_ADD_REPLY, (*slot, fingerprint(payload, defaults), encode(defaults), answer, until))
+
+
+def keep_longer(db: sqlite3.Connection, slot: Slot, until: int) -> None:
+    """Let the answers of one target live as long as its newest."""
+    db.execute(_KEEP_LONGER, (until, *slot[:3]))
