@@ -114,7 +114,7 @@ def _prepare(authority: Authority, arguments: Any, place: str, api_key: str | No
     if api_key is not None:
         owner = authority.authenticate(api_key)
         if owner is None:
-            authority.create_key(arguments.tenant, secret=api_key)
+            authority.create_key(str(arguments.tenant), secret=api_key)
         elif owner != arguments.tenant:
             raise ConfigError(f"{place}: the key is another tenant's")
     for scope, amount in arguments.budget:

@@ -164,14 +164,14 @@ class Story:
         self.checks["the caps were there, and the work kept to them"] = guard.is_capped and charged <= limit
 
     def release(self) -> None:
-        before, _ = self.account(SUMMARIZER)
+        before = during = self.account(SUMMARIZER)[0]
         try:
             with self.client.reserve(Amount.tokens(60), Action("tool.search", "web"), subject=SUMMARIZER):
-                during, _ = self.account(SUMMARIZER)
+                during = self.account(SUMMARIZER)[0]
                 raise ToolBroke("the search tool is down")
         except ToolBroke as e:
             reason = type(e).__name__
-        after, _ = self.account(SUMMARIZER)
+        after = self.account(SUMMARIZER)[0]
         told = "left before {before}, while held {held}; {reason}: {released} released, left {after}"
         self.step(told, before=before, held=during, released=after - during, after=after, reason=reason)
         self.checks["the released amount came back"] = (during, after) == (before - 60, before)

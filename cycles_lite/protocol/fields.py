@@ -12,19 +12,12 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
+from typing import Any, Callable, ClassVar, Mapping, TypeVar
 
 from ..errors import ValidationError
 from . import checks
 from .checks import INT64_MAX, INT64_MIN, refuse, shown
-
-if TYPE_CHECKING:
-    from typing_extensions import dataclass_transform
-else:
-
-    def dataclass_transform(**_):
-        return lambda decorator: decorator
-
+from .twins import AsDataclass, dataclass_transform
 
 M = TypeVar("M", bound="Model")
 
@@ -157,6 +150,26 @@ class Object(Kind):
         raise refuse(field, value, ("an " if name[0] in "AEIOU" else "a ") + name)
 
 
+class Quantity(Object):
+    """A model of a unit and an amount. Answers hold more of these than of anything else, and nearly always just so."""
+
+    def __init__(self, model: type[Model]) -> None:
+        super().__init__(model)
+        unit, amount = [entry.kind for entry in model.layout()]
+        self._units, self._least = getattr(unit, "members", {}), getattr(amount, "low", 0)
+        self.read = self._read  # type: ignore[method-assign]
+
+    def _read(self, field: str, value: Any, strict: bool) -> Any:
+        if type(value) is dict and len(value) == 2:
+            amount, unit = value.get("amount"), value.get("unit")
+            if type(amount) is int and self._least <= amount <= INT64_MAX and type(unit) is str and unit in self._units:
+                made = object.__new__(self.model)
+                values = made.__dict__
+                values["unit"], values["amount"] = self._units[unit], amount
+                return made
+        return self.model.read(field, value, strict)
+
+
 class ListOf(Kind):
     """A list of one kind, kept as a tuple."""
 
@@ -273,29 +286,15 @@ class _Plan:
         self.needed = [entry.json_name for entry in entries if entry.required]
 
 
-class _AsDataclass:
-    """An attribute that a model has because it is a dataclass for whoever asks."""
-
-    def __set_name__(self, model: type[Any], name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: object, cls: Any) -> Any:
-        if not cls.layout():
-            raise AttributeError(f"{cls.__name__} has no fields: it is but a base of dataclasses")
-        from . import twins  # which `dataclasses` and `inspect` alone ask for
-
-        return twins.signature(cls) if self._name == "__signature__" else getattr(twins.twin(cls), self._name)
-
-
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Checked:
     """The base of frozen dataclasses: objects that are legal if they exist, and stay as they are."""
 
-    __signature__: ClassVar[Any] = _AsDataclass()
-    __dataclass_fields__: ClassVar[Any] = _AsDataclass()
-    __dataclass_params__: ClassVar[Any] = _AsDataclass()
-    __match_args__: ClassVar[Any] = _AsDataclass()
-    __replace__: ClassVar[Any] = _AsDataclass()
+    __signature__: ClassVar[Any] = AsDataclass()
+    __dataclass_fields__: ClassVar[Any] = AsDataclass()
+    __dataclass_params__: ClassVar[Any] = AsDataclass()
+    __match_args__: ClassVar[Any] = AsDataclass()
+    __replace__: ClassVar[Any] = AsDataclass()
 
     _plan: ClassVar[_Plan] = _Plan(())
 

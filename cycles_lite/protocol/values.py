@@ -107,8 +107,6 @@ class ErrorCode(_Words):
 
 
 _LEVEL = Text(128)
-_new = object.__new__
-_UNITS = {unit.value: unit for unit in Unit}
 
 Q = TypeVar("Q", bound="_Quantity")
 
@@ -169,7 +167,7 @@ class _Quantity(Model):
         if not isinstance(other, _Quantity):
             return NotImplemented
         amount = self.amount + sign * self._of_one_unit(other)
-        made = _new(type(self))
+        made = object.__new__(type(self))
         made.__dict__.update(unit=self.unit, amount=integer(name, amount, self._least, INT64_MAX))
         return made
 
@@ -177,18 +175,6 @@ class _Quantity(Model):
         if other.unit != self.unit:
             raise ValidationError(f"unit: {self} and {other} are not of one unit")
         return other.amount
-
-    @classmethod
-    def read(cls: type[Q], field: str, value: Any, strict: bool) -> Q:
-        # Answers hold more of these than of anything else, nearly always just so.
-        if type(value) is dict and len(value) == 2:
-            amount, unit = value.get("amount"), value.get("unit")
-            if type(amount) is int and cls._least <= amount <= INT64_MAX and type(unit) is str and unit in _UNITS:
-                made = _new(cls)
-                values = made.__dict__
-                values["unit"], values["amount"] = _UNITS[unit], amount
-                return made
-        return super().read(field, value, strict)
 
 
 def _in_dollars(microcents: int) -> str:

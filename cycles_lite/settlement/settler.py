@@ -118,7 +118,7 @@ class Settler:
         record, is_commit = spend.record, spend.record.mode == COMMIT
         operation = wire.COMMIT_RESERVATION if is_commit else wire.CREATE_EVENT
         body = (record.commit_body if is_commit else record.event_fallback_body) or {}
-        told = self.session.post(operation, body, record.reservation_id, retries=False)
+        told = self.session.send(operation, body, record.reservation_id, retries=False)
         if not isinstance(told, CyclesError):
             if is_commit:
                 done = Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
