@@ -77,7 +77,8 @@ class Key(Text):
     """An idempotency key. A program's goes into a header; in a body that a server gets it may be any words."""
 
     def take(self, field: str, value: Any) -> str:
-        return checks.words(field, value, self.longest)
+        is_legal = type(value) is str and 0 < len(value) <= self.longest and value.isprintable()
+        return str(value) if is_legal else checks.words(field, value, self.longest)
 
 
 def new_idempotency_key() -> str:
@@ -123,7 +124,7 @@ class OneOf(Kind):
     def check(self, field: str, value: Any) -> Any:
         if type(value) is self.enumeration:
             return value
-        word = str.__str__(value) if checks.is_a(value, str) else ""
+        word = value if type(value) is str else str.__str__(value) if checks.is_a(value, str) else ""
         if word in self.members:
             return self.members[word]
         raise refuse(field, value, "one of " + ", ".join(self.members))
