@@ -111,7 +111,7 @@ class Milliseconds(Integer):
 class Boolean(Kind):
     """True or false, and nothing that merely counts as one of them."""
 
-    check = staticmethod(checks.boolean)
+    check: Any = staticmethod(checks.boolean)
 
 
 class OneOf(Kind):
@@ -197,7 +197,7 @@ class ListOf(Kind):
 class Dimensions(Kind):
     """At most 16 strings by name."""
 
-    check = staticmethod(checks.dimensions)
+    check: Any = staticmethod(checks.dimensions)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         if type(value) is dict and all(type(entry) is str for entry in value.values()):
@@ -208,7 +208,7 @@ class Dimensions(Kind):
 class Json(Kind):
     """Any JSON object."""
 
-    check = staticmethod(checks.json_object)
+    check: Any = staticmethod(checks.json_object)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         if type(value) is dict:
