@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What the reservation outlives the invocation by, in milliseconds: time for its last commit.
+#: How much longer than the invocation the reservation lives, in milliseconds: time for its last commit.
 MARGIN_MS = 5_000
 
-#: When what was metered is committed, in milliseconds before the invocation is cut off.
+#: How long before the invocation is cut off what was metered is committed, in milliseconds.
 LAST_CALL_MS = 500
 
 #: What is kept back from every call's deadline, in seconds, so that the handler's own answer still gets out.
@@ -114,6 +114,6 @@ def _last_call(guard: ReservationGuard) -> None:
 
 
 def _left_ms(context: Any) -> int:
-    """What the invocation has left, in milliseconds; 0 is nothing, and a context that cannot tell is a minute."""
+    """The milliseconds that the invocation has left, never below 0. A context that cannot tell counts as a minute."""
     tell = getattr(context, "get_remaining_time_in_millis", None)
     return max(0, int(tell())) if tell is not None else 60_000

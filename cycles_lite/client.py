@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .session import Traceparent
     from .transport.http import Transport
 
-#: Settings that a transport is made of: clients that agree in them share one.
+#: The settings that a transport is made of. Clients that agree in them share one.
 _CONNECTION_SETTINGS = ("base_url", "ca_certs", "proxy", "max_connections")
 
 
@@ -90,14 +90,15 @@ class CyclesClient:
 
     def warm_up(self) -> bool:
         """Connect ahead of the first call, for a cold start. Says whether the authority answered; raises nothing."""
-        told = self.session.get(wire.GET_EVIDENCE_KEYS, None, {}, retries=False)
-        if getattr(told, "stale", False):  # an idle connection that was closed meanwhile
+        told = self.session.send(wire.GET_EVIDENCE_KEYS, retries=False)
+        if getattr(told, "stale", False):  # the server had closed an idle connection; the next attempt makes a new one
             return self.warm_up()
         return isinstance(told, ApiError) or not isinstance(told, CyclesError)
 
     def flush(self, timeout: float | None = None) -> int:
-        """Settle what is pending, for at most `timeout` seconds (default `flush_timeout`); says how much is left:
-        what is retried, what other threads are at, and what collected guards left."""
+        """Settle what is pending, for at most `timeout` seconds (default: the configuration's `flush_timeout`).
+
+        Returns how much is left: what is retried, what other threads are settling, and what collected guards left."""
         if self.config.mode == "off":
             return 0
         from .settlement.flush import flush  # only guards need it
@@ -141,7 +142,7 @@ class CyclesClient:
         from .protocol.models import ReservationCreateRequest
 
         del asked["self"]
-        if idempotency_key is None:  # one is made
+        if idempotency_key is None:  # the request makes one
             del asked["idempotency_key"]
         return reserve(self.session, ReservationCreateRequest(**asked))
 
@@ -227,7 +228,7 @@ class CyclesClient:
         wanted = operation.request
         if wanted is None or not isinstance(request, wanted):
             raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
-        return response_in(self.session.post(operation, self.session.body_of(request), reservation_id))
+        return response_in(self.session.send(operation, self.session.body_of(request), reservation_id))
 
     def _get(
         self,
@@ -241,7 +242,7 @@ class CyclesClient:
             query.setdefault("tenant", self.config.tenant)
         if cursor is not None:
             query["cursor"] = cursor
-        return response_in(self.session.get(operation, id, query))
+        return response_in(self.session.send(operation, None, id, query))
 
     def _pages(self, operation: wire.Operation, wanted: Model) -> Iterator[Any]:
         cursor: str | None = None
@@ -265,7 +266,7 @@ class CyclesClient:
 
 
 def _misplaced(config: object) -> str:
-    """What to write instead. The value is not shown, because a key may be in it."""
+    """What to write in the place of this configuration. Its value is not shown, because a key may be in it."""
     given = f"the class {config.__name__}" if isinstance(config, type) else f"a value of type {type(config).__name__}"
     return (
         f"CyclesClient: {given} is not a configuration: write CyclesClient(CyclesConfig(base_url=...)), or "
@@ -274,7 +275,7 @@ def _misplaced(config: object) -> str:
 
 
 def _request(name: str, request: Model | None, filters: Mapping[str, Any]) -> Any:
-    """The request, or the one of that name with these fields."""
+    """The request as it was given, or one of the model with this name and these fields."""
     from .protocol import models
 
     kind = getattr(models, name)
@@ -291,12 +292,12 @@ def _request(name: str, request: Model | None, filters: Mapping[str, Any]) -> An
 #: The modules that calls import late, and for which a child would wait if another thread was just importing them.
 _LATE = ("protocol.models", "guards.asking", "settlement.flush")
 
-#: Whether there has been a client.
+#: Whether this process has made a client.
 _is_prepared = False
 
 
 def _prepare() -> None:
-    """With the first client: import what must not be imported within a fork, because it has hooks there of its own."""
+    """Import what must not be imported by `_finish_imports`, because it has hooks of its own that run at a fork."""
     global _is_prepared
     import logging  # noqa: F401  # which HTTP needs in any case
 
@@ -304,15 +305,15 @@ def _prepare() -> None:
 
 
 def _finish_imports() -> None:
-    """Before a fork: import what is imported when it is first needed, and wait for what another thread is importing
-    right now. A child would wait for that thread for ever."""
+    """Run before a fork: import what is imported late, and wait for what another thread is importing right now. The
+    child does not have that thread, and would wait for it for ever."""
     package = __name__.rpartition(".")[0] + "."
     loaded = [name for name in list(sys.modules) if name.startswith(package)]
     late = [package + name for name in _LATE] if _is_prepared else []
     for name in [*late, *loaded]:
         try:
             __import__(name)
-        except ImportError:  # which that thread is told
+        except ImportError:  # the thread that imports it is told
             continue
     codecs.lookup("idna")  # which `getaddrinfo` imports at its first use
 

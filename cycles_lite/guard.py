@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Guards that have metered something, or whose commit was interrupted, by their `id`: they hand it over at the
-#: interpreter's end. Not a set, which may not be copied while another thread adds to it.
+#: The guards that have metered something, or whose commit was interrupted, by their `id`. They are cut off at the
+#: interpreter's end. A set could not be copied while another thread adds to it.
 metered: weakref.WeakValueDictionary[int, ReservationGuard] = weakref.WeakValueDictionary()
 
 
@@ -79,23 +79,9 @@ class ReservationGuard:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_action",
-        "_answer",
-        "_backing",
-        "_end_of",
-        "_heartbeat",
-        "_is_cut_off",
-        "_is_streamed",
-        "_meter",
-        "_owed",
-        "_pid",
-        "_session",
-        "_subject",
-        "_token",
-        "estimate",
-        "reservation_id",
-    )
+        "__weakref__ _action _answer _backing _end_of _heartbeat _is_cut_off _is_streamed _meter _owed _pid _session "
+        "_subject _token estimate reservation_id"
+    ).split()
 
     #: The reservation's id; None where nothing is reserved.
     reservation_id: str | None
@@ -121,12 +107,12 @@ class ReservationGuard:
         self._meter = Meter()
         #: What ends this guard, once something does: a spend or a release. Whoever puts it there first ends it.
         self._end_of: dict[str, object] = {}
-        #: The library itself ended it, though the work goes on.
+        #: Whether the library itself has ended the guard, though its work goes on.
         self._is_cut_off = False
-        #: An iterator has it, so that leaving the `with` block does not end it.
+        #: Whether an iterator has the guard, so that leaving the `with` block does not end it.
         self._is_streamed = False
         self._token: GuardToken | None = None
-        #: What a `commit` was told that an interruption ended before it was kept.
+        #: What `commit` was told, where an interruption ended it before the spend was kept.
         self._owed: Told | None = None
         self._heartbeat: Heartbeat | None = None
         if response is not None and response.reservation_id and session.config.heartbeat:
@@ -210,12 +196,13 @@ class ReservationGuard:
         if self._takes(n):
             metered[id(self)] = self
             self._meter.add(n)
-            self._takes(n)  # whoever ends it from now on counts this; who ended it in between may not have done so
+            self._takes(n)  # whoever ends the guard from here on counts this; who has just ended it may not have
             worker.catch_up()
         return self._meter.total
 
     def _takes(self, n: int) -> bool:
-        """Whether spend still counts. Where the library ended the guard, the work is not to blame: it is reported."""
+        """Whether spend still counts. Spend on a guard that the library itself has ended is reported, because the work
+        is not to blame for it; on any other finished guard it is an error."""
         if self.is_active:
             return True
         if not self._is_cut_off:
@@ -239,7 +226,7 @@ class ReservationGuard:
         if self.reservation_id is None:
             return None
         response: ReservationExtendResponse = response_in(
-            self._session.post(wire.EXTEND_RESERVATION, request.to_json(), self.reservation_id)
+            self._session.send(wire.EXTEND_RESERVATION, request.to_json(), self.reservation_id)
         )
         if self._heartbeat is not None:
             self._heartbeat.extended(response)
@@ -264,19 +251,19 @@ class ReservationGuard:
             if not self.can_cost(actual):
                 raise refuse("actual", actual, f"an Amount in {self.estimate.unit}, the reservation's unit")
             return self._settle((actual, metrics, metadata))
-        except BaseException:  # an interruption, or what a handler raised: a guard that is still active ends with it
+        except BaseException:  # it was interrupted, and a guard that is still active remembers the amount
             if self.can_cost(actual):
                 self._owed = (actual, metrics, metadata)
                 metered[id(self)] = self
             raise
 
     def can_cost(self, actual: object) -> bool:
-        """Whether it is an amount that can be committed on this reservation."""
+        """Whether a value is an amount that can be committed on this reservation."""
         return isinstance(actual, Amount) and actual.unit == self.estimate.unit
 
     def _settle(self, told: Told | None, waits: bool = True) -> Settlement:
-        """ACTIVE to FINISHED with what `commit` was told, or with what the meter shows; `waits` for the answer, or
-        sends later."""
+        """Go from ACTIVE to FINISHED with what `commit` was told, or else with what the meter shows. It `waits` for the
+        answer, or leaves the sending to the background."""
         spend = Spend()
         try:
             self._take("committed", spend)
@@ -286,7 +273,7 @@ class ReservationGuard:
             if told is None:
                 told = (Amount(self.estimate.unit, min(self._meter.total, INT64_MAX)), None, None)
             settler: Settler = self._session.settler or settler_of(self._session)
-            spend.record = record_of(settler.base_url, self.reservation_id, self._subject, self._action, *told)
+            spend.record = record_of(settler.base_url, self.reservation_id, self._subject, self._action, told)
             settler.accept(spend)
             if self._heartbeat is not None:
                 self._heartbeat.stop()
@@ -314,19 +301,19 @@ class ReservationGuard:
             if self._heartbeat is not None:
                 self._heartbeat.stop()
             if self._backing is Backing.RESERVATION and self.reservation_id is not None:
-                told = self._session.post(wire.RELEASE_RESERVATION, request.to_json(), self.reservation_id)
+                told = self._session.send(wire.RELEASE_RESERVATION, request.to_json(), self.reservation_id)
                 if isinstance(told, CyclesError):
                     log().warning("reservation %s was not released and will expire: %s", self.reservation_id, told)
                 else:
                     self._session.observe(events.Released(self.reservation_id, request.reason or ""))
         except GuardFinalizedError:
             raise
-        except BaseException:  # an interruption: leaving the block, or being collected, releases it after all
+        except BaseException:  # it was interrupted: leaving the block, or being collected, releases it after all
             self._give_back(request)
             raise
 
     def _take(self, how: str, end: object) -> None:
-        """Let `end` be what ends the guard. One caller succeeds, and for all others it is finished."""
+        """Let `end` be what ends the guard. One caller succeeds, and for all others the guard is finished."""
         if self._pid != os.getpid() or self._end_of.setdefault("end", end) is not end:
             raise self._finalized(how)
 
@@ -365,9 +352,11 @@ class ReservationGuard:
         return stream
 
     def end(self, exception: BaseException | None) -> None:
-        """End as leaving the `with` block does: by the meter, or with nothing. An exception that is on its way wins
-        over ours."""
-        if not self.is_active or sys.is_finalizing():  # then nothing can be sent; the meter was handed over before
+        """End as leaving the `with` block does: what was metered is committed, else the reservation is released. The
+        exception that ends the work, where there is one, wins over an error of ours."""
+        if (
+            not self.is_active or sys.is_finalizing()
+        ):  # in the end nothing can be sent, and the meter was committed before
             return
         try:
             owed = self._owed or _interrupted_commit(self, exception)
@@ -377,7 +366,7 @@ class ReservationGuard:
             if exception is None:
                 log().warning("guard %s was left without a commit; it is released", self.reservation_id or "")
             self.release("no commit" if exception is None else type(exception).__name__)
-        except GuardFinalizedError:  # another thread was first
+        except GuardFinalizedError:  # another thread has ended it first
             return
         except CyclesError as e:
             if exception is None:
@@ -385,7 +374,8 @@ class ReservationGuard:
             log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
 
     def commit_later(self, actual: Amount | None = None, metadata: Mapping[str, Any] | None = None) -> None:
-        """Commit in the background, without an amount what was metered; on record when this returns."""
+        """Commit an amount in the background, or what was metered where none is given. It is on record when this
+        returns."""
         try:
             self._settle((actual, None, metadata) if actual is not None else self._owed, waits=False)
         except GuardFinalizedError:
@@ -418,7 +408,8 @@ class ReservationGuard:
             warnings.warn(f"{self!r} was never finished", ResourceWarning, stacklevel=2, source=self)
 
     def settle_abandoned(self) -> None:
-        """What was metered is on disk when this returns; it is sent, or the reservation released, in the background."""
+        """Settle a guard that was collected unfinished. What was metered is on record when this returns, and is sent in
+        the background; without any, the reservation is released there."""
         if self._owed or self._meter.total:
             self.commit_later()
         elif self.is_active:
@@ -426,12 +417,12 @@ class ReservationGuard:
 
 
 class Abandoned(Exception):
-    """What ends a guard that was garbage-collected: the reason of its release."""
+    """The exception that ends a guard which was garbage-collected; its name is the reason of the release."""
 
 
 def _interrupted_commit(guard: ReservationGuard, exception: BaseException | None) -> Told | None:
-    """What `commit` was told, where a signal handler raised this exception at the very first of its instructions: then
-    its own frame alone knows."""
+    """What `commit` was told, where a signal handler raised this exception at its very first instruction. Then nothing
+    but its frame, which the traceback holds, knows the amount."""
     if exception is None:
         return None
     for frame, _ in traceback.walk_tb(exception.__traceback__):

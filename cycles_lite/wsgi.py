@@ -11,21 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from .errors import (
-    BudgetDenied,
-    BudgetExceededError,
-    BudgetFrozenError,
-    CyclesError,
-    DebtOutstandingError,
-    OverdraftLimitExceededError,
-    RateLimitedError,
-    ResponseError,
-    ServerError,
-    TransportError,
-    ValidationError,
-)
+from . import errors
+from .errors import CyclesError, ValidationError
 from .guard import ReservationGuard
 from .guards.costs import settle_by_estimate, settle_call
 from .guards.current import inside
@@ -48,7 +38,7 @@ if TYPE_CHECKING:
 #: Where the application finds its guard in the environment.
 GUARD_KEY = "cycles.guard"
 
-#: Seconds to wait that an exceeded budget names when the authority names none.
+#: The Retry-After of an exceeded budget, in seconds, where the authority names none.
 _DEFAULT_RETRY_AFTER = 60
 
 #: What a tenant from a request may be; it is hostile input.
@@ -56,16 +46,17 @@ _TENANT = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z")
 
 _STATUS_LINE = re.compile(r"[2-5][0-9][0-9] .")
 
-#: What an error becomes: the first row that it is an instance of. None: only where the authority named a time.
+#: What an error becomes in HTTP: the status, the code and the seconds for Retry-After of the first row whose class it
+#: is an instance of. Without seconds there is a Retry-After only where the authority named a time.
 HTTP_ERRORS: Sequence[tuple[type[BaseException], int, str, int | None]] = (
-    (BudgetExceededError, 429, "BUDGET_EXCEEDED", _DEFAULT_RETRY_AFTER),
-    (DebtOutstandingError, 503, "DEBT_OUTSTANDING", None),
-    (OverdraftLimitExceededError, 503, "OVERDRAFT_LIMIT_EXCEEDED", None),
-    (BudgetFrozenError, 503, "BUDGET_FROZEN", None),
-    (RateLimitedError, 503, "UNAVAILABLE", None),
-    (TransportError, 503, "UNAVAILABLE", None),
-    (ResponseError, 503, "UNAVAILABLE", None),
-    (ServerError, 503, "UNAVAILABLE", None),
+    (errors.BudgetExceededError, 429, "BUDGET_EXCEEDED", _DEFAULT_RETRY_AFTER),
+    (errors.DebtOutstandingError, 503, "DEBT_OUTSTANDING", None),
+    (errors.OverdraftLimitExceededError, 503, "OVERDRAFT_LIMIT_EXCEEDED", None),
+    (errors.BudgetFrozenError, 503, "BUDGET_FROZEN", None),
+    (errors.RateLimitedError, 503, "UNAVAILABLE", None),
+    (errors.TransportError, 503, "UNAVAILABLE", None),
+    (errors.ResponseError, 503, "UNAVAILABLE", None),
+    (errors.ServerError, 503, "UNAVAILABLE", None),
 )
 
 _MESSAGES = {
@@ -76,13 +67,6 @@ _MESSAGES = {
     "UNAVAILABLE": "The budget authority cannot be asked right now.",
     "INTERNAL_ERROR": "This request could not be budgeted.",
     "INVALID_TENANT": "The tenant of this request is missing or malformed.",
-}
-
-_STATUS_LINES = {
-    400: "400 Bad Request",
-    429: "429 Too Many Requests",
-    500: "500 Internal Server Error",
-    503: "503 Service Unavailable",
 }
 
 
@@ -108,7 +92,7 @@ def _answer(status: int, code: str, wait: int | None) -> Answer:
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     if wait is not None:
         headers.append(("Retry-After", str(wait)))
-    return _STATUS_LINES[status], headers, body
+    return f"{status} {HTTPStatus(status).phrase}", headers, body
 
 
 class CyclesMiddleware:
@@ -179,8 +163,8 @@ class CyclesMiddleware:
         return _MALFORMED
 
     def _refusal(self, error: CyclesError, environ: Environ) -> Answer:
-        """What is answered in the place of the application, and a trace of it in the log."""
-        say = log().warning if isinstance(error, BudgetDenied) else log().error
+        """The answer in the place of the application's. The refusal is logged."""
+        say = log().warning if isinstance(error, errors.BudgetDenied) else log().error
         say("%s is not let through (request id %s): %s", _request(environ), error.request_id, error)
         try:
             other = self._on_error(error, environ) if self._on_error is not None else None
@@ -215,7 +199,7 @@ class CyclesMiddleware:
         return _Body(body, guard, environ, self._actual)
 
 
-#: A tenant that no request may have.
+#: Stands for a tenant that is missing or malformed: no request can name this one.
 _MALFORMED = "\0"
 
 
@@ -278,7 +262,7 @@ class _Body:
                 if close is not None:
                     close()
         except BaseException as e:
-            if not (isinstance(e, ValueError) and goes_on(self._steps)):  # else it is in use in another thread
+            if not (isinstance(e, ValueError) and goes_on(self._steps)):  # else another thread is within a step
                 self._guard.end(e)
             raise
         if not self._guard.is_active:

@@ -54,15 +54,16 @@ def test_the_start_and_the_snippets_work_together(folder, monkeypatch):
         monkeypatch.setenv(*assignment.split("=", 1))
     said = {
         "with_cycles": "a reply HELLO\n",
-        "with client.reserve": "COMMITTED 742 None\n",
+        "settlement = guard.commit": "COMMITTED 742 None\n",
         "create_reservation": f"742 charged, {100_000 - 42 - 5 - 742 - 742} left\n",
+        "guard.stream": "one token each\n",
     }
     for word, output in said.items():
         done = run("-c", block_with(word + "("))
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == output
     (listing,) = re.findall(r"``cycles-lite (budget list [^`]*)``", readme())
-    assert "98,469 of 100,000 tokens left" in cli(listing.split()).stdout
+    assert "98,466 of 100,000 tokens left" in cli(listing.split()).stdout
 
 
 def test_the_set_up_commands_are_single_lines():

@@ -1,4 +1,4 @@
-"""Keeping a reservation alive while its work runs: `lease` decides when, the worker wakes, this sends.
+"""Keeping a reservation alive while its work runs: `lease` decides when, the worker wakes this up, and this sends.
 
 A failing heartbeat is told to the log and the observer, and never stops the work or its commit.
 """
@@ -46,7 +46,7 @@ class Heartbeat:
         self._follow(step, None)
 
     def stop(self) -> None:
-        """No further beat. One that is under way ends by itself."""
+        """Send no further extension. One that is under way ends by itself."""
         self._is_stopped = True
         job, self._job = self._job, None
         if job is not None:
@@ -69,8 +69,8 @@ class Heartbeat:
         self._follow(step, error)
 
     def _follow(self, step: Step, error: CyclesError | None) -> None:
-        """Schedule what comes next, and say so where something went wrong."""
-        if self._job is not None:  # the program extended while a beat was under way, which has scheduled its own next
+        """Schedule what comes next, and tell of it where something went wrong."""
+        if self._job is not None:  # the program has extended while a beat was under way, and scheduled the next
             self._job.cancel()
         if step.next is Next.STOP:
             self._job = None
@@ -80,9 +80,9 @@ class Heartbeat:
             beat = _Beat()
             job = Job(delay, beat, delay / 2 if step.next is Next.BEAT else None)
             beat.of = weakref.ref(self, job.go_with)
-            self._job = job  # before it is posted: a beat that is due at once looks here whether it still is the next
+            self._job = job  # before it is posted: `beat` asks here whether its job is still wanted
             worker.post(job)
-            if self._is_stopped:  # by the program's thread, while this one took in an answer
+            if self._is_stopped:  # the program's thread did so while this one took in an answer
                 job.cancel()
             disposition = f"tried again in {step.delay_ms / 1000:.1f} s with the same key"
         if error is not None or step.next is Next.STOP:
@@ -95,7 +95,7 @@ class Heartbeat:
             self._session.observe(events.HeartbeatFailed(self._reservation_id, error, disposition))
 
     def beat(self) -> None:
-        """One extension attempt. What the program did meanwhile, extending or finishing, goes before its outcome."""
+        """Try to extend, once. Where the program has extended or finished meanwhile, the outcome is ignored."""
         job = self._job
         if job is None:
             return
@@ -106,7 +106,7 @@ class Heartbeat:
         bound = max(0, (lease.request_timeout_ms or 0) - _AIM_BELOW_MS) / 1000
         try:
             with deadline_in(bound):
-                told = self._session.post(
+                told = self._session.send(
                     wire.EXTEND_RESERVATION, request.to_json(), self._reservation_id, retries=False
                 )
         except Exception as e:
@@ -121,7 +121,7 @@ class Heartbeat:
 
 
 class _Beat:
-    """What a job does for a heartbeat that it does not keep alive, and so not its guard."""
+    """What a heartbeat's job runs. It refers to the heartbeat weakly, and so keeps neither it nor its guard alive."""
 
     __slots__ = ("of",)
 

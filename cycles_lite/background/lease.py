@@ -83,7 +83,7 @@ class Step(NamedTuple):
 
     next: Next
     delay_ms: int = 0
-    #: With STOP, and only there.
+    #: Why there is no next attempt; with STOP, and only there.
     reason: Stop | None = None
 
 
@@ -99,9 +99,9 @@ class Lease(NamedTuple):
     lead_floor_ms: int | None = None
     #: When that success was received.
     established_ms: float | None = None
-    #: That success gave a next_delay of 0.
+    #: Whether that success gave a next_delay of 0.
     was_zero: bool = False
-    #: From that success to the last failure; None where none came since.
+    #: The time from that success to the last failure; None where no attempt has failed since.
     failed_after_ms: int | None = None
 
 
@@ -115,7 +115,7 @@ def classify(error: CyclesError) -> Failure:
     if isinstance(error, (TransportError, ResponseError)):
         return Failure.TRANSIENT
     if not isinstance(error, ApiError):
-        return Failure.REFUSED  # our own validation: nothing was sent, and nothing else would be
+        return Failure.REFUSED  # our own check refused it: nothing was sent, and the same again would be refused
     if error.status >= 500:
         return Failure.TRANSIENT
     if known_code(error.code).ends_lease or error.status == 410:
@@ -194,7 +194,7 @@ def _recover(lease: Lease, failure: Failure, elapsed: int | None, asked: int | N
 def _spare(lease: Lease, lead: int, attempts: int) -> int:
     """What a lead has left beside complete attempts and the safety margin; negative where it has too little."""
     if lease.request_timeout_ms is None:
-        return -1  # an infinite budget: any negative number says it
+        return -1  # the budget is infinite, and any negative number says that nothing is left
     budget = max(lease.request_timeout_ms, _LEAST_BUDGET_MS, 2 * lease.max_rtt_ms)
     return lead - attempts * budget - max(_LEAST_MARGIN_MS, 2 * lease.max_rtt_ms)
 

@@ -30,19 +30,19 @@ from ..runtime.clock import monotonic
 from ..runtime.log import log
 from ..transport.turns import Turns
 
-#: Threads at the most, in one process.
+#: The most threads that there are in one process.
 MAX_THREADS = 7
 
-#: Guests in the post beyond which a thread is worth its while: many of them may have been cancelled.
+#: With more guests in the post than this a thread is started, because many of them may have been cancelled by now.
 _CROWD = 64
 
-#: Seconds between looks into the post while something is due soon, and while nothing is.
+#: The leader looks into the post each so many seconds: the first while something is due soon, the second else.
 _LOOK, _LONG_LOOK = 1.0, 30.0
 
-#: Seconds without any job after which a thread ends.
+#: A thread ends after so many seconds without a job.
 _LINGER = 30.0
 
-#: Seconds after which a thread that was started and is not to be seen is no reason any more to start no other.
+#: A thread that was started and has not shown itself for so many seconds is given up: another one may be started.
 _PATIENCE = 5.0
 
 
@@ -53,11 +53,11 @@ class Job:
 
     def __init__(self, delay: float, run: Callable[[], None], at_least: float | None = None) -> None:
         now = monotonic()
-        #: In seconds of `clock.monotonic()`.
+        #: When it is to be run, in seconds of `clock.monotonic()`.
         self.due = now + delay
-        #: From when it may be run where many wait.
+        #: When it may be run at the earliest, where so many jobs wait that it would be late otherwise.
         self.earliest = now + (delay if at_least is None else at_least)
-        #: It starts no thread, and keeps none that is to end.
+        #: Whether it is a guest: it starts no thread, and keeps none from ending.
         self.is_guest = False
         #: Whether it has been run to its end.
         self.is_over = False
@@ -69,7 +69,7 @@ class Job:
         return bool(self._waiting)
 
     def cancel(self) -> bool:
-        """Let it not run any more. False where it was taken before."""
+        """Keep it from being run. False where a thread has taken it before."""
         try:
             self._waiting.pop()
         except IndexError:
@@ -77,11 +77,11 @@ class Job:
         return True
 
     def go_with(self, _: object) -> None:
-        """Cancel it, as a weak reference's callback: what it was for is gone."""
+        """Cancel it: the callback of a weak reference to what the job was for, which is gone now."""
         self.cancel()
 
     def run(self) -> None:
-        """Do it, unless that was taken or cancelled before."""
+        """Run the job, unless another thread has taken it or somebody has cancelled it."""
         try:
             try:
                 run = self._waiting.pop()
@@ -95,21 +95,21 @@ class Job:
 
 
 class Worker:
-    """The one of this process; see `worker`."""
+    """The threads of this process and the jobs that wait for them. There is one: `worker`."""
 
     def __init__(self) -> None:
         self._after_fork()
 
     def _after_fork(self) -> None:
-        """Nothing of the parent's: neither its jobs nor its threads nor its locks."""
+        """Begin anew: a forked child has none of its parent's jobs, threads and locks."""
         self._pid = os.getpid()
         _draining.turns, _draining.by = Turns(1), None
         self._post: deque[Job] = deque()
         self._heap: list[tuple[float, int, Job]] = []
         self._order = count()
-        #: Entries of the heap beyond which it is looked through for cancelled jobs.
+        #: With more entries than this the heap is looked through for cancelled jobs.
         self._roomy = 64
-        #: Had by the leader, a thread of the worker's own.
+        #: The lock that the leader has. Only threads of the worker take it, which get no signals.
         self._lead = threading.Lock()
         self._bell: Any = queue.SimpleQueue()
         self._has_rung = False
@@ -122,21 +122,22 @@ class Worker:
         self._started = 0.0
         #: Seconds that a job takes: a guess at first, then a moving average.
         self._pace = 0.05
-        #: By the threads of the program that run jobs inline: what is gone when they have done so, however that ends.
+        #: The threads of the program that run jobs inline. Each keeps its entry alive while it does so: however that
+        #: ends, the entry is gone afterwards.
         self._inline: weakref.WeakValueDictionary[int, Job] = weakref.WeakValueDictionary()
         self._is_refused = False
         self._has_told = False
         self._is_leaving = False
 
     def schedule(self, delay: float, run: Callable[[], None], at_least: float | None = None) -> Job:
-        """Run something `delay` seconds from now; where so much waits that it would be late, earlier, but not before
-        `at_least` seconds have passed."""
+        """Run something `delay` seconds from now. Where so many jobs wait that it would be late it is run earlier, but
+        not before `at_least` seconds have passed."""
         job = Job(delay, run, at_least)
         self.post(job)
         return job
 
     def post(self, job: Job) -> None:
-        """Have a job run."""
+        """Have a job run when it is due, by a thread that is there or by a new one."""
         self._check_process()
         if not job.is_guest:
             self._is_leaving = False
@@ -153,12 +154,12 @@ class Worker:
         self._ring()
 
     def catch_up(self) -> None:
-        """Take up what finalizers left; and where jobs do not run by themselves, see to those that are due."""
+        """Do what finalizers left. Where there is no thread for them, run the jobs that are due."""
         self._check_process()
         drain()
         me = threading.get_ident()
-        # Where some threads are to be had, a caller is spared what the network does. And a job that runs inline may
-        # come back here: what else is due follows after it.
+        # Where there are threads, the caller need not wait for the network. And a job that is run inline may call this
+        # method again: what else is due is run after it, not within it.
         if self._threads or me in self._inline:
             return
         if self._is_refused:
@@ -169,7 +170,7 @@ class Worker:
             self._start_thread()
 
     def _has_overdue_guest(self) -> bool:
-        """Whether a job that started no thread has waited long enough; the first one tells."""
+        """Whether the first job, which as a guest has started no thread, is due by now."""
         try:
             first = self._post[0] if self._post else self._heap[0][2]
         except IndexError:  # there is none, or a thread has just taken it
@@ -177,7 +178,7 @@ class Worker:
         return first.due <= monotonic()
 
     def _run_inline(self) -> None:
-        """Run what is due, also what that makes due at once. Without threads, jobs stay in the post."""
+        """Run the jobs that are due, and those that become due by them. Without threads, all jobs are in the post."""
         while True:
             now = monotonic()
             due = [job for job in list(self._post) if job.due <= now or not job.is_waiting]
@@ -191,7 +192,7 @@ class Worker:
                     continue
 
     def expect_refusal(self) -> None:
-        """At the interpreter's end, Python 3.12 and later start no thread; that is nothing to warn of."""
+        """Warn no more of a refused thread: at the interpreter's end, Python 3.12 and later start none."""
         self._has_told = True
 
     def _check_process(self) -> None:
@@ -199,7 +200,7 @@ class Worker:
             self._after_fork()
 
     def _ring(self) -> None:
-        """Wake the leader. It takes the mark away before it looks into the post, so that no job is overlooked."""
+        """Wake the leader. It clears `_has_rung` before it looks into the post, so that no job is overlooked."""
         if not self._has_rung:
             self._has_rung = True
             self._bell.put(None)
@@ -210,7 +211,7 @@ class Worker:
         now = monotonic()
         if len(self._threads) >= MAX_THREADS or now - self._started < _PATIENCE:
             return
-        if not self._threads:  # nobody waits for these, and gevent may have patched their modules since they were made
+        if not self._threads:  # nobody uses these now, and gevent may have patched their modules since
             self._lead, self._bell, self._has_rung = threading.Lock(), queue.SimpleQueue(), False
         try:
             self._started = now
@@ -220,7 +221,7 @@ class Worker:
         except RuntimeError as e:
             self._started = 0.0
             self._refused(e)
-        except BaseException:  # an interruption: the thread may have been started or not, and shows itself if it was
+        except BaseException:  # an interruption: if the thread was started nevertheless, it shows itself
             self._started = 0.0
             raise
         else:
@@ -245,7 +246,7 @@ class Worker:
                 start = monotonic()
                 try:
                     job.run()
-                except BaseException:  # an observer that calls sys.exit(): the next job must not wait for ever for it
+                except BaseException:  # an observer has called sys.exit(): this thread goes on with the next job
                     log().exception("a background job of cycles_lite wanted to end the thread")
                 self._waiting.add(me)
                 self._pace += (monotonic() - start - self._pace) / 16
@@ -268,10 +269,10 @@ class Worker:
                 self._threads.discard(me)
             if self._waiting or not self._is_needed():
                 return job
-            if job is not None:  # which may take long: somebody else is to wait for the next one
+            if job is not None:  # it may take long, so another thread is to wait for the next one
                 self._start_thread()
                 return job
-            self._threads.add(me)  # posted while this thread decided to end
+            self._threads.add(me)  # a job was posted while this thread decided to end
             self._waiting.add(me)
 
     def _wait_for_job(self) -> Job | None:
@@ -280,7 +281,7 @@ class Worker:
             self._has_rung = False
             try:
                 drain()
-            except BaseException:  # an observer that calls sys.exit(), as below
+            except BaseException:  # an observer has called sys.exit(), as in `_serve`
                 log().exception("what a finalizer of cycles_lite left wanted to end the thread")
             self._collect()
             now = monotonic()
@@ -302,11 +303,11 @@ class Worker:
         return any(job.is_waiting and not job.is_guest for job in jobs)
 
     def _sleep(self, now: float, due: float | None) -> None:
-        """Until a job is due, somebody rings, or it is time to look into the post."""
+        """Sleep until a job is due, somebody rings, or it is time to look into the post."""
         look = _LOOK if due is None or due - now < 2 * _LONG_LOOK else _LONG_LOOK
         self._sleeps_until = now + look if due is None else min(now + look, due)
         try:
-            if not self._post:  # posted since: whoever did so may have seen an earlier time to wake up
+            if not self._post:  # whoever has posted since may have seen the old time of waking up, and not rung
                 self._bell.get(True, max(0.0, self._sleeps_until - now))
         except queue.Empty:
             return
@@ -314,7 +315,7 @@ class Worker:
             self._sleeps_until = 0.0
 
     def _collect(self) -> None:
-        """Sort the post in, without what was cancelled meanwhile."""
+        """Sort what is in the post into the heap, without what was cancelled meanwhile."""
         while self._post:
             job = self._post.popleft()
             if job.is_waiting:
@@ -325,8 +326,8 @@ class Worker:
             self._roomy = max(64, 2 * len(self._heap))
 
     def _next_due(self) -> float | None:
-        """When the first job is to be run: the earlier, the longer all threads take for what waits, so that ten
-        thousand guards that were made together are not all due together when it is too late for most."""
+        """When the first job is to be run. The longer all threads take for what waits, the earlier this is: of ten
+        thousand guards that were made together, most would be extended too late if all were due together."""
         if not self._heap:
             return None
         due, _, job = self._heap[0]
@@ -342,11 +343,12 @@ class Worker:
                 return job
 
 
-#: What finalizers have left to do. They run while any lock may be held, so all that they do is to put it here; a deque,
-#: because what is to be done is taken away when it has been done, and an interruption in between loses nothing.
+#: What finalizers have left to do. They run while any lock may be held, so putting it here is all that they do. It is a
+#: deque, from which a note is taken away when it has been done: an interruption in between loses nothing.
 left_over: deque[Callable[[], None]] = deque()
 
-#: The turn at it, which no interruption can lose, and the thread that has it.
+#: Who does what is left over. `turns` has the one turn at it, which no interruption can lose; `by` is the thread that
+#: has the turn.
 _draining: Any = SimpleNamespace()
 
 worker = Worker()
@@ -356,7 +358,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def drain() -> None:
-    """Do what finalizers left, unless somebody is at it: another thread, or what this signal handler interrupts."""
+    """Do what finalizers left, unless another thread does so, or the code that this signal handler has interrupted."""
     turn = _draining.turns.take(0) if left_over else None
     if turn is None:
         return
@@ -374,12 +376,12 @@ def drain() -> None:
 
 
 def is_drained() -> bool:
-    """Whether there is nothing to do, or none that this thread could wait for."""
+    """Whether finalizers have left nothing, or this very thread is doing it and cannot wait for itself."""
     return not left_over or _draining.by == threading.get_ident()
 
 
 def _threads_never_run() -> bool:
-    """uWSGI starts threads and never runs them, unless it is told to."""
+    """Whether this is uWSGI without `--enable-threads`: it starts threads and never runs them."""
     uwsgi: Any = sys.modules.get("uwsgi")
     if uwsgi is None:
         return False

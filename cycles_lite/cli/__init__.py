@@ -1,4 +1,5 @@
-"""The command line, `cycles-lite`. What cannot be done is one line on standard error and a status of `statuses`."""
+"""The command line, `cycles-lite`. A command that cannot do what it is asked says so in one line on standard error, and
+ends with one of the exit statuses in `output`."""
 
 from __future__ import annotations
 
@@ -8,36 +9,15 @@ from typing import NoReturn, Sequence
 
 from .. import __version__
 from ..errors import CyclesError
-from . import statuses
-from .streams import NoOutput, safe_streams, tell
+from . import output
+from .output import NoOutput, safe_streams, tell
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that says what is wrong in one line."""
+    """A parser that tells in one line what is wrong, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(statuses.FAILED, f"{self.prog}: {message} (see --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    from . import check, demo, journal, look, provision, run, serve  # each brings its own arguments
-
-    parser = _Parser(
-        prog="cycles-lite",
-        description="Budgets for agents and automation: serve them, manage them, see them work.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=statuses.epilog(statuses.COMMON),
-    )
-    parser.add_argument("--version", action="version", version=f"cycles-lite {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    demo.add_command(commands)
-    serve.add_command(commands)
-    provision.add_commands(commands)
-    journal.add_command(commands)
-    check.add_command(commands)
-    look.add_commands(commands)
-    run.add_command(commands)
-    return parser
+        self.exit(output.FAILED, f"{self.prog}: {message} (see --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,22 +26,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         except NoOutput as e:
-            if isinstance(e.__cause__, BrokenPipeError):  # such as `| head`: what reads has enough
-                return statuses.DONE
+            if isinstance(e.__cause__, BrokenPipeError):  # the reader, such as `head`, has had enough
+                return output.DONE
             tell(e)
-            return statuses.NO_OUTPUT
+            return output.NO_OUTPUT
         except (CyclesError, OSError) as e:
             tell(e)
-            return statuses.FAILED
+            return output.FAILED
         except KeyboardInterrupt:
-            return statuses.INTERRUPTED
+            return output.INTERRUPTED
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    from . import demo, journal, look, provision, run, serve  # each declares its own commands
+
+    text = "Budgets for agents and automation: serve them, manage them, see them work."
+    parser = _Parser(prog="cycles-lite", description=text, **output.epilog(output.COMMON))
+    parser.add_argument("--version", action="version", version=f"cycles-lite {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (demo, serve, provision, journal, look, run):
+        module.add_commands(commands)
     try:
-        # Within another program nothing may be changed for good.
-        arguments = _parser().parse_args(argv, argparse.Namespace(is_program=argv is None))
-        status: int = arguments.run(arguments)
-        return status
+        # `is_program`: where another program calls `main`, nothing of its process may be changed for good.
+        arguments = parser.parse_args(argv, argparse.Namespace(is_program=argv is None))
+        return arguments.run(arguments) or output.DONE
     finally:
-        sys.stdout.flush()  # here, where a failure is still a line and a status
+        sys.stdout.flush()  # a failure here still becomes a line and a status; at the interpreter's end it would not

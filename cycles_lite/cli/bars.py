@@ -1,37 +1,28 @@
-"""Balances as bars, for a terminal or in plain ASCII."""
+"""Amounts as people read them, and balances as bars, for a terminal or in plain ASCII."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple
+from typing import Any, Iterable, Iterator, Mapping
 
 from ..protocol.models import Balance
-from ..protocol.values import MICROCENTS_PER_USD, Unit
+from ..protocol.values import MICROCENTS_PER_USD, Amount, SignedAmount, Unit
 
 _WIDTH = 32
 
+#: The parts of a bar in order, and what each is drawn with.
+UNICODE = {"spent": "█", "reserved": "▒", "free": "░", "debt": "!"}
+ASCII = {"spent": "#", "reserved": "+", "free": ".", "debt": "!"}
 
-class Look(NamedTuple):
-    """What bars are drawn with."""
-
-    spent: str
-    reserved: str
-    free: str
-    debt: str
-
-
-UNICODE = Look("█", "▒", "░", "!")
-ASCII = Look("#", "+", ".", "!")
-
-#: Colours by part, where the terminal has them.
+#: The number of each part's colour in a terminal's escape sequences.
 _COLOURS = {"spent": "36", "reserved": "33", "free": "2", "debt": "31"}
 
 
-def look_of(stream: Any) -> Look:
+def look_of(stream: Any) -> Mapping[str, str]:
     """Blocks where the stream can encode them, else ASCII."""
     try:
-        "".join(UNICODE).encode(getattr(stream, "encoding", None) or "ascii")
+        "".join(UNICODE.values()).encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return ASCII
     return UNICODE if os.environ.get("TERM") != "dumb" else ASCII
@@ -49,53 +40,49 @@ def render(balances: Iterable[Balance], stream: Any = None) -> Iterator[str]:
     rows = list(balances)
     width = max((len(row.scope_path) for row in rows), default=0)
     for row in rows:
-        bar = "".join(_coloured(part, text) if coloured else text for part, text in bar_of(row, look).items())
-        yield f"{row.scope_path:<{width}}  {bar}  {figures(row)}"
+        parts = bar_of(row, look)
+        if coloured:
+            parts = {part: f"\x1b[{_COLOURS[part]}m{text}\x1b[0m" for part, text in parts.items() if text}
+        yield f"{row.scope_path:<{width}}  {''.join(parts.values())}  {figures(row)}"
 
 
-def bar_of(balance: Balance, look: Look) -> Mapping[str, str]:
-    """The parts of a bar, in order. Whatever is not nothing gets at least one cell."""
-    spent, reserved, debt = (_amount(getattr(balance, name)) for name in ("spent", "reserved", "debt"))
-    whole = max(_amount(balance.allocated), spent + reserved + debt, 1)
-    cells = {}
-    left = _WIDTH
-    for name, part in (("debt", debt), ("spent", spent), ("reserved", reserved)):
-        cells[name] = min(left, max(part * _WIDTH // whole, 1 if part else 0))
-        left -= cells[name]
-    return {
-        "spent": look.spent * cells["spent"],
-        "reserved": look.reserved * cells["reserved"],
-        "free": look.free * left,
-        "debt": look.debt * cells["debt"],
-    }
+def bar_of(balance: Balance, look: Mapping[str, str]) -> Mapping[str, str]:
+    """The parts of a bar, in order. Each amount that is not zero gets at least one cell."""
+    amounts = {name: _amount(getattr(balance, name)) for name in ("debt", "spent", "reserved")}
+    whole = max(_amount(balance.allocated), sum(amounts.values()), 1)
+    cells = {"free": _WIDTH}
+    for name, amount in amounts.items():
+        cells[name] = min(cells["free"], max(amount * _WIDTH // whole, 1 if amount else 0))
+        cells["free"] -= cells[name]
+    return {part: look[part] * cells[part] for part in look}
 
 
-def _coloured(part: str, text: str) -> str:
-    return f"\x1b[{_COLOURS[part]}m{text}\x1b[0m" if text else ""
-
-
-def _amount(amount: Any) -> int:
+def _amount(amount: Amount | None) -> int:
     return amount.amount if amount is not None else 0
 
 
 def figures(balance: Balance) -> str:
-    """What is left of what, and whatever else is not nothing."""
+    """How much is left of how much, and what is reserved or owed if that is not zero."""
     unit = balance.remaining.unit
     text = f"{shown(balance.remaining.amount, unit)} of {shown(_amount(balance.allocated), unit)} {name(unit)} left"
     for part in ("reserved", "debt"):
-        if _amount(getattr(balance, part)):
-            text += f", {part} {shown(_amount(getattr(balance, part)), unit)}"
+        amount = _amount(getattr(balance, part))
+        text += f", {part} {shown(amount, unit)}" if amount else ""
     return text + (", OVER LIMIT" if balance.is_over_limit else "")
 
 
+def worded(amount: Amount | SignedAmount) -> str:
+    """An amount with its unit."""
+    return f"{shown(amount.amount, amount.unit)} {name(amount.unit)}"
+
+
 def shown(amount: int, unit: str) -> str:
-    """An amount as people read it: money in dollars, all else with thousands apart."""
+    """An amount's number as people read it: money in dollars, all else with thousands apart."""
     if unit != Unit.USD_MICROCENTS:
         return f"{amount:,}"
-    sign, amount = ("-" if amount < 0 else ""), abs(amount)
-    whole, rest = divmod(amount, MICROCENTS_PER_USD)
+    whole, rest = divmod(abs(amount), MICROCENTS_PER_USD)
     places = f"{rest:08d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{whole:,}.{places}"
+    return f"{'-' if amount < 0 else ''}{whole:,}.{places}"
 
 
 def name(unit: str) -> str:

@@ -5,127 +5,87 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..local import Authority
 from ..protocol import checks
 from . import arguments as given, bars
+from .arguments import DB, JSON, argument, command, group
 
-#: What an action on a budget needs, and whether it may create the file.
-_BUDGET_ACTIONS = (
-    ("set", "create a budget, or change its allocation, limit or caps", True),
-    ("fund", "add to a budget; debt is repaid first", False),
-    ("freeze", "stop reservations and events until it is unfrozen", False),
-    ("unfreeze", "let a frozen budget work again", False),
-    ("close", "close a budget for good", False),
-)
+_SCOPE = argument("scope", type=given.scope, metavar="SCOPE", help="such as tenant:acme or tenant:acme/agent:bot")
+_AMOUNT = argument("amount", type=given.amount, metavar="UNIT:AMOUNT", help="such as TOKENS:100000")
+_UNIT = argument("--unit", type=given.unit, help="only the budget in this unit; default: all of the scope")
+_LIMIT = argument("--overdraft-limit", type=int, metavar="N", help="the debt that is allowed, in the same unit")
+_CAPS = argument("--caps", type=given.caps, metavar="JSON", help='limits for the work, such as {"max_tokens": 500}')
+_TENANT = argument("tenant", metavar="TENANT")
 
 
 def add_commands(commands: Any) -> None:
-    _add_budget(commands)
-    _add_key(commands)
-    _add_tenant(commands)
+    actions = group(commands, "budget", "manage the budgets in a file")
+    text = "create a budget, or change its allocation, limit or caps"
+    command(actions, "set", text, _set_budget, DB, _SCOPE, _AMOUNT, _LIMIT, _CAPS)
+    command(actions, "fund", "add to a budget; debt is repaid first", _fund, DB, _SCOPE, _AMOUNT)
+    text = "stop reservations and events until it is unfrozen"
+    command(actions, "freeze", text, _change_status, DB, _SCOPE, _UNIT)
+    command(actions, "unfreeze", "let a frozen budget work again", _change_status, DB, _SCOPE, _UNIT)
+    command(actions, "close", "close a budget for good", _change_status, DB, _SCOPE, _UNIT)
+    command(actions, "list", "show every budget", _list_budgets, DB, JSON)
+
+    actions = group(commands, "key", "manage the API keys that a served file accepts")
+    name, key_id = argument("--name", help="what the key is for"), argument("key_id", metavar="KEY_ID")
+    text = "make a key for a tenant and print its secret, once"
+    command(actions, "create", text, _create_key, DB, _TENANT, name)
+    command(actions, "revoke", "refuse a key from now on", _revoke_key, DB, key_id)
+    command(actions, "list", "show every key, without the secrets", _list_keys, DB)
+
+    actions = group(commands, "tenant", "manage the tenants in a file")
+    command(actions, "close", "close a tenant for good and revoke its keys", _close_tenant, DB, _TENANT)
 
 
-def _group(commands: Any, name: str, text: str) -> Any:
-    group = commands.add_parser(name, help=text, description=text)
-    return group.add_subparsers(dest="action", metavar="ACTION", required=True)
+def _set_budget(arguments: Any) -> None:
+    with given.authority(arguments, create=True) as authority:
+        limit, caps = arguments.overdraft_limit, arguments.caps
+        authority.set_budget(arguments.scope, arguments.amount, overdraft_limit=limit, caps=caps)
 
 
-def _action(actions: Any, name: str, text: str, run: Any) -> Any:
-    parser = actions.add_parser(name, help=text, description=text)
-    given.add_db(parser)
-    parser.set_defaults(run=run)
-    return parser
+def _fund(arguments: Any) -> None:
+    with given.authority(arguments) as authority:
+        authority.fund(arguments.scope, arguments.amount)
 
 
-def _add_budget(commands: Any) -> None:
-    actions = _group(commands, "budget", "manage the budgets in a file")
-    for name, text, _ in _BUDGET_ACTIONS:
-        parser = _action(actions, name, text, _change_budget)
-        parser.add_argument(
-            "scope", type=given.scope, metavar="SCOPE", help="such as tenant:acme or tenant:acme/agent:bot"
-        )
-        if name in ("set", "fund"):
-            parser.add_argument("amount", type=given.amount, metavar="UNIT:AMOUNT", help="such as TOKENS:100000")
-        else:
-            parser.add_argument(
-                "--unit", type=given.unit, help="only the budget in this unit; default: all of the scope"
-            )
-        if name == "set":
-            parser.add_argument(
-                "--overdraft-limit", type=int, metavar="N", help="the debt that is allowed, in the same unit"
-            )
-            parser.add_argument(
-                "--caps", type=given.caps, metavar="JSON", help='limits for the work, such as {"max_tokens": 500}'
-            )
-    parser = _action(actions, "list", "show every budget", _list_budgets)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+def _change_status(arguments: Any) -> None:
+    """Freeze, unfreeze or close: the authority's methods have the actions' names."""
+    with given.authority(arguments) as authority:
+        getattr(authority, arguments.action)(arguments.scope, arguments.unit)
 
 
-def _change_budget(arguments: Any) -> int:
-    creates = dict((name, may_create) for name, _, may_create in _BUDGET_ACTIONS)[arguments.action]
-    with Authority(given.db_url(arguments), create=creates) as authority:
-        if arguments.action == "set":
-            authority.set_budget(
-                arguments.scope, arguments.amount, overdraft_limit=arguments.overdraft_limit, caps=arguments.caps
-            )
-        elif arguments.action == "fund":
-            authority.fund(arguments.scope, arguments.amount)
-        else:
-            getattr(authority, arguments.action)(arguments.scope, arguments.unit)
-    return 0
-
-
-def _list_budgets(arguments: Any) -> int:
-    with Authority(given.db_url(arguments), create=False) as authority:
+def _list_budgets(arguments: Any) -> None:
+    with given.authority(arguments) as authority:
         budgets = authority.budgets()
-    if arguments.json:
-        for budget in budgets:
+    lines = bars.render([budget.balance for budget in budgets])
+    for budget in budgets:
+        if arguments.json:
             print(json.dumps({**budget.balance.to_json(), "status": budget.status}))
-        return 0
-    for budget, line in zip(budgets, bars.render([budget.balance for budget in budgets])):
-        print(line if budget.status == "ACTIVE" else f"{line}, {budget.status}")
-    return 0
+        else:
+            print(next(lines) + ("" if budget.status == "ACTIVE" else f", {budget.status}"))
 
 
-def _add_key(commands: Any) -> None:
-    actions = _group(commands, "key", "manage the API keys that a served file accepts")
-    parser = _action(actions, "create", "make a key for a tenant and print its secret, once", _create_key)
-    parser.add_argument("tenant", metavar="TENANT")
-    parser.add_argument("--name", help="what the key is for")
-    parser = _action(actions, "revoke", "refuse a key from now on", _revoke_key)
-    parser.add_argument("key_id", metavar="KEY_ID")
-    _action(actions, "list", "show every key, without the secrets", _list_keys)
-
-
-def _create_key(arguments: Any) -> int:
-    with Authority(given.db_url(arguments), create=True) as authority:
+def _create_key(arguments: Any) -> None:
+    with given.authority(arguments, create=True) as authority:
         key = authority.create_key(arguments.tenant, name=arguments.name)
     print(key.key_secret)
-    return 0
 
 
-def _revoke_key(arguments: Any) -> int:
-    with Authority(given.db_url(arguments), create=False) as authority:
+def _revoke_key(arguments: Any) -> None:
+    with given.authority(arguments) as authority:
         authority.revoke_key(checks.text("key_id", arguments.key_id, 128))
-    return 0
 
 
-def _list_keys(arguments: Any) -> int:
-    with Authority(given.db_url(arguments), create=False) as authority:
+def _list_keys(arguments: Any) -> None:
+    with given.authority(arguments) as authority:
         keys = authority.keys()
     for key in keys:
         state = "revoked" if key.revoked else "active"
         print("\t".join((key.key_id, key.key_prefix, key.tenant_id, state, key.name or "")))
-    return 0
 
 
-def _add_tenant(commands: Any) -> None:
-    actions = _group(commands, "tenant", "manage the tenants in a file")
-    parser = _action(actions, "close", "close a tenant for good and revoke its keys", _close_tenant)
-    parser.add_argument("tenant", metavar="TENANT")
-
-
-def _close_tenant(arguments: Any) -> int:
-    with Authority(given.db_url(arguments), create=False) as authority:
+def _close_tenant(arguments: Any) -> None:
+    with given.authority(arguments) as authority:
         authority.close_tenant(arguments.tenant)
-    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 from contextlib import ExitStack
@@ -14,40 +13,27 @@ from ..errors import AuthenticationError, BudgetDenied, ConfigError, CyclesError
 from ..guard import ReservationGuard
 from ..protocol.values import Subject
 from ..settlement.meaning import SettlementStatus
-from . import arguments as given, statuses
-from .costs import CostFile
+from . import arguments as given, output
+from .arguments import argument, command
+from .cost_file import CostFile
+from .output import tell
 from .signals import Signals
-from .streams import tell
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
+    estimate = argument("--estimate", type=given.amount, required=True, metavar="UNIT:AMOUNT", help="what to reserve")
+    action = argument("--action", type=given.action, required=True, metavar="KIND:NAME", help="such as tool.email:send")
+    text = "a file that the command writes its real cost into, as a number or UNIT:AMOUNT; default: the estimate"
+    actual = argument("--actual-from", metavar="FILE", help=text)
+    words = argument("words", nargs="+", metavar="COMMAND", help="the command and its arguments, after --")
     text = "run a command on a budget: reserve, run, commit when it succeeds, release when it fails"
-    parser = commands.add_parser(
-        "run",
-        help=text,
-        description=text,
-        usage="%(prog)s [options] -- COMMAND ...",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=statuses.epilog(statuses.OF_RUN),
-    )
-    parser.add_argument("--estimate", type=given.amount, required=True, metavar="UNIT:AMOUNT", help="what to reserve")
-    parser.add_argument(
-        "--action", type=given.action, required=True, metavar="KIND:NAME", help="such as tool.email:send"
-    )
-    parser.add_argument(
-        "--actual-from",
-        metavar="FILE",
-        help="a file that the command writes its real cost into, as a number or UNIT:AMOUNT; default: the estimate",
-    )
-    given.add_levels(parser)
-    parser.add_argument("words", nargs="+", metavar="COMMAND", help="the command and its arguments, after --")
-    parser.set_defaults(run=_run)
+    usage, shape = "%(prog)s [options] -- COMMAND ...", output.epilog(output.OF_RUN)
+    command(commands, "run", text, _run, estimate, action, actual, *given.LEVELS, words, usage=usage, **shape)
 
 
 def _run(arguments: Any) -> int:
     cost = None if arguments.actual_from is None else CostFile(arguments.actual_from)
-    levels = given.levels(arguments)
-    subject = Subject(**levels) if levels else None
+    subject = Subject(**given.levels(arguments)) if given.levels(arguments) else None
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(for_good=arguments.is_program))
         try:
@@ -65,35 +51,35 @@ def _run(arguments: Any) -> int:
 
 
 def _status_of(error: CyclesError | OSError) -> int:
-    """What a reservation that was not had ends with."""
+    """The exit status where the reservation was not granted, and the command does not run."""
     if isinstance(error, BudgetDenied):
-        return statuses.DENIED
+        return output.DENIED
     if isinstance(error, (ConfigError, AuthenticationError, ForbiddenError, OSError)):
-        return statuses.MISCONFIGURED
-    return statuses.UNAVAILABLE if error.is_retryable else statuses.FAILED
+        return output.MISCONFIGURED
+    return output.UNAVAILABLE if error.is_retryable else output.FAILED
 
 
 def _execute(words: list[str], signals: Signals) -> int:
-    """The command's exit status as a shell tells it."""
+    """Run the command and return its exit status as a shell would tell it."""
     early = signals.pending()
     if early:
         tell(f"{Number(early[0]).name} came before the command ran, and it does not run")
-        return statuses.KILLED + early[0]
+        return output.KILLED + early[0]
     try:
         # The command gets every open file that this process was given; those that it opened itself are not inheritable.
         command = subprocess.Popen(words, close_fds=False)
     except OSError as e:
         tell(f"{os.strerror(e.errno or 0)}: {words[0]}")
-        return statuses.NOT_FOUND if isinstance(e, FileNotFoundError) else statuses.NOT_EXECUTABLE
+        return output.NOT_FOUND if isinstance(e, FileNotFoundError) else output.NOT_EXECUTABLE
     status = signals.wait(command)
     if status is None:
         tell("how the command ended is unknown")
-        return statuses.UNKNOWN
-    return statuses.KILLED - status if status < 0 else status
+        return output.UNKNOWN
+    return output.KILLED - status if status < 0 else status
 
 
 def _commit(guard: ReservationGuard, cost: CostFile | None, has_journal: bool) -> None:
-    """The command has succeeded, and its exit status stays 0, whatever becomes of the commit."""
+    """Commit what the command cost. It has succeeded, and its exit status stays 0 whatever becomes of the commit."""
     actual, metadata = guard.estimate, None
     try:
         if cost is not None:

@@ -6,96 +6,75 @@ import logging
 import os
 import re
 import signal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..local import AlreadyExists, Authority
 from ..protocol.checks import shown
 from ..protocol.values import Amount, Unit
 from . import arguments as given
+from .arguments import argument, command
 
 if TYPE_CHECKING:
     from ..local.server import Server
 
 
-#: Larger files hold no key.
+#: Bytes of a key's file that are read; a larger one holds no key.
 _LONGEST_FILE = 4096
 
 
-def add_command(commands: Any) -> None:
-    text = "serve a budget file over HTTP (needs the extra [server])"
-    parser = commands.add_parser("serve", help=text, description=text)
-    given.add_db(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; default: %(default)s")
-    parser.add_argument("--port", type=int, default=7878, help="0 picks a free one; default: %(default)s")
-    parser.add_argument("--tenant", help="a tenant to create where it is missing")
+def add_commands(commands: Any) -> None:
+    options = [
+        argument("--host", default="127.0.0.1", help="the address to listen on; default: %(default)s"),
+        argument("--port", type=int, default=7878, help="0 picks a free one; default: %(default)s"),
+        argument("--tenant", help="a tenant to create where it is missing"),
+    ]
     # Arguments are shown to every user of the machine; the other two places are not. One key has one place.
     for name, what in (("api", "for that tenant"), ("admin", "for the provisioning calls, which are off without one")):
         places = f"one of: --{name}-key, --{name}-key-file, the variable CYCLES_SERVE_{name.upper()}_KEY"
-        parser.add_argument(f"--{name}-key", metavar="KEY", help=f"a key {what}; {places}")
-        parser.add_argument(f"--{name}-key-file", metavar="PATH", help="a file with that key and nothing else")
-    parser.add_argument(
-        "--budget",
-        action="append",
-        default=[],
-        type=given.allocation,
-        metavar="SCOPE=UNIT:AMOUNT",
-        help="a budget to set, such as tenant:acme=TOKENS:100000; may be repeated",
-    )
-    parser.add_argument(
-        "--caps",
-        action="append",
-        default=[],
-        type=given.scoped_caps,
-        metavar="SCOPE=JSON",
-        help='caps for the budgets of a scope, such as tenant:acme={"max_tokens": 500}; may be repeated',
-    )
-    parser.set_defaults(run=_serve)
+        options.append(argument(f"--{name}-key", metavar="KEY", help=f"a key {what}; {places}"))
+        options.append(argument(f"--{name}-key-file", metavar="PATH", help="a file with that key and nothing else"))
+    shape, text = ("SCOPE=UNIT:AMOUNT", "tenant:acme=TOKENS:100000"), "a budget to set"
+    options.append(given.for_scopes("--budget", given.amount, *shape, text))
+    shape, text = ("SCOPE=JSON", 'tenant:acme={"max_tokens": 500}'), "caps for the budgets of a scope"
+    options.append(given.for_scopes("--caps", given.caps, *shape, text))
+    command(commands, "serve", "serve a budget file over HTTP (needs the extra [server])", _serve, given.DB, *options)
 
 
-def _serve(arguments: Any) -> int:
+def _serve(arguments: Any) -> None:
     server_class = load_server("serve")
-    admin_key, api_key = _key(arguments, "admin"), _key(arguments, "api")
+    (_, admin_key), (place, api_key) = _key(arguments, "admin"), _key(arguments, "api")
     if api_key is not None and arguments.tenant is None:
-        raise ConfigError(f"{api_key.place} needs --tenant: a key belongs to a tenant")
-    with Authority(given.db_url(arguments), create=True) as authority:
+        raise ConfigError(f"{place} needs --tenant: a key belongs to a tenant")
+    with given.authority(arguments, create=True) as authority:
         # Before anything is changed: where the address is taken, the file is in use by the one who has it.
-        key = None if admin_key is None else admin_key.secret
-        with server_class(authority, arguments.host, arguments.port, admin_key=key) as server:
-            _prepare(authority, arguments, api_key)
+        with server_class(authority, arguments.host, arguments.port, admin_key=admin_key) as server:
+            _prepare(authority, arguments, place, api_key)
             _stop_on_signals(server)
             logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # else each request that waits is a warning
             print(f"listening on {server.url}", flush=True)
             server.run()
-    return 0
 
 
-class _Key(NamedTuple):
-    """A key, and where it was said, for messages."""
-
-    place: str
-    secret: str
-
-
-def _key(arguments: Any, name: str) -> _Key | None:
-    """The `api` or `admin` key, from the one place that has it; none where no place has."""
+def _key(arguments: Any, name: str) -> tuple[str, str | None]:
+    """The place that has the `api` or `admin` key, for messages, and the key; None where no place has it."""
     option, variable = f"--{name}-key", f"CYCLES_SERVE_{name.upper()}_KEY"
-    given = {
+    told = {
         option: getattr(arguments, f"{name}_key"),
         option + "-file": getattr(arguments, f"{name}_key_file"),
         variable: os.environ.get(variable),
     }
-    places = [place for place, text in given.items() if text is not None]
+    places = [place for place, text in told.items() if text is not None]
     if len(places) > 1:
         raise ConfigError("{} are given; the {} key has one place".format(" and ".join(places), name))
     if not places:
-        return None
-    text = given[places[0]]
-    secret = _content(places[0], text) if places[0].endswith("-file") else text.strip()
+        return "", None
+    place = places[0]
+    secret = _content(place, told[place]) if place.endswith("-file") else told[place].strip()
     if re.match(r"[\x21-\x7e]{1,256}\Z", secret) is None:
         what = "is empty" if not secret else "has other characters than visible ASCII, or more than 256"
-        raise ConfigError(f"{places[0]}: the secret of the {name} key {what}")
-    return _Key(places[0], secret)
+        raise ConfigError(f"{place}: the secret of the {name} key {what}")
+    return place, secret
 
 
 def _content(option: str, path: str) -> str:
@@ -119,41 +98,30 @@ def load_server(command: str) -> type[Server]:
 
 
 def _stop_on_signals(server: Server) -> None:
-    """End in an orderly way. No exception is raised for it: it could hit any line, also one that may not fail."""
+    """Let SIGINT and SIGTERM end the server in an orderly way. Their handler raises no exception, because that could
+    hit any line, also one that may not fail."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, frame: server.stop())
 
 
-def _prepare(authority: Authority, arguments: Any, api_key: _Key | None) -> None:
-    """What a start from nothing needs; on a file that has it already, nothing changes but the allocations."""
+def _prepare(authority: Authority, arguments: Any, place: str, api_key: str | None) -> None:
+    """Make what a start from nothing needs; on a file that has it already, nothing changes but the allocations."""
     if arguments.tenant is not None:
-        _ensure_tenant(authority, arguments.tenant)
+        try:
+            authority.create_tenant(arguments.tenant)
+        except AlreadyExists:
+            pass  # it may have another name, or settings of its own
     if api_key is not None:
-        _ensure_key(authority, str(arguments.tenant), api_key)
-    for budget in arguments.budget:
-        authority.set_budget(budget.scope, budget.amount)
+        owner = authority.authenticate(api_key)
+        if owner is None:
+            authority.create_key(str(arguments.tenant), secret=api_key)
+        elif owner != arguments.tenant:
+            raise ConfigError(f"{place}: the key is another tenant's")
+    for scope, amount in arguments.budget:
+        authority.set_budget(scope, amount)
     for scope, caps in arguments.caps:
-        _set_caps(authority, scope, caps)
-
-
-def _ensure_tenant(authority: Authority, tenant: str) -> None:
-    try:
-        authority.create_tenant(tenant)
-    except AlreadyExists:
-        pass  # under another name, or with settings of its own: it is there
-
-
-def _ensure_key(authority: Authority, tenant: str, key: _Key) -> None:
-    owner = authority.authenticate(key.secret)
-    if owner is None:
-        authority.create_key(tenant, secret=key.secret)
-    elif owner != tenant:
-        raise ConfigError(f"{key.place}: the key is another tenant's")
-
-
-def _set_caps(authority: Authority, scope: str, caps: Any) -> None:
-    found = [budget for budget in authority.budgets() if budget.scope == scope]
-    if not found:
-        raise ConfigError(f"--caps: there is no budget at {scope}; set one with --budget")
-    for budget in found:
-        authority.set_budget(scope, Amount(Unit(budget.unit), budget.allocated), caps=caps)
+        found = [budget for budget in authority.budgets() if budget.scope == scope]
+        if not found:
+            raise ConfigError(f"--caps: there is no budget at {scope}; set one with --budget")
+        for budget in found:
+            authority.set_budget(scope, Amount(Unit(budget.unit), budget.allocated), caps=caps)

@@ -1,7 +1,8 @@
-"""What comes while `cycles-lite run` guards a command: signals for it, and its end, one after the other.
+"""How `cycles-lite run` waits for the command that it guards, and passes on the signals that come meanwhile.
 
-Handlers do nothing. Each signal is a byte in a pipe (`signal.set_wakeup_fd`), which is read where nothing can be lost:
-no exception is ever raised for one. What was ignored from the start, as `nohup` and `&` arrange it, stays ignored.
+The handlers of these signals do nothing, and never raise. The interpreter writes each signal as a byte into a pipe
+(`signal.set_wakeup_fd`), and this module reads them there, one after the other, when it is ready for them. Signals that
+were ignored from the start, as `nohup` and `&` arrange it, stay ignored.
 
 A signal is sent to this process alone, and then the command must be given it; or to the whole group (Ctrl-C, a hangup,
 `timeout`, a supervisor that stops all there is), and then the command has it already. The system does not tell which.
@@ -17,15 +18,13 @@ import subprocess
 from typing import Any
 
 from ..runtime.clock import monotonic
-from .streams import tell
+from .output import tell
 
-_FORWARDED = [
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-]
+#: The signals that are passed on to the command, of those that this system has.
+_NAMES = "SIGTERM SIGHUP SIGINT SIGQUIT SIGUSR1 SIGUSR2".split()
+_FORWARDED = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
-#: Seconds in which the witness has reported what it got too.
+#: Seconds that the witness has to report a signal which it got too.
 _GRACE = 0.25
 
 
@@ -34,19 +33,22 @@ def _nothing(signum: int, frame: Any) -> None:
 
 
 class Signals:
-    """What is forwarded does not end this process, from entering to leaving; or to its end, with `for_good`, so that
-    nothing can change the exit status that is known by then.
+    """Keeps the signals that are passed on from ending this process, while this context manager is entered.
 
-    On Windows all this is not needed, nor to be had: there Ctrl-C reaches the command by itself, and nothing else can
-    be sent.
+    With `for_good` they are ignored after that too, because the exit status is known by then and nothing may change it.
+    On Windows nothing of this is possible or needed: Ctrl-C reaches the command there by itself, and no other signal
+    can be sent.
     """
 
     def __init__(self, for_good: bool) -> None:
         self._for_good = for_good
+        #: The handlers that were there before.
         self._handlers: dict[int, Any] = {}
+        #: The pipes to read: one with the signals that came here, and one with those that came to the witness.
         self._pipes: list[int] = []
+        #: The witness's process id; 0 where there is none.
         self._witness = 0
-        #: When the witness last reported a signal.
+        #: When the witness last reported each signal.
         self._reported: dict[int, float] = {}
 
     def __enter__(self) -> Signals:
@@ -77,7 +79,7 @@ class Signals:
                 os.close(self._held)
                 _report_to(told)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                os.read(alive, 1)  # nothing ever comes, and the end does when the parent ends, however it does
+                os.read(alive, 1)  # this returns when the parent has ended, in whatever way: nothing is ever written
             finally:
                 os._exit(0)
         os.close(told)
@@ -92,7 +94,7 @@ class Signals:
         for pipe in (self._came, self._comes, self._told, self._held):
             os.close(pipe)
         for signum, handler in self._handlers.items():
-            # The interpreter undoes handlers well before its end; what is ignored it leaves so.
+            # `for_good` ignores: the interpreter resets handlers well before its end, but leaves ignored what is.
             signal.signal(signum, signal.SIG_IGN if self._for_good else handler)
 
     def pending(self) -> list[int]:
@@ -104,10 +106,10 @@ class Signals:
         if not self._witness:
             signal.signal(signal.SIGINT, _nothing)
             return command.wait()
-        # They came while the command was being started, and it may have been too young to get them.
+        # Signals that came while the command was being started may not have reached it, even if the group got them.
         for signum in self.pending():
             _send(command.pid, signum)
-        #: By signal, until when the witness may report it.
+        # For each signal that came here, until when the witness may report that it got it too.
         due: dict[int, float] = {}
         while not _has_ended(command):
             left = min(due.values()) - monotonic() if due else None
@@ -117,7 +119,7 @@ class Signals:
         return command.returncode
 
     def _listen(self, timeout: float | None) -> list[int]:
-        """The signals that came here. What the witness reports is noted."""
+        """Wait for signals and return those that came here; remember those that the witness reports."""
         ready = select.select(self._pipes, [], [], timeout)[0]
         if self._told in ready:
             reports = os.read(self._told, 4096)
@@ -128,7 +130,7 @@ class Signals:
         return [signum for signum in came if signum != signal.SIGCHLD]
 
     def _pass_on(self, pid: int, due: dict[int, float]) -> None:
-        """Send what the witness has not got in time."""
+        """Send the command each signal that the witness has not reported in time: it came to this process alone."""
         for signum, end in list(due.items()):
             is_shared = self._reported.get(signum, 0.0) >= end - 2 * _GRACE
             if is_shared or monotonic() >= end:
@@ -138,6 +140,7 @@ class Signals:
 
 
 def _report_to(pipe: int) -> None:
+    """Let the interpreter write each signal that comes to this process into a pipe."""
     os.set_blocking(pipe, False)
     signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
 
@@ -151,8 +154,8 @@ def _send(pid: int, signum: int) -> None:
 
 
 def _has_ended(command: subprocess.Popen[bytes]) -> bool:
-    """Whether the command has ended; then its `returncode` is set, to None where it is unknown. `Popen.wait` would
-    make a success of that."""
+    """Whether the command has ended. If so its `returncode` is set, to None where the system does not tell how it
+    ended; `Popen.wait` would take that for success."""
     try:
         pid, status = os.waitpid(command.pid, os.WNOHANG)
     except ChildProcessError:

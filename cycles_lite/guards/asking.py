@@ -11,7 +11,7 @@ from ..guard import Backing, ReservationGuard
 from ..protocol import wire
 from ..runtime.log import log
 from ..session import response_in
-from ..settlement import flush  # noqa: F401  # which also sees to the interpreter's end
+from ..settlement import flush  # noqa: F401  # it settles what is left at the interpreter's end
 from ..settlement.settler import settler_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
     is_shadow = session.config.mode == "shadow"
     try:
         body = session.body_of(request)
-        response = response_in(session.post(wire.CREATE_RESERVATION, body))
+        response = response_in(session.send(wire.CREATE_RESERVATION, body))
         if not (response.is_allowed and (response.reservation_id or is_shadow)):
             raise wire.denied(response)
     except BudgetDenied as e:
@@ -58,7 +58,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
     # and would keep alive a guard that nobody finishes.
     try:
         session.observe(events.Reserved(response.reservation_id, request.estimate, request.action, response))
-    except BaseException:  # it ends the program, or a signal handler does: nobody will have the guard
+    except BaseException:  # the observer or a signal handler ends the program, and nobody gets the guard
         ReservationGuard(session, request, Backing.RESERVATION, body["subject"], response).settle_abandoned()
         raise
     return ReservationGuard(session, request, Backing.RESERVATION, body["subject"], response)

@@ -1,4 +1,4 @@
-"""What is settled for work that has been done, when its value is on its way to the caller.
+"""Settling work that has been done, while its value is on its way to the caller.
 
 Nothing here raises an error of this library. What interrupts the settling (Ctrl-C, `sys.exit()`, a soft time limit)
 goes on its way once the work is settled, because leaving by an exception would release what has been spent.
@@ -22,7 +22,7 @@ _ESTIMATED = {"actual_source": "estimate"}
 
 
 def is_cost(value: Any) -> bool:
-    """Whether a value is of a kind that tells a cost: an Amount, or like an integer."""
+    """Whether a value is of a kind that tells a cost: an Amount, or something that counts as an integer."""
     return isinstance(value, Amount) or (hasattr(type(value), "__index__") and not isinstance(value, bool))
 
 
@@ -36,7 +36,7 @@ def amount_of(name: str, value: Any, unit: Unit | str) -> Amount:
 
 
 def actual_of(value: Any, unit: Unit) -> Amount:
-    """What can be committed on an estimate in this unit."""
+    """The amount that a value stands for, which must be in the estimate's unit."""
     amount = amount_of("actual", value, unit)
     if amount.unit != unit:
         raise refuse("actual", amount, f"in {unit}, the estimate's unit")
@@ -48,7 +48,7 @@ def settle(guard: ReservationGuard, cost: Any, **more: Any) -> None:
     try:
         _commit(guard, cost, more)
     except BaseException:
-        _commit(guard, cost, more)  # unless it was already on record
+        _commit(guard, cost, more)  # this does nothing where the guard is finished, and so the cost on record
         raise
 
 
@@ -67,7 +67,8 @@ def _commit(guard: ReservationGuard, cost: Any, more: Mapping[str, Any]) -> None
 
 
 def settle_unknown(guard: ReservationGuard) -> None:
-    """The work has told no cost: the meter if there is one; an amount that nobody knows is never committed."""
+    """Settle work that has told no cost: commit the meter if there is one, else release. An amount that nobody knows is
+    never committed."""
     if not guard.is_active:
         return
     try:
@@ -82,24 +83,22 @@ def settle_unknown(guard: ReservationGuard) -> None:
         log().error("spend of reservation %s was not settled: %s", guard.reservation_id, e)
 
 
-def settle_by_estimate(guard: ReservationGuard) -> None:
-    """Commit the meter if there is one, else the estimate, marked as such."""
-    if guard.spent:
+def settle_by_estimate(guard: ReservationGuard, waits: bool = True) -> None:
+    """Commit the meter if there is one, else the estimate, marked as such. Where it does not wait, as for a guard whose
+    generator was collected, the commit is on record when this returns, and is sent in the background."""
+    if not waits and guard.spent:
+        guard.commit_later()
+    elif not waits:
+        guard.commit_later(guard.estimate, _ESTIMATED)
+    elif guard.spent:
         settle_unknown(guard)
     else:
         settle(guard, guard.estimate, metadata=_ESTIMATED)
 
 
-def settle_by_estimate_later(guard: ReservationGuard) -> None:
-    """Settle by the estimate what was collected: it is on record when this returns, and sent in the background."""
-    if guard.spent:
-        guard.commit_later()
-    else:
-        guard.commit_later(guard.estimate, _ESTIMATED)
-
-
 def settle_call(guard: ReservationGuard, actual: Any, result: Any, uses_estimate: bool = True) -> None:
-    """Commit what a call has cost. `actual` is a constant, a callable of the result, or None: meter, else estimate."""
+    """Commit what a call has cost. `actual` is a constant, a callable of the result, or None, which stands for the
+    meter if there is one, else for the estimate if `uses_estimate`."""
     try:
         if actual is not None:
             _settle_actual(guard, actual, result)

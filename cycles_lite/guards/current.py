@@ -42,7 +42,9 @@ def leave(token: GuardToken | None) -> None:
         return
     try:
         _current.reset(token)
-    except ValueError:  # entered in another context, as by a generator that is closed elsewhere: nothing to restore
+    except (
+        ValueError
+    ):  # it was entered in another context, as by a generator that is closed here: nothing is to restore
         return
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterable, I
 
 from ..background.worker import left_over
 from ..transport.turns import Turns
-from .costs import settle_by_estimate, settle_by_estimate_later
+from .costs import settle_by_estimate
 from .current import inside
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What a function returns whose work has not been done yet. The classes of `typing` take longer to ask.
+#: What a function returns whose work has not been done yet. `isinstance` takes longer with the classes of `typing`.
 _ASYNCHRONOUS = (collections.abc.Coroutine, collections.abc.AsyncGenerator)
 UNDONE: Any = (collections.abc.Generator, *_ASYNCHRONOUS)
 
@@ -38,7 +38,7 @@ def refuse_asynchronous(decorator: str, fn: Any) -> None:
 
 
 def refuse_unawaited(decorator: str, fn: Any, result: Any) -> None:
-    """Refuse what another decorator hid until the call: nothing will await it."""
+    """Refuse a coroutine that another decorator hid until the call, because nothing will await it."""
     if isinstance(result, _ASYNCHRONOUS):
         if isinstance(result, collections.abc.Coroutine):
             result.close()
@@ -46,7 +46,7 @@ def refuse_unawaited(decorator: str, fn: Any, result: Any) -> None:
 
 
 def goes_on(steps: Any) -> bool:
-    """Whether a generator can still be stepped: after an exception that means that this step was refused."""
+    """Whether a generator can still be stepped. After an exception this means that the step was refused, not made."""
     return getattr(steps, "gi_frame", None) is not None
 
 
@@ -70,7 +70,7 @@ class _InTurns:
     generators raise, and the step that is under way goes on."""
 
     def __init__(self) -> None:
-        #: Whoever has the one turn steps, closes and settles.
+        #: There is one turn: whoever has it steps, closes and settles.
         self._turns = Turns(1)
 
     def _in_turn(self, step: Callable[..., Any], *given: Any) -> Any:
@@ -114,7 +114,7 @@ class GuardedStream(_InTurns, Generic[T]):
         self._guard.end(None)
 
     def _ending(self, step: Callable[..., Any], *given: Any) -> Any:
-        """What a step gives; an exception out of it ends the guard."""
+        """What a step gives. An exception that comes out of it ends the guard."""
         with inside(self._guard):
             try:
                 return step(*given)
@@ -201,7 +201,7 @@ class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
         try:
             result = self._advance(self._steps.close)
         except RuntimeError:
-            if goes_on(self._steps):  # it has ignored this and yielded again
+            if goes_on(self._steps):  # the generator has ignored GeneratorExit and yielded again
                 self._closed_early()
             raise
         self._closed_early()
@@ -209,7 +209,7 @@ class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
 
     def _advance(self, advance: Callable[..., Any], *given: Any) -> Any:
         guard = self._guard
-        if guard is None:  # it has not begun, so there is nothing to settle
+        if guard is None:  # the generator has not begun, so there is nothing to settle
             return advance(*given)
         with inside(guard):
             try:
@@ -230,7 +230,7 @@ class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
         if guard is None:
             return
         if self._is_collected:
-            left_over.append(functools.partial(settle_by_estimate_later, guard))
+            left_over.append(functools.partial(settle_by_estimate, guard, waits=False))
         else:
             settle_by_estimate(guard)
 

@@ -13,13 +13,12 @@ import shlex
 import sqlite3
 import stat
 import time
-from typing import NamedTuple, Optional, Tuple
 from urllib.parse import quote
 
 from ..errors import ConfigError, TransportError
 from ..runtime.clock import monotonic
 from . import schema
-from .connections import Connection, execute, open_connections
+from .connections import Connection, Inode, Place, execute, inode, open_connections, stamp
 from .failures import is_busy, not_in_time, translated
 from .location import printable
 
@@ -37,33 +36,8 @@ _CHECKPOINT_PAGES = 4000
 #: Seconds between two tries for the lock on a folder.
 _PAUSE = 0.002
 
-#: Device and inode; None where there is no file.
-Inode = Optional[Tuple[int, int]]
 
-
-class Place(NamedTuple):
-    """A file that a connection has open: while it does, no other file gets these numbers."""
-
-    path: str
-    #: The path without links, as SQLite names the journal.
-    real: str
-    inode: Inode
-    wal: Inode
-    shm: Inode
-
-
-def inode(path: str) -> Inode:
-    found = stamp(path)
-    return found[:2] if found else None
-
-
-def stamp(path: str) -> tuple[int, int, int] | None:
-    """Device, inode, and when that was last changed, which shows a name that came back."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns
+# ---- Opening ----
 
 
 def place_of(path: str, opened: Inode) -> Place | None:
@@ -71,9 +45,6 @@ def place_of(path: str, opened: Inode) -> Place | None:
     real = os.path.realpath(path)
     place = Place(path, real, opened, inode(real + "-wal"), inode(real + "-shm"))
     return place if opened is not None and opened == inode(path) == inode(real) else None
-
-
-# ---- Opening ----
 
 
 def connect(path: str, options: str = "mode=rw") -> Connection:

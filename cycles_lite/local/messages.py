@@ -88,12 +88,7 @@ def new_answer(status: int, data: Mapping[str, Any], headers: Mapping[str, str],
 
 
 def error_answer(
-    status: int,
-    code: str,
-    message: str,
-    headers: Mapping[str, str],
-    tenant: str | None = None,
-    details: Mapping[str, Any] | None = None,
+    status: int, code: str, message: str, headers: Mapping[str, str], tenant: str | None = None, details: Any = None
 ) -> Answer:
     """A refusal of a request with these headers, as the protocol's `ErrorResponse`."""
     body: dict[str, Any] = {"error": code, "message": message}

@@ -74,6 +74,11 @@ class Budget(NamedTuple):
 Budgets = Tuple[Budget, ...]
 
 
+def balances(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
+    """The budgets as the protocol's `Balance`s."""
+    return [budget.to_json() for budget in budgets]
+
+
 class Refusal(NamedTuple):
     """Why an operation did not happen: the protocol's code, a sentence, and facts for `details`."""
 

@@ -15,7 +15,7 @@ from ..transport.deadline import deadline_in
 from .settler import Settler, open_settlers
 from .spend import until
 
-#: Seconds between two glances at what is waited for, at the most.
+#: The longest pause between two glances at what is waited for, in seconds.
 _GLANCE = 0.02
 
 
@@ -32,9 +32,9 @@ class Flush:
 
     def __init__(self, settler: Settler, end: float) -> None:
         self._settler, self._end = settler, end
-        #: By reservation id: the number of the attempt that is waited for.
+        #: The number of the attempt that is waited for, by reservation id.
         self._wanted: dict[str, int] = {}
-        #: What was pending when it began.
+        #: The ids of what was pending when the flush began.
         self._before: set[str] = set()
         self._look: Job | None = None
 
@@ -48,7 +48,7 @@ class Flush:
             # An observer that flushes when it is told of a failure must not undo the pause before the next attempt.
             self._end = monotonic()
         else:
-            # The look comes first: what it has taken up meanwhile is among the pending then.
+            # The look is begun first, so that what it has taken up by then is already among the pending.
             self._look = settler.look_around(True) if settler.unseen() else None
             pending = list(settler.pending.items())
             self._before = {id for id, _ in pending}
@@ -58,7 +58,7 @@ class Flush:
 
     def wait(self) -> int:
         """Wait for what was begun; says how much is not settled."""
-        with deadline_in(max(0.0, self._end - monotonic())):  # it binds what runs inline, where there are no threads
+        with deadline_in(max(0.0, self._end - monotonic())):  # where there are no threads, jobs run within this
             pause = 0.001
             while not self._is_through():
                 left = self._end - monotonic()
@@ -79,7 +79,7 @@ class Flush:
         return not (self._wanted or self._look or self._settler.releasing) and is_drained()
 
     def _hasten(self) -> None:
-        """Forget what needs no waiting any more, and have the rest tried now."""
+        """Wait no more for what is settled or has been tried; have the rest tried now."""
         pending = self._settler.pending
         for id, attempt in list(self._wanted.items()):
             spend = pending.get(id)
@@ -92,19 +92,20 @@ class Flush:
 
     def _count(self) -> int:
         settler = self._settler
-        # What a client that another thread closes meanwhile no more has in mind is on disk.
+        # When another thread closes the client meanwhile, what it forgets is on disk, and counts there.
         unseen = settler.unseen() if self._look is not None or not settler.is_open else 0
         return len(settler.pending) + len(settler.releasing) + len(left_over) + unseen
 
 
 def _is_idle(job: Job | None) -> bool:
-    """Whether an attempt is neither due nor being made; a job that was to come later does not come any more."""
+    """Whether no attempt is due or being made. A job that was to come later is cancelled, so that one can come now."""
     if job is None or job.is_over:
         return True
     return job.due > monotonic() and job.cancel()
 
 
-# What registers last runs first: finalizers close connections at exit too, and this must come before.
+# What is registered last is run first. `weakref.finalize` registers itself when it is first used; it closes connections
+# at exit, and must not do so before the flush below, which is therefore registered after it.
 weakref.finalize(metered, int).detach()
 
 

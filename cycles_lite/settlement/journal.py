@@ -36,7 +36,7 @@ COMMIT, EVENT = "commit", "event"
 PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
 _STANDARD_NAME = re.compile(r"v2-[0-9a-f]{64}\.json\Z")
 
-#: The locks' files of the claims that this process has at the moment.
+#: The open lock files of the claims that this process has at the moment.
 _claims: list[int] = []
 
 
@@ -49,10 +49,10 @@ def _forget_claims() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_claims)
 
-#: Bytes of a record that are read at once; nearly all have fewer.
+#: How many bytes of a record are read at once. Nearly all records have fewer.
 _PIECE = 64 * 1024
 
-#: Seconds after which a temporary file is a dead writer's.
+#: A temporary file that is older, in seconds, was left by a writer that died.
 _STALE_AFTER = 3600.0
 
 
@@ -60,7 +60,7 @@ class Record(NamedTuple):
     """Spend that is known and not yet settled."""
 
     reservation_id: str
-    #: The server that it is owed to, normalised.
+    #: The server that the spend is owed to, normalised.
     base_url: str
     #: `commit`, or `event` once the reservation has expired or never was.
     mode: str
@@ -97,7 +97,7 @@ class Record(NamedTuple):
 
 
 def _is_body(value: Any) -> bool:
-    """Whether it can be sent at all. What else is wrong with it the authority says."""
+    """Whether a body can be sent at all. The authority says what else is wrong with it."""
     if value is None:
         return True
     return isinstance(value, dict) and all(isinstance(value.get(name, {}), dict) for name in ("actual", "estimate"))
@@ -120,7 +120,7 @@ _LEGAL: dict[str, Callable[[Any], bool]] = {
 
 
 def file_name(reservation_id: str, suffix: str = PENDING) -> str:
-    """The name that belongs to exactly this id."""
+    """The name of a reservation's file, which no other reservation has."""
     return "v2-" + hashlib.sha256(reservation_id.encode("utf-8", "surrogatepass")).hexdigest() + suffix
 
 
@@ -183,7 +183,8 @@ class Journal:
             _sync_folder(self.folder)
 
     def remove(self, reservation_id: str) -> bool:
-        """Forget a settled reservation. Whether it was here: of several that have settled it, one is told so."""
+        """Remove the record of settled spend. Returns whether it was there: of several processes that have settled it,
+        one is told so."""
         return _remove(self.path_of(reservation_id))
 
     def has(self, reservation_id: str) -> bool:
@@ -194,7 +195,7 @@ class Journal:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
         try:
             os.replace(self.path_of(reservation_id), self.path_of(reservation_id, REFUSED))
-        except FileNotFoundError:  # another process was told the same
+        except FileNotFoundError:  # another process was refused too, and has set it aside
             return
 
     def path_of(self, reservation_id: str, suffix: str = PENDING) -> str:
@@ -203,7 +204,7 @@ class Journal:
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Whether this is the one to take up what is here; another one, in this process or another, may be at it.
+        """Whether this claim on the folder was had, and what is in it may be taken up: somebody else may be doing so.
 
         Without the claim nothing would break, because records are sent with their own keys; it saves a fleet of
         workers that start together from all sending the same.
@@ -219,13 +220,13 @@ class Journal:
         finally:
             try:
                 _claims.remove(file)
-            except ValueError:  # closed in a forked child
+            except ValueError:  # this is a forked child, which has closed it
                 pass
             else:
                 os.close(file)
 
     def names(self, suffix: str = PENDING) -> set[str]:
-        """The names of the records' files; costs one look at the folder."""
+        """The names of the records' files. Reads the folder, and no file."""
         try:
             with os.scandir(self.folder) as entries:
                 return {entry.name for entry in entries if entry.name.endswith(suffix)}
@@ -247,7 +248,7 @@ class Journal:
         for name in sorted(self.names(suffix)):
             try:
                 found.append(Record.from_json(_read(os.path.join(self.folder, name))))
-            except (OSError, ValueError):  # settled meanwhile, or none of ours
+            except (OSError, ValueError):  # it was settled meanwhile, or is no record
                 continue
         return sorted(found, key=lambda record: record.recorded_at_ms)
 
@@ -264,9 +265,9 @@ class Journal:
                 record = Record.from_json(_read(path))
                 if name != file_name(record.reservation_id):
                     self._migrate(path, record)
-            except FileNotFoundError:  # settled, or migrated, by another process meanwhile
+            except FileNotFoundError:  # another process has settled or migrated it meanwhile
                 continue
-            except OSError as e:  # a folder, a pipe, somebody else's file: the others are read all the same
+            except OSError as e:  # it is a folder, a pipe or somebody else's; the others are read all the same
                 problems.append(f"journal record {path} cannot be read: {e}")
                 continue
             except ValueError as e:
@@ -319,8 +320,8 @@ def _read(path: str) -> bytes:
 
 
 def _lock(file: int) -> bool:
-    """Whether nobody else has locked the file. Where there are no locks, who comes first is not known, and need not
-    be."""
+    """Lock a file, unless somebody else has: then False. Where the system has no locks everybody is let through, which
+    does no harm (see `claimed`)."""
     if fcntl is None:
         return True
     locks: Any = fcntl

@@ -1,4 +1,4 @@
-"""The settler: acts on what `settlement` says an answer means, for a client's guards and for what processes left.
+"""The settler acts on what an answer means (`meaning`), for a session's guards and for what earlier processes left.
 
 An amount belongs to the settler from the moment that its `Spend` counts as kept. From then on it is settled once or
 reported as refused, and never released: whatever is raised afterwards, it stays among the pending ones, which are tried
@@ -35,24 +35,24 @@ class Settler:
 
     def __init__(self, session: Session, journal: Journal | None = None) -> None:
         self.session = session
-        #: A journal to settle that is not the session's own.
+        #: A journal that is to be settled in the place of the session's own, as `cycles-lite journal replay` does.
         self._given = journal
         #: The server that spend is owed to, as records name it.
         self.base_url = normalised(session.config.base_url or "")
         self._begin()
 
     def _begin(self) -> None:
-        """Nothing of a parent process's: its pending spend is its own to settle."""
+        """Begin anew, also in a forked child: what was pending in its parent is the parent's to settle."""
         self.pid = os.getpid()
         self._journal: Journal | None = None
         self.is_open = False
-        #: One entry until a thread has said where the journal is. Popping it is atomic.
+        #: One entry until a thread has told where the journal is and looked into it. Popping it is atomic.
         self._unsaid = [True]
         #: Problems of the journal that were told before, because each look finds them again.
         self._told: set[str] = set()
         #: The next look at the journal, and when it is due.
         self._look: Job | None = None
-        #: Settled by nobody yet, by reservation id. Single operations of a dictionary are atomic.
+        #: The spend that is not settled yet, by reservation id. Single operations of a dictionary are atomic.
         self.pending: dict[str, Spend] = {}
         #: What releases guards that were collected unfinished, while it is on its way.
         self.releasing: dict[int, Callable[[], None]] = {}
@@ -87,7 +87,8 @@ class Settler:
             del told  # else this frame and the error's traceback would keep each other alive
 
     def resume(self, spend: Spend) -> None:
-        """After an interruption of `accept` or `settle`: how far they came is unknown, so it is tried again."""
+        """Settle accepted spend in the background. After an interruption of `accept` or `settle` nobody knows how far
+        they came, so all is done again; the key makes a second commit a replay."""
         if spend.is_done:
             return
         try:
@@ -117,7 +118,7 @@ class Settler:
         record, is_commit = spend.record, spend.record.mode == COMMIT
         operation = wire.COMMIT_RESERVATION if is_commit else wire.CREATE_EVENT
         body = (record.commit_body if is_commit else record.event_fallback_body) or {}
-        told = self.session.post(operation, body, record.reservation_id, retries=False)
+        told = self.session.send(operation, body, record.reservation_id, retries=False)
         if not isinstance(told, CyclesError):
             if is_commit:
                 done = Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
@@ -141,7 +142,7 @@ class Settler:
         return Settlement(SettlementStatus.PENDING)
 
     def _turn_to_event(self, spend: Spend) -> bool:
-        """The record in event mode, with the same key: on disk before the event is sent. False where it has none.
+        """Put the record into event mode, with the same key, on disk before the event is sent. False where it has none.
 
         It counts as recorded now, because no event with this key can have been sent before (see `is_too_old`).
         """
@@ -168,7 +169,7 @@ class Settler:
         )
         if self.is_open or spend.job is None or not spend.is_written:
             self.retry_later(spend, delay)
-        else:  # closed meanwhile: whoever looks at the journal next takes it up
+        else:  # the client was closed meanwhile: whoever looks at the journal next takes the record up
             self.pending.pop(record.reservation_id, None)
             spend.runner = None
         spend.teller = get_ident()
@@ -187,7 +188,7 @@ class Settler:
 
     def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
-        if spend.is_done:  # whoever wanted this attempt did so while another ended
+        if spend.is_done:  # this attempt was asked for while another one was settling
             self._end(spend)
             return
         spend.runner = get_ident()
@@ -200,19 +201,19 @@ class Settler:
             )
             return
         if spend.is_found and spend.journal is not None and not spend.journal.has(record.reservation_id):
-            self._end(spend)  # another process that found it too has settled it, and tells of it
+            self._end(spend)  # another process that found the record too has settled it, and tells of it
             return
         try:
-            if self._try(spend, False) is None:  # what is next is an event
+            if self._try(spend, False) is None:  # the record is an event's now
                 spend.attempt = 0
                 self.retry_later(spend, 0.0)
-        except BaseException:  # an observer that ends the program, say
-            if spend.runner == get_ident():  # not settled, and nobody else tries it
+        except BaseException:  # an observer may end the program, say
+            if spend.runner == get_ident():  # it is not settled, and nobody else tries it
                 self.retry_later(spend, SLOW_RETRY)
             raise
 
     def _rejected(self, spend: Spend, error: CyclesError) -> None:
-        """The last word of this spend: everything that is known goes to the log and the observer."""
+        """Report spend that is refused for good: all that is known of it goes to the log and the observer."""
         record = spend.record
         log().error(
             "spend of reservation %s was refused for good: %s; what was to be settled: %s",
@@ -242,7 +243,7 @@ class Settler:
     # ---- The journal ----
 
     def open(self) -> None:
-        """Find the journal, and have what earlier processes left in it taken up; once in a process."""
+        """Find the journal, and have what earlier processes left in it taken up. Both are done once in a process."""
         if self.pid != os.getpid():
             self._begin()
         if self.is_open:
@@ -261,7 +262,7 @@ class Settler:
         self.look_around(journal is not None and self.unseen() > 0)
 
     def _find_journal(self) -> tuple[Journal | None, str | None]:
-        """The journal, unless there is none; and what there is to say about it."""
+        """The journal, or None where there is none, and a sentence for the log where there is something to say."""
         config = self.session.config
         if self._given is not None or not config.journal_enabled:
             return self._given, None
@@ -283,7 +284,7 @@ class Settler:
         look.is_guest = not is_needed
         self._look = look
         worker.post(look)
-        if not self.is_open:  # closed meanwhile
+        if not self.is_open:  # the client was closed meanwhile
             look.cancel()
         return look
 
@@ -373,7 +374,7 @@ class Settler:
         worker.leave()
 
 
-#: By their `id`. Not a set, which may not be copied while another thread adds to it.
+#: The settlers that were opened, by their `id`. A set could not be copied while another thread adds to it.
 _settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictionary()
 
 
@@ -386,17 +387,17 @@ def settler_of(session: Session) -> Settler:
 
 
 def open_settlers() -> list[Settler]:
-    """Those that have been opened in this process, or before it was forked, closed ones included."""
+    """The settlers that have been opened in this process, or before it was forked, closed ones included."""
     return [settler for settler in [held() for held in _settlers.valuerefs()] if settler is not None]
 
 
 def _known() -> set[str]:
-    """The files of what the clients of this process are at."""
+    """The names of the files whose spend the clients of this process are settling."""
     return {file_name(id) for settler in open_settlers() for id in list(settler.pending)}
 
 
 def _look_of(settler: Settler, delay: float) -> Job:
-    """A look that does not keep the settler, and so its client, alive, and that ends with it."""
+    """A look at the journal. Its job refers to the settler weakly: it keeps no session alive, and ends with it."""
 
     def look() -> None:
         alive = held()
@@ -404,7 +405,7 @@ def _look_of(settler: Settler, delay: float) -> Job:
             return
         try:
             alive.take_up()
-        finally:  # whatever an observer raises, there is another look
+        finally:  # there is another look, whatever an observer raises
             if alive.is_open:
                 alive.look_around(False)
 

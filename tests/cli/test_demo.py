@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cycles_lite.cli import main, texts
+from cycles_lite.cli import demo, main, story
 from cycles_lite.local import Authority
 
 SCENES = ["read", "caps", "release", "event", "overrun", "risk"]
@@ -96,7 +96,7 @@ def test_a_ledger_that_does_not_hold_fails_the_demo(monkeypatch, capsys):
 
 
 def test_the_default_text_is_prose():
-    text = texts.default_text()
-    assert texts.count_words(text) > 100
+    text = demo.default_text()
+    assert story.count_words(text) > 100
     assert "Metadata-Version" not in text
     assert "pip install" not in text

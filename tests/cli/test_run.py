@@ -13,7 +13,7 @@ from guarded import PYTHON, command, run
 from ledgers import spent
 
 from cycles_lite import Amount
-from cycles_lite.cli import statuses
+from cycles_lite.cli import output
 
 
 def test_success_commits_the_estimate_and_all_else_passes_through(authority):
@@ -164,8 +164,8 @@ def test_help_and_documentation_have_the_table_of_statuses():
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     with open(os.path.join(root, "docs", "integrations.rst"), encoding="utf-8") as file:
         documented = re.findall(r"^(\S+) {2,}(\S.*)$", file.read(), re.MULTILINE)
-    assert [row for row in documented if row in statuses.OF_RUN] == list(statuses.OF_RUN)
-    for status, meaning in statuses.OF_RUN:
+    assert [row for row in documented if row in output.OF_RUN.items()] == list(output.OF_RUN.items())
+    for status, meaning in output.OF_RUN.items():
         assert re.search(rf"^  {re.escape(status)} +{re.escape(meaning)}$", done.stdout, re.MULTILINE)
 
 

@@ -54,6 +54,7 @@ from cycles_lite import (
     ServerError,
     TransportError,
     TransportTimeout,
+    ValidationError,
 )
 from cycles_lite.protocol import wire
 from cycles_lite.protocol.wire import Call
@@ -438,6 +439,17 @@ def test_a_fresh_connection_that_is_closed_is_no_stale_one():
             get(client)
     assert not failed.value.stale
     assert len(peer.requests) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object], ids=["NaN", "set", "class"])
+def test_what_is_no_json_is_refused_before_anything_is_sent(value):
+    """The checks of a request are over when it is made; what its owner puts into its metadata later meets them not."""
+    request = create_request(metadata={"deep": {}})
+    request.metadata["deep"]["a"] = value
+    with Peer(GOOD) as peer, client_of(peer) as client:
+        with pytest.raises(ValidationError, match="create_reservation: the body is not JSON"):
+            client.create_reservation(request)
+    assert peer.requests == []
 
 
 # ---- Idle connections ----

@@ -1,4 +1,5 @@
-"""`run --actual-from FILE`: a command tells in a file what it cost. What an earlier run left there tells nothing."""
+"""`run --actual-from FILE`: the file through which the command that is run tells what it cost. What an earlier run has
+left there is not believed."""
 
 from __future__ import annotations
 
@@ -18,18 +19,19 @@ class CostFile:
     """The file of one run; made before the command runs, read after it."""
 
     def __init__(self, path: str) -> None:
-        """Raises `ValidationError` for what is there and is no regular file: a pipe would be waited for."""
+        """Raises `ValidationError` where something else than a regular file is there: reading a pipe would wait."""
         self._path = path
-        #: What tells a file that was written from one that was not; None where there was none.
-        self._before: tuple[int, ...] | None = None
+        #: The identity of the file that was there before the command ran, to tell whether it was written.
+        self._before: tuple[int, ...] | None
         try:
             self._before = self._identity(os.stat(path))
         except FileNotFoundError:
-            pass
+            self._before = None
         except OSError as e:
             raise ValidationError(f"--actual-from: {path} cannot be looked at: {e.strerror or e}") from e
 
     def _identity(self, found: os.stat_result) -> tuple[int, ...]:
+        """What is another one once the file has been written, or another file is in its place."""
         if not stat.S_ISREG(found.st_mode):
             raise ValidationError(f"--actual-from: {self._path} is not a regular file")
         return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
@@ -46,7 +48,7 @@ class CostFile:
         return actual
 
     def _content(self) -> bytes:
-        # What has become of the path meanwhile is unknown: to open a pipe must not wait either.
+        # By now the command may have put anything there. Opening a pipe, for one, must not wait for a writer.
         file = os.open(self._path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             if self._identity(os.fstat(file)) == self._before:
