@@ -2,8 +2,8 @@
 
 `with ledger.writing() as (db, now)` is what every operation runs in: the time is read under the lock, and holds that
 are due are freed before. There is no thread for that, nor for dropping old records: whoever comes along does it.
-Connections are the affair of `connections`; here they are begun, committed and rolled back, and whoever has to wait
-for a lock waits here.
+`connections` hands out the connections; here transactions are begun on them, committed and rolled back, and whoever
+has to wait for a lock of another process waits here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import connections, files, location, rows, rules
 from .connections import INHERITED, Connection, Memory, Pool, Right
 from .failures import is_busy, not_in_time, translated
 
-#: Seconds between two tries for the write lock, at most: SQLite has no queue to wait in.
+#: The most seconds between two tries for the write lock, because SQLite has no queue to wait in.
 _PAUSE = 0.004
 
 #: Holds freed in one transaction, and records pruned in one step: others wait meanwhile.
@@ -130,7 +130,7 @@ class Transaction:
         #: The connection and the right to write, while it has them.
         self.connection: list[Connection] = []
         self.right: list[Right] = []
-        #: Whether a fork must wait for it.
+        #: Whether a fork must wait until this transaction has ended.
         self.is_at_work = False
 
     @property
@@ -144,7 +144,7 @@ class Transaction:
         return leave
 
     def begin(self) -> tuple[sqlite3.Connection, int]:
-        """What the `with` statement calls first."""
+        """What the `with` statement calls first: begin, once more for each batch of holds that had to be freed."""
         while True:
             db = self._begin()
             self._now = now = self._ledger.clock()  # under the lock: whoever waited for it must not act on the past
@@ -178,6 +178,7 @@ class Transaction:
         return not_in_time(self._name, self._seconds)
 
     def _begin(self) -> sqlite3.Connection:
+        """Take the right to write, a connection and SQLite's lock, in this order, and look at the file once more."""
         self._deadline = monotonic() + self._seconds
         while True:
             connections.live[id(self)] = weakref.ref(self)
@@ -196,7 +197,7 @@ class Transaction:
             self.pool.end(self)
             time.sleep(_PAUSE * random.random())
         if not self.writes:
-            # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
+            # This takes the read lock now, while waiting is possible; afterwards nothing can be busy.
             statement = "SELECT 1 FROM sqlite_master LIMIT 1"
             connections.execute(db, statement, self._deadline, self._waits_for_itself)
         place = self.connection[-1].place
@@ -210,19 +211,20 @@ class Transaction:
         connections.execute(db, "COMMIT", self._deadline, self._waits_for_itself)
 
     def _refuse_lost(self, place: connections.Place) -> None:
-        """Raise where the path leads to another file, or to none."""
+        """Raise where the path leads to another file than the connection has open, or to none."""
         try:
             files.demand_same(place, self._deadline)
         except TransportTimeout:
             raise
         except TransportError:
-            if connections.inode(place.path) is not None:  # what is only away may come back, and then its WAL is needed
+            # A file that is only away may come back, and then what its WAL has is needed.
+            if connections.inode(place.path) is not None:
                 self.connection.pop().close()
                 self.pool.close_idle()
             raise
 
     def _waits_for_itself(self) -> bool:
-        """Whether it waits for a transaction of this very thread, which a signal handler has interrupted."""
+        """Whether it waits for a transaction that it has interrupted: both are this thread's, this one a handler's."""
         mine = [one for one in connections.live_transactions() if one.thread == self.thread and one is not self]
         return any(self._is_held_up_by(one) for one in mine)
 
