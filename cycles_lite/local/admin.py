@@ -16,7 +16,7 @@ from ..protocol.wire import Answer, read_body
 from . import instants
 from .authority import Authority, Caller
 from .messages import new_answer, refusal_answer
-from .rules import Refusal, Refused
+from .rules import Refused
 from .tenants import AlreadyExists, checked_settings
 
 #: Given the authority, the body and the tenant whose key was sent, if any: the status and what is told.
@@ -30,14 +30,14 @@ def answer_admin_call(
     handler, fields, is_for_tenants = ADMIN_ROUTES[path]
     try:
         if caller is None or not (caller.admin or is_for_tenants):
-            raise Refused(Refusal("UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed."))
+            raise Refused("UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed.")
         status, told = handler(authority, _object(body, fields), caller.tenant)
         return new_answer(status, told, headers, caller.tenant)
     except Refused as e:
-        return refusal_answer(e.refusal, headers, None)
+        return refusal_answer(e, headers, None)
     except ValidationError as e:
         code = "DUPLICATE_RESOURCE" if isinstance(e, AlreadyExists) else "INVALID_REQUEST"
-        return refusal_answer(Refusal(code, e.message), headers, None)
+        return refusal_answer(Refused(code, e.message), headers, None)
 
 
 def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
@@ -155,7 +155,7 @@ def _create_budget(authority: Authority, data: Mapping[str, Any], tenant: str | 
         _demand_unit("overdraft_limit", limit, amount.unit)
     caps = Caps.parse(data["caps"], "caps") if data.get("caps") is not None else None
     if not authority.add_budget(scope, amount, overdraft_limit=limit, caps=caps):
-        raise Refused(Refusal("DUPLICATE_RESOURCE", f"There is a budget of {amount.unit} at {scope}."))
+        raise Refused("DUPLICATE_RESOURCE", f"There is a budget of {amount.unit} at {scope}.")
     (made,) = [one for one in authority.budgets() if (one.scope, one.unit) == (scope, amount.unit)]
     return 201, {**made.to_json(), "scope": made.scope, "tenant_id": tenant, "unit": made.unit, "status": made.status}
 
@@ -164,7 +164,7 @@ def _tenant_id(authority: Authority, data: Mapping[str, Any]) -> str:
     """The tenant that a body names, which must be there."""
     tenant_id = _text(data, "tenant_id")
     if authority.tenant(tenant_id) is None:
-        raise Refused(Refusal("TENANT_NOT_FOUND", f"There is no tenant {tenant_id[:100]}."))
+        raise Refused("TENANT_NOT_FOUND", f"There is no tenant {tenant_id[:100]}.")
     return tenant_id
 
 
@@ -174,7 +174,7 @@ def _demand_unit(name: str, amount: Amount, unit: object) -> None:
         return
     if unit not in list(Unit):
         raise ValidationError(f"unit: {checks.shown(unit)} is not known")
-    raise Refused(Refusal("UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}."))
+    raise Refused("UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}.")
 
 
 #: The admin calls by their paths: the handler, the fields that the body may have, and whether a tenant's own key

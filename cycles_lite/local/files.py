@@ -99,9 +99,8 @@ def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, d
     try:
         execute(db, "PRAGMA journal_mode = " + journal, min(deadline, monotonic() + 1.0))
     except sqlite3.OperationalError as e:
-        if not is_busy(
-            e
-        ):  # other users of the file may hold the journal back that suits the disk: the present one serves
+        # Whoever else has the file open may keep its journal from being changed; then the present one serves.
+        if not is_busy(e):
             raise
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
     db.execute("PRAGMA synchronous = " + synchronous)
@@ -127,10 +126,10 @@ def demand_same(place: Place, deadline: float) -> None:
 
 
 def set_aside(place: Place, deadline: float) -> str | None:
-    """Take the WAL of a file that was replaced away from the name that the new file's has; its new name, if it had one.
+    """Rename the WAL of a file that was replaced, as the new file's WAL is to have its name; return where it is now.
 
-    Whoever calls has the old file open still, so that the inodes are no other file's. Among processes that all do this
-    the lock on the folder keeps one from taking the WAL that another has just made for the new file.
+    The caller has the old file open still, so that no other file can have its inodes by now. Where several processes
+    do this, the lock on the folder keeps one from taking the WAL that another has just made for the new file.
     """
     if place.wal is None or place.wal != inode(place.real + "-wal"):
         return None
@@ -145,7 +144,7 @@ def set_aside(place: Place, deadline: float) -> str | None:
 
 
 class _FolderLock:
-    """An exclusive lock on a folder. Its descriptor closes with the object, so no interruption leaves it locked."""
+    """An exclusive lock on a folder. Its descriptor closes with this object, so no interruption leaves it locked."""
 
     _file: int | None = None
 
@@ -230,9 +229,9 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _make(path: str, size: int | None, deadline: float) -> None:
-    """A budget file that only its owner may read and write; SQLite gives its WAL the same mode.
+    """Make a budget file that only its owner may read and write; SQLite gives its WAL the same mode.
 
-    It is finished under another name first: whoever finds the name finds a whole file, also after a crash.
+    It is finished under another name first, so that whoever finds the name finds a whole file, also after a crash.
     """
     if size is not None:
         _fill(path, deadline)  # an empty file that somebody provided
@@ -259,7 +258,7 @@ def _link_whole(path: str, deadline: float) -> None:
             os.link(draft, path)
         finally:
             _remove(draft)
-    finally:  # for the signal handler that raises just before the line above
+    finally:  # once more, for a signal handler that raises just before the line above
         _remove(draft)
 
 

@@ -44,7 +44,8 @@ def parse(url: object) -> Location:
         return Location(None, synchronous)
     if rest.startswith("//") and not rest.startswith("///"):
         raise ConfigError(f"{shown(url)}: an absolute path has three slashes: {_FORMS}")
-    # More slashes, as other libraries' URLs have them, mean the same: POSIX gives `//` at the start a sense of its own.
+    # More slashes, as other libraries' URLs have them, mean the same as three. They must not stay, because a path that
+    # begins with `//` means something else to POSIX.
     path = _decoded(url, "/" + rest.lstrip("/") if rest.startswith("///") else rest)
     if os.name == "nt" and re.match(r"/[A-Za-z]:", path):
         path = path[1:]
@@ -56,7 +57,8 @@ def parse(url: object) -> Location:
 
 def _decoded(url: str, quoted: str) -> str:
     try:
-        # A name is bytes, whatever the locale makes of them: a URL is UTF-8, with what could not be decoded escaped.
+        # A file's name is bytes, whatever the locale makes of them. A URL is UTF-8, in which Python has escaped what it
+        # could not decode.
         path = os.fsdecode(unquote_to_bytes(quoted.encode("utf-8", "surrogateescape")))
     except UnicodeError:
         path = ""

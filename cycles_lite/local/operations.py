@@ -11,7 +11,7 @@ import functools
 import os
 import sqlite3
 from operator import attrgetter
-from typing import Any, Mapping, Sequence
+from typing import Sequence
 
 from ..protocol import models
 from ..protocol.checks import INT64_MAX
@@ -19,7 +19,7 @@ from ..protocol.values import Amount
 from ..protocol.wire import dumps
 from . import rows, rules, scopes, tenants
 from .rows import Json, Once, Reservation
-from .rules import Budgets, Refusal, Refused
+from .rules import Budgets, Refused
 
 DEFAULT_GRACE_MS = 5000
 
@@ -78,7 +78,7 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
 
 
 @functools.lru_cache(maxsize=128)
-def _defaults(settings: tenants.Settings) -> tuple[Mapping[str, Any], str]:
+def _defaults(settings: tenants.Settings) -> tuple[Json, str]:
     """What a request leaves to its tenant, also as canonical JSON."""
     defaults = {
         "ttl_ms": settings.default_ttl_ms,
@@ -112,7 +112,7 @@ def _evaluated(
     try:
         answer, budgets, _ = _allowed(db, settings, tenant, affected, estimate)
     except Refused as e:
-        code = e.refusal.code
+        code = e.code
         if code == "UNIT_MISMATCH":
             raise
         answer = {"decision": "DENY", "reason_code": _REASONS.get(code, code)}
@@ -133,7 +133,7 @@ def _allowed(
     Raises `Refused` for whatever does not allow the estimate.
     """
     if settings.status == rules.CLOSED:
-        raise Refused(tenants.closed(tenant))
+        raise tenants.closed(tenant)
     budgets = _budgets(db, affected, estimate)
     held = rules.hold(budgets, estimate.amount)
     caps = budgets[-1].caps if budgets[-1].scope == affected[-1] else None
@@ -151,13 +151,13 @@ def _budgets(db: sqlite3.Connection, affected: Sequence[str], amount: Amount) ->
         units = rows.units_of(db, scope)
         if units:
             message = "{} has no budget in {}; it has one in {}.".format(scope, unit, ", ".join(units))
-            raise Refused(_mismatch(message, scope, unit, units))
+            raise _mismatch(message, scope, unit, units)
     details = {"scope": affected[-1], "unit": unit}
-    raise Refused(Refusal("NOT_FOUND", f"Budget not found for provided scope: {affected[-1]}", details))
+    raise Refused("NOT_FOUND", f"Budget not found for provided scope: {affected[-1]}", details)
 
 
-def _mismatch(message: str, scope: str, unit: str, expected: Sequence[str]) -> Refusal:
-    return Refusal("UNIT_MISMATCH", message, {"scope": scope, "requested_unit": unit, "expected_units": expected})
+def _mismatch(message: str, scope: str, unit: str, expected: Sequence[str]) -> Refused:
+    return Refused("UNIT_MISMATCH", message, {"scope": scope, "requested_unit": unit, "expected_units": expected})
 
 
 # ---- Reservations that end or go on (protocol: commit, release, extend) ----
@@ -167,9 +167,9 @@ def owned(db: sqlite3.Connection, now: int, id: str, owner: str | None) -> Reser
     """The reservation of an id: 404 before 403. An owner of None may act on every tenant's."""
     found = rows.find(db, id, now)
     if found is None:
-        raise Refused(Refusal("NOT_FOUND", "There is no reservation with this id.", {"reservation_id": id}))
+        raise Refused("NOT_FOUND", "There is no reservation with this id.", {"reservation_id": id})
     if owner is not None and owner != found.tenant:
-        raise Refused(Refusal("FORBIDDEN", "The reservation belongs to another tenant."))
+        raise Refused("FORBIDDEN", "The reservation belongs to another tenant.")
     return found
 
 
@@ -184,7 +184,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
     unit = request.actual.unit.value
     if unit != found.unit:
         message = f"The reservation is in {found.unit}, not in {unit}."
-        raise Refused(_mismatch(message, found.scope_path, unit, [found.unit]))
+        raise _mismatch(message, found.scope_path, unit, [found.unit])
     budgets = rows.budgets_of(db, found.held_scopes, unit)
     made = rules.charge(budgets, found.reserved, request.actual.amount, found.overage_policy)
     answer: Json = {"status": "COMMITTED", "charged": {"unit": unit, "amount": made.charged}}
@@ -192,7 +192,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
         answer["released"] = {"unit": unit, "amount": made.released}
     answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
-    return rows.finish(db, found, made.charged, payload, answer, now)
+    return rows.finish(db, now, found, made.charged, payload, answer)
 
 
 def release(db: sqlite3.Connection, now: int, id: str, request: models.ReleaseRequest, owner: str | None) -> Json:
@@ -207,7 +207,7 @@ def release(db: sqlite3.Connection, now: int, id: str, request: models.ReleaseRe
     released = {"unit": found.unit, "amount": found.reserved}
     answer = {"status": "RELEASED", "released": released, "balances": rules.balances(budgets)}
     rows.save_amounts(db, budgets)
-    return rows.finish(db, found, None, payload, answer, now)
+    return rows.finish(db, now, found, None, payload, answer)
 
 
 def extend(
@@ -221,17 +221,17 @@ def extend(
         return rows.refreshed(replayed, found, now)
     settings = _demand_active(db, found)
     if now > found.expires_at_ms:
-        raise Refused(expired(found))
+        raise expired(found)
     if found.extensions >= settings.max_extensions:
         message = f"The reservation was extended {found.extensions} times, which is all that its tenant allows."
-        raise Refused(Refusal("MAX_EXTENSIONS_EXCEEDED", message, {"max_extensions": settings.max_extensions}))
+        raise Refused("MAX_EXTENSIONS_EXCEEDED", message, {"max_extensions": settings.max_extensions})
     extended = found._replace(
         expires_at_ms=found.expires_at_ms + request.extend_by_ms,
         deadline_ms=found.deadline_ms + request.extend_by_ms,
         extensions=found.extensions + 1,
     )
     if extended.deadline_ms > INT64_MAX:
-        raise Refused(Refusal("INVALID_REQUEST", "The new expiry would leave the range of times."))
+        raise Refused("INVALID_REQUEST", "The new expiry would leave the range of times.")
     answer = {
         "status": "ACTIVE",
         "expires_at_ms": extended.expires_at_ms,
@@ -251,17 +251,17 @@ def _demand_active(db: sqlite3.Connection, found: Reservation) -> tenants.Settin
     """
     settings = tenants.demand_open(db, found.tenant)
     if found.status == "EXPIRED":
-        raise Refused(expired(found))
+        raise expired(found)
     if found.status != "ACTIVE":
         message = f"The reservation was {found.status.lower()} before."
-        raise Refused(Refusal("RESERVATION_FINALIZED", message, {"reservation_id": found.id, "status": found.status}))
+        raise Refused("RESERVATION_FINALIZED", message, {"reservation_id": found.id, "status": found.status})
     return settings
 
 
-def expired(found: Reservation) -> Refusal:
+def expired(found: Reservation) -> Refused:
     """The refusal of a reservation that is too old."""
     details = {"reservation_id": found.id, "expires_at_ms": found.expires_at_ms}
-    return Refusal("RESERVATION_EXPIRED", "The reservation has expired.", details)
+    return Refused("RESERVATION_EXPIRED", "The reservation has expired.", details)
 
 
 # ---- Events (protocol: createEvent) ----

@@ -159,7 +159,7 @@ def get_reservation(db: sqlite3.Connection, now: int, id: str, owner: str | None
     """All that is known of one reservation; 410 once its hold was freed."""
     found = owned(db, now, id, owner)
     if found.status == "EXPIRED":
-        raise Refused(expired(found))
+        raise expired(found)
     return rows.summary(db, found, _EVERYTHING)
 
 
@@ -194,7 +194,7 @@ def list_reservations(db: sqlite3.Connection, now: int, asked: Filters, owner: s
 def _place(asked: Filters, cursor: str, binding: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
     """The sort that a cursor carries, which the parameters must not contradict, and the position in it."""
     *position, sort_by, sort_dir = _read_cursor(cursor, binding, 4)
-    # Only the cursor tells which column it is, and so of which type the value in it must be.
+    # Only here is it known by which column the list was sorted, and so of which type the value at the place must be.
     is_known = sort_by in SORTS and type(position[0]) is SORTS[sort_by][1] and sort_dir in _DIRECTIONS
     if not is_known or asked.sort_by not in (None, sort_by) or asked.sort_dir not in (None, sort_dir):
         raise _unusable()
@@ -271,7 +271,7 @@ def _read_cursor(cursor: str, binding: Mapping[str, Any], length: int) -> list[A
 
 
 def _is_storable(value: object) -> bool:
-    """Whether it is text or an integer that SQLite takes: none beyond its own, no half of a surrogate pair."""
+    """Whether it is text or an integer that SQLite takes, which is no half of a surrogate pair and none past int64."""
     if type(value) is str:
         return _SURROGATE.search(value) is None
     return type(value) is int and abs(value) <= INT64_MAX

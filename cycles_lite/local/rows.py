@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from typing import Any, Collection, Dict, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Sequence
 
 from ..protocol.wire import dumps
 from . import scopes
-from .rules import Budget, Budgets, Refusal, Refused
+from .rules import Budget, Budgets, Refused
 
 _HOUR_MS = 3600 * 1000
 
@@ -27,11 +27,11 @@ KEEP_EVENT_MS = 7 * 24 * _HOUR_MS
 #: JSON in its one canonical form.
 encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
-#: Of an operation that leaves nothing to the tenant's settings.
-NO_DEFAULTS: Mapping[str, Any] = {}
-
 #: Decoded JSON, as operations answer it.
 Json = Dict[str, Any]
+
+#: Of an operation that leaves nothing to the tenant's settings.
+NO_DEFAULTS: Json = {}
 
 
 class Reservation(NamedTuple):
@@ -153,12 +153,7 @@ def find_all(db: sqlite3.Connection, where: str, order: str, values: Sequence[An
 
 
 def finish(
-    db: sqlite3.Connection,
-    of: Reservation,
-    committed: int | None,
-    payload: Mapping[str, Any],
-    answer: Json,
-    now: int,
+    db: sqlite3.Connection, now: int, of: Reservation, committed: int | None, payload: Json, answer: Json
 ) -> Json:
     """Write how a reservation ended, and keep the answer, which is returned."""
     db.execute(_FINISH, (answer["status"], committed, now, now + KEEP_FINISHED_MS, of.number))
@@ -214,14 +209,14 @@ _ADD_REPLY = (
 _KEEP_LONGER = "UPDATE replies SET expires_at_ms = ? WHERE tenant = ? AND operation = ? AND target = ?"
 
 
-def canonical(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def canonical(payload: Json, defaults: Json) -> str:
     """The canonical JSON of a request after defaults, its idempotency key apart."""
     whole = {**defaults, **payload}
     del whole["idempotency_key"]
     return encode(whole)
 
 
-def _fingerprint(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> bytes:
+def _fingerprint(payload: Json, defaults: Json) -> bytes:
     """SHA-256 of the canonical JSON."""
     return hashlib.sha256(canonical(payload, defaults).encode("ascii")).digest()
 
@@ -230,7 +225,11 @@ def _demand_same(kept: object, given: object, key: str) -> None:
     """Refuse a key that was used with another payload."""
     if kept != given:
         message = "This idempotency key was used before with another payload."
-        raise Refused(Refusal("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key}))
+        raise Refused("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key})
+
+
+#: An answer that was kept.
+_decoded: Callable[[bytes], Json] = json.loads
 
 
 class Once:
@@ -240,13 +239,7 @@ class Once:
     """
 
     def __init__(
-        self,
-        db: sqlite3.Connection,
-        now: int,
-        tenant: str,
-        operation: str,
-        payload: Mapping[str, Any],
-        target: str = "",
+        self, db: sqlite3.Connection, now: int, tenant: str, operation: str, payload: Json, target: str = ""
     ) -> None:
         self._db, self._now, self._payload = db, now, payload
         self._slot = (tenant, operation, target, payload["idempotency_key"])
@@ -268,7 +261,7 @@ class Once:
         _demand_same(made.request, canonical(self._payload, json.loads(made.defaults)), self._slot[3])
         return refreshed(_decoded(made.answer), made, self._now)
 
-    def keep(self, answer: Json, until: int, defaults: Mapping[str, Any] = NO_DEFAULTS) -> Json:
+    def keep(self, answer: Json, until: int, defaults: Json = NO_DEFAULTS) -> Json:
         """Keep the answer, which is returned, up to a time in milliseconds."""
         kept = (_fingerprint(self._payload, defaults), encode(defaults), dumps(answer), until)
         self._db.execute(_ADD_REPLY, (*self._slot, *kept))
@@ -279,19 +272,13 @@ class Once:
         self._db.execute(_KEEP_LONGER, (until, *self._slot[:3]))
 
 
-def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: Mapping[str, Any]) -> Json | None:
+def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: Json) -> Json | None:
     """The answer of the settlement that ended a reservation with this status, if its key is the same."""
     found = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone() if of.status == status else None
     if found is None or found[0] != payload["idempotency_key"]:
         return None
     _demand_same(found[1], _fingerprint(payload, {}), found[0])
     return _decoded(found[2])
-
-
-def _decoded(answer: bytes) -> Json:
-    """An answer that was kept."""
-    data: Json = json.loads(answer.decode("ascii"))
-    return data
 
 
 def refreshed(answer: Json, of: Reservation, now: int) -> Json:

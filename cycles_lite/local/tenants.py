@@ -18,7 +18,7 @@ from ..protocol.checks import INT64_MAX, integer, refuse, text
 from ..protocol.fields import Integer, OneOf
 from ..protocol.values import CommitOveragePolicy
 from . import rows, scopes
-from .rules import ACTIVE, ALLOW_IF_AVAILABLE, CLOSED, Refusal, Refused
+from .rules import ACTIVE, ALLOW_IF_AVAILABLE, CLOSED, Refused
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -104,20 +104,20 @@ def settings(db: sqlite3.Connection, tenant: str) -> Settings:
     is_known = found.status in (ACTIVE, CLOSED) and found.default_overage_policy in _POLICIES
     numbers = (found.default_ttl_ms, found.max_ttl_ms, found.max_extensions)
     if not is_known or any(type(number) is not int or number < 0 for number in numbers):
-        raise Refused(Refusal("INTERNAL_ERROR", f"The record of tenant {tenant} cannot be read."))
+        raise Refused("INTERNAL_ERROR", f"The record of tenant {tenant} cannot be read.")
     return found
 
 
-def closed(tenant: str) -> Refusal:
+def closed(tenant: str) -> Refused:
     """The refusal of a closed tenant."""
-    return Refusal("TENANT_CLOSED", f"Tenant {tenant} is closed.", {"tenant": tenant})
+    return Refused("TENANT_CLOSED", f"Tenant {tenant} is closed.", {"tenant": tenant})
 
 
 def demand_open(db: sqlite3.Connection, tenant: str) -> Settings:
     """The settings of a tenant that must not be closed."""
     found = settings(db, tenant)
     if found.status == CLOSED:
-        raise Refused(closed(tenant))
+        raise closed(tenant)
     return found
 
 
