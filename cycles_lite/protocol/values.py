@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
+from functools import total_ordering
+from typing import TYPE_CHECKING, Any, ClassVar, Mapping, TypeVar
 
 from ..errors import ValidationError
 from .checks import INT64_MAX, INT64_MIN, integer, is_a, refuse
@@ -111,6 +111,7 @@ _LEVEL = Text(128)
 Q = TypeVar("Q", bound="_Quantity")
 
 
+@total_ordering
 class _Quantity(Model):
     """A number of a unit. Quantities of one unit compare and add up, with or without a sign; `str` is for people."""
 
@@ -141,21 +142,7 @@ class _Quantity(Model):
     __hash__ = Model.__hash__
 
     def __lt__(self, other: _Quantity) -> bool:
-        return self._compared(operator.lt, other)
-
-    def __le__(self, other: _Quantity) -> bool:
-        return self._compared(operator.le, other)
-
-    def __gt__(self, other: _Quantity) -> bool:
-        return self._compared(operator.gt, other)
-
-    def __ge__(self, other: _Quantity) -> bool:
-        return self._compared(operator.ge, other)
-
-    def _compared(self, compare: Callable[[int, int], bool], other: _Quantity) -> bool:
-        if not isinstance(other, _Quantity):
-            return NotImplemented
-        return compare(self.amount, self._of_one_unit(other))
+        return self.amount < self._of_one_unit(other) if isinstance(other, _Quantity) else NotImplemented
 
     def __add__(self: Q, other: _Quantity) -> Q:
         return self._summed("sum", other, 1)

@@ -41,11 +41,8 @@ class Operation(NamedTuple):
     settles: bool = False
     #: No API key is sent (protocol: `security: []`).
     public: bool = False
-
-    @property
-    def method(self) -> str:
-        """The HTTP method: what has no body only reads."""
-        return "POST" if self.request_name else "GET"
+    #: The HTTP method: what has no body only reads.
+    method: str = "POST"
 
     @property
     def response(self) -> type[Response]:
@@ -90,12 +87,12 @@ DECIDE = Operation("decide", "/v1/decide", "DecisionResponse", "DecisionRequest"
 CREATE_EVENT = Operation(
     "create_event", "/v1/events", "EventCreateResponse", "EventCreateRequest", "APPLIED", status=201, settles=True
 )
-LIST_RESERVATIONS = Operation("list_reservations", "/v1/reservations", "ReservationListResponse")
-GET_RESERVATION = Operation("get_reservation", _RESERVATION, "ReservationDetail")
-GET_BALANCES = Operation("get_balances", "/v1/balances", "BalanceResponse")
-GET_EVIDENCE = Operation("get_evidence", "/v1/evidence/{id}", "CyclesEvidenceEnvelope", public=True)
+LIST_RESERVATIONS = Operation("list_reservations", "/v1/reservations", "ReservationListResponse", method="GET")
+GET_RESERVATION = Operation("get_reservation", _RESERVATION, "ReservationDetail", method="GET")
+GET_BALANCES = Operation("get_balances", "/v1/balances", "BalanceResponse", method="GET")
+GET_EVIDENCE = Operation("get_evidence", "/v1/evidence/{id}", "CyclesEvidenceEnvelope", public=True, method="GET")
 GET_EVIDENCE_KEYS = Operation(
-    "get_evidence_keys", "/v1/.well-known/cycles-jwks.json", "CyclesEvidenceJwks", public=True
+    "get_evidence_keys", "/v1/.well-known/cycles-jwks.json", "CyclesEvidenceJwks", public=True, method="GET"
 )
 
 #: All of those above, in that order.
@@ -209,14 +206,12 @@ def read_body(body: bytes) -> Any:
 
 
 def query(filters: Model) -> dict[str, str]:
-    """The query parameters of a list or balance request."""
-    return {name: _parameter(value) for name, value in filters.to_json().items()}
-
-
-def _parameter(value: Any) -> str:
-    if value is True:
-        return "true"
-    return ",".join(value) if isinstance(value, list) else str(value)
+    """The query parameters of a list or balance request: true alone of the flags, and lists joined by commas."""
+    values = filters.to_json().items()
+    return {
+        name: "true" if value is True else ",".join(value) if isinstance(value, list) else str(value)
+        for name, value in values
+    }
 
 
 def read_answer(
