@@ -251,17 +251,21 @@ def _decorated(plan: _Plan, dry_run: bool, fn: Any) -> Any:
         guard = plan.reserve(args, kwargs)
         try:
             with inside(guard):
-                result = fn(*args, **kwargs)
-                if isinstance(result, UNDONE):  # the call is settled when what it has returned has done its work
-                    refuse_unawaited("cycles", fn, result)
-                    return GuardedGenerator(result, plan.settle, guard=guard)
-                plan.settle(guard, result)
-                return result
+                return _finished(plan, guard, fn, fn(*args, **kwargs))
         except BaseException as e:
             guard.end(e)
             raise
 
     return call
+
+
+def _finished(plan: _Plan, guard: ReservationGuard, fn: Any, result: Any) -> Any:
+    """Settle the call, unless its result is what does its work: then that settles it."""
+    if isinstance(result, UNDONE):
+        refuse_unawaited("cycles", fn, result)
+        return GuardedGenerator(result, plan.settle, guard=guard)
+    plan.settle(guard, result)
+    return result
 
 
 class _Plan(NamedTuple):
