@@ -90,7 +90,7 @@ class CyclesClient:
 
     def warm_up(self) -> bool:
         """Connect ahead of the first call, for a cold start. Says whether the authority answered; raises nothing."""
-        told = self.session.get(wire.GET_EVIDENCE_KEYS, None, {}, retries=False)
+        told = self.session.send(wire.GET_EVIDENCE_KEYS, retries=False)
         if getattr(told, "stale", False):  # the server had closed an idle connection; the next attempt makes a new one
             return self.warm_up()
         return isinstance(told, ApiError) or not isinstance(told, CyclesError)
@@ -228,7 +228,7 @@ class CyclesClient:
         wanted = operation.request
         if wanted is None or not isinstance(request, wanted):
             raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
-        return response_in(self.session.post(operation, self.session.body_of(request), reservation_id))
+        return response_in(self.session.send(operation, self.session.body_of(request), reservation_id))
 
     def _get(
         self,
@@ -242,7 +242,7 @@ class CyclesClient:
             query.setdefault("tenant", self.config.tenant)
         if cursor is not None:
             query["cursor"] = cursor
-        return response_in(self.session.get(operation, id, query))
+        return response_in(self.session.send(operation, None, id, query))
 
     def _pages(self, operation: wire.Operation, wanted: Model) -> Iterator[Any]:
         cursor: str | None = None

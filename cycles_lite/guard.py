@@ -79,23 +79,9 @@ class ReservationGuard:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_action",
-        "_answer",
-        "_backing",
-        "_end_of",
-        "_heartbeat",
-        "_is_cut_off",
-        "_is_streamed",
-        "_meter",
-        "_owed",
-        "_pid",
-        "_session",
-        "_subject",
-        "_token",
-        "estimate",
-        "reservation_id",
-    )
+        "__weakref__ _action _answer _backing _end_of _heartbeat _is_cut_off _is_streamed _meter _owed _pid _session "
+        "_subject _token estimate reservation_id"
+    ).split()
 
     #: The reservation's id; None where nothing is reserved.
     reservation_id: str | None
@@ -240,7 +226,7 @@ class ReservationGuard:
         if self.reservation_id is None:
             return None
         response: ReservationExtendResponse = response_in(
-            self._session.post(wire.EXTEND_RESERVATION, request.to_json(), self.reservation_id)
+            self._session.send(wire.EXTEND_RESERVATION, request.to_json(), self.reservation_id)
         )
         if self._heartbeat is not None:
             self._heartbeat.extended(response)
@@ -287,7 +273,7 @@ class ReservationGuard:
             if told is None:
                 told = (Amount(self.estimate.unit, min(self._meter.total, INT64_MAX)), None, None)
             settler: Settler = self._session.settler or settler_of(self._session)
-            spend.record = record_of(settler.base_url, self.reservation_id, self._subject, self._action, *told)
+            spend.record = record_of(settler.base_url, self.reservation_id, self._subject, self._action, told)
             settler.accept(spend)
             if self._heartbeat is not None:
                 self._heartbeat.stop()
@@ -315,7 +301,7 @@ class ReservationGuard:
             if self._heartbeat is not None:
                 self._heartbeat.stop()
             if self._backing is Backing.RESERVATION and self.reservation_id is not None:
-                told = self._session.post(wire.RELEASE_RESERVATION, request.to_json(), self.reservation_id)
+                told = self._session.send(wire.RELEASE_RESERVATION, request.to_json(), self.reservation_id)
                 if isinstance(told, CyclesError):
                     log().warning("reservation %s was not released and will expire: %s", self.reservation_id, told)
                 else:

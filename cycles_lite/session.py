@@ -4,7 +4,7 @@ It holds the configuration, the transport, the observer and the subject that req
 a call: its headers, its trace, its deadline, its attempts. Clients that `with_options` derives have sessions of their
 own on one transport.
 
-A call's errors are values until `response_in` raises them. Everything below `Session.post` and `Session.get` holds the
+A call's errors are values until `response_in` raises them. Everything below `Session.send` holds the
 API key in its frames, and error trackers send the variables of every frame that a traceback leads through.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 
 from . import __version__
 from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout, ValidationError
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Traceparent = Union[None, str, Callable[[], Optional[str]]]
 
 _TRACEPARENT = r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
+
+_NO_QUERY: Mapping[str, str] = {}
 
 #: Nearly every id is plain, and needs no closer look.
 _is_plain_id = re.compile(r"[A-Za-z0-9_-]{1,128}\Z").match
@@ -85,42 +87,16 @@ class Session:
                 raise ValidationError("subject: neither the request nor the configuration names one")
         return data
 
-    def post(self, operation: wire.Operation, data: dict[str, Any], id: str | None = None, retries: bool = True) -> Any:
-        """Send a body: the response in the answer, or the error that came instead, which is the caller's to raise."""
-        key = data.get("idempotency_key")
-        headers = {"Accept": "application/json", "User-Agent": _USER_AGENT, "Content-Type": "application/json"}
-        # The header is optional, and carries visible ASCII, with blanks only inside.
-        if isinstance(key, str) and key.isascii() and key.isprintable() and key.strip() == key != "":
-            headers[wire.IDEMPOTENCY_KEY_HEADER] = key
-        amount = data.get("estimate") or data.get("actual") or {}
-        return self._send(operation, id, {}, data, headers, amount.get("unit"), retries)
-
-    def get(self, operation: wire.Operation, id: str | None, query: dict[str, str], retries: bool = True) -> Any:
-        """Ask: the response in the answer, or the error that came instead, which is the caller's to raise."""
-        headers = {"Accept": "application/json", "User-Agent": _USER_AGENT}
-        return self._send(operation, id, query, None, headers, None, retries)
-
-    def close(self) -> None:
-        """Let the connections go; calls that wait to be sent again give up."""
-        self._is_closed = True
-        for bell in list(self._bells):
-            try:
-                bell.release()
-            except RuntimeError:  # it was rung before
-                pass
-        self.transport.close()
-
-    def _send(
+    def send(
         self,
         operation: wire.Operation,
-        id: str | None,
-        query: dict[str, str],
-        data: dict[str, Any] | None,
-        headers: dict[str, str],
-        unit: str | None,
-        retries: bool,
+        data: dict[str, Any] | None = None,
+        id: str | None = None,
+        query: Mapping[str, str] = _NO_QUERY,
+        retries: bool = True,
     ) -> Any:
-        config = self.config
+        """Make a call: the response in the answer, or the error that came instead, which is the caller's to raise."""
+        config, unit = self.config, None
         if "{id}" not in operation.path:
             id = None
         elif type(id) is not str or not _is_plain_id(id):
@@ -130,6 +106,14 @@ class Session:
                     raise refuse("reservation_id", id, "an id")
             except ValidationError as e:
                 return without_frames(e)
+        headers = {"Accept": "application/json", "User-Agent": _USER_AGENT}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+            # The key's header is optional, and carries visible ASCII, with blanks only inside.
+            key = data.get("idempotency_key")
+            if isinstance(key, str) and key.isascii() and key.isprintable() and key.strip() == key != "":
+                headers[wire.IDEMPOTENCY_KEY_HEADER] = key
+            unit = (data.get("estimate") or data.get("actual") or {}).get("unit")
         trace = self._trace() if self.traceparent is not None else None
         if trace is not None:
             headers["traceparent"] = trace
@@ -149,6 +133,16 @@ class Session:
             # Where one connection led nowhere, the idle ones beside it are not tried.
             call = call._replace(fresh=isinstance(told, TransportError))
             attempt += 1
+
+    def close(self) -> None:
+        """Let the connections go; calls that wait to be sent again give up."""
+        self._is_closed = True
+        for bell in list(self._bells):
+            try:
+                bell.release()
+            except RuntimeError:  # it was rung before
+                pass
+        self.transport.close()
 
     def _attempt(self, call: wire.Call, unit: str | None, may_retry: bool) -> Any:
         """One attempt within the ambient deadline: the response, or the error."""

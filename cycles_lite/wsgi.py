@@ -11,21 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from .errors import (
-    BudgetDenied,
-    BudgetExceededError,
-    BudgetFrozenError,
-    CyclesError,
-    DebtOutstandingError,
-    OverdraftLimitExceededError,
-    RateLimitedError,
-    ResponseError,
-    ServerError,
-    TransportError,
-    ValidationError,
-)
+from . import errors
+from .errors import CyclesError, ValidationError
 from .guard import ReservationGuard
 from .guards.costs import settle_by_estimate, settle_call
 from .guards.current import inside
@@ -59,14 +49,14 @@ _STATUS_LINE = re.compile(r"[2-5][0-9][0-9] .")
 #: What an error becomes in HTTP: the status, the code and the seconds for Retry-After of the first row whose class it
 #: is an instance of. Without seconds there is a Retry-After only where the authority named a time.
 HTTP_ERRORS: Sequence[tuple[type[BaseException], int, str, int | None]] = (
-    (BudgetExceededError, 429, "BUDGET_EXCEEDED", _DEFAULT_RETRY_AFTER),
-    (DebtOutstandingError, 503, "DEBT_OUTSTANDING", None),
-    (OverdraftLimitExceededError, 503, "OVERDRAFT_LIMIT_EXCEEDED", None),
-    (BudgetFrozenError, 503, "BUDGET_FROZEN", None),
-    (RateLimitedError, 503, "UNAVAILABLE", None),
-    (TransportError, 503, "UNAVAILABLE", None),
-    (ResponseError, 503, "UNAVAILABLE", None),
-    (ServerError, 503, "UNAVAILABLE", None),
+    (errors.BudgetExceededError, 429, "BUDGET_EXCEEDED", _DEFAULT_RETRY_AFTER),
+    (errors.DebtOutstandingError, 503, "DEBT_OUTSTANDING", None),
+    (errors.OverdraftLimitExceededError, 503, "OVERDRAFT_LIMIT_EXCEEDED", None),
+    (errors.BudgetFrozenError, 503, "BUDGET_FROZEN", None),
+    (errors.RateLimitedError, 503, "UNAVAILABLE", None),
+    (errors.TransportError, 503, "UNAVAILABLE", None),
+    (errors.ResponseError, 503, "UNAVAILABLE", None),
+    (errors.ServerError, 503, "UNAVAILABLE", None),
 )
 
 _MESSAGES = {
@@ -77,13 +67,6 @@ _MESSAGES = {
     "UNAVAILABLE": "The budget authority cannot be asked right now.",
     "INTERNAL_ERROR": "This request could not be budgeted.",
     "INVALID_TENANT": "The tenant of this request is missing or malformed.",
-}
-
-_STATUS_LINES = {
-    400: "400 Bad Request",
-    429: "429 Too Many Requests",
-    500: "500 Internal Server Error",
-    503: "503 Service Unavailable",
 }
 
 
@@ -109,7 +92,7 @@ def _answer(status: int, code: str, wait: int | None) -> Answer:
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     if wait is not None:
         headers.append(("Retry-After", str(wait)))
-    return _STATUS_LINES[status], headers, body
+    return f"{status} {HTTPStatus(status).phrase}", headers, body
 
 
 class CyclesMiddleware:
@@ -181,7 +164,7 @@ class CyclesMiddleware:
 
     def _refusal(self, error: CyclesError, environ: Environ) -> Answer:
         """The answer in the place of the application's. The refusal is logged."""
-        say = log().warning if isinstance(error, BudgetDenied) else log().error
+        say = log().warning if isinstance(error, errors.BudgetDenied) else log().error
         say("%s is not let through (request id %s): %s", _request(environ), error.request_id, error)
         try:
             other = self._on_error(error, environ) if self._on_error is not None else None

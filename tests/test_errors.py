@@ -28,7 +28,7 @@ from cycles_lite.errors import (
     error_class,
 )
 from cycles_lite.local.messages import refusal_answer
-from cycles_lite.local.rules import Refusal
+from cycles_lite.local.rules import Refused
 from cycles_lite.protocol import wire
 from cycles_lite.protocol.models import ReservationCreateResponse
 from cycles_lite.protocol.values import CyclesEvidenceRef, Decision, ErrorCode
@@ -418,14 +418,14 @@ def test_a_new_code_is_one_row(monkeypatch):
     """All that asks what a code means finds it there: clients, settlement, heartbeats and the embedded authority."""
     new = "QUOTA_EXCEEDED"
     error = ApiError("no", status=409, code=new)
-    came = refusal_answer(Refusal(new, "Too much."), {}, None)
+    came = refusal_answer(Refused(new, "Too much."), {}, None)
     assert came.status == 409
     assert type(refusal_in(came, wire.CREATE_RESERVATION)) is ApiError
     assert {meaning_of(mode, error) for mode in (COMMIT, EVENT)} == {Meaning.HELD}
     assert classify(error) is Failure.REFUSED
 
     monkeypatch.setitem(errors.CODES, new, errors.Code(QuotaExceededError, 402, final_for=(COMMIT,), ends_lease=True))
-    came = refusal_answer(Refusal(new, "Too much."), {}, None)
+    came = refusal_answer(Refused(new, "Too much."), {}, None)
     assert came.status == 402
     assert type(refusal_in(came, wire.CREATE_RESERVATION)) is QuotaExceededError
     assert type(refusal_in(came, wire.COMMIT_RESERVATION)) is SettlementRejectedError

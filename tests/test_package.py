@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: `local` and `cli` count as one module each. A new module gets its place here.
 ORDER = (
     "runtime.clock transport.turns transport.handlers errors runtime.log transport.proxies transport.trust "
-    "transport.deadline transport.attempt transport.idle protocol.checks protocol.twins protocol.fields "
+    "transport.deadline transport.connections protocol.checks protocol.twins protocol.fields "
     "protocol.values "
     "protocol.keywords protocol.models config transport.retry background.lease protocol.wire local "
     "transport.redaction transport.http settlement.journal settlement.meaning events session "
@@ -38,7 +38,7 @@ AGAINST_THE_ORDER = {("guards.current", "guard"), ("guards.costs", "guard"), ("g
 #: What is in which folder; the root has what users import, and the session under it.
 FOLDERS = {
     "protocol": "checks fields keywords models twins values wire",
-    "transport": "attempt deadline handlers http idle proxies redaction retry trust turns",
+    "transport": "connections deadline handlers http proxies redaction retry trust turns",
     "settlement": "flush journal meaning settler spend",
     "background": "heartbeat lease worker",
     "guards": "asking costs current generators",

@@ -106,7 +106,7 @@ class Heartbeat:
         bound = max(0, (lease.request_timeout_ms or 0) - _AIM_BELOW_MS) / 1000
         try:
             with deadline_in(bound):
-                told = self._session.post(
+                told = self._session.send(
                     wire.EXTEND_RESERVATION, request.to_json(), self._reservation_id, retries=False
                 )
         except Exception as e:

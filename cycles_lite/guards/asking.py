@@ -31,7 +31,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
     is_shadow = session.config.mode == "shadow"
     try:
         body = session.body_of(request)
-        response = response_in(session.post(wire.CREATE_RESERVATION, body))
+        response = response_in(session.send(wire.CREATE_RESERVATION, body))
         if not (response.is_allowed and (response.reservation_id or is_shadow)):
             raise wire.denied(response)
     except BudgetDenied as e:

@@ -83,21 +83,17 @@ def settle_unknown(guard: ReservationGuard) -> None:
         log().error("spend of reservation %s was not settled: %s", guard.reservation_id, e)
 
 
-def settle_by_estimate(guard: ReservationGuard) -> None:
-    """Commit the meter if there is one, else the estimate, marked as such."""
-    if guard.spent:
+def settle_by_estimate(guard: ReservationGuard, waits: bool = True) -> None:
+    """Commit the meter if there is one, else the estimate, marked as such. Where it does not wait, as for a guard whose
+    generator was collected, the commit is on record when this returns, and is sent in the background."""
+    if not waits and guard.spent:
+        guard.commit_later()
+    elif not waits:
+        guard.commit_later(guard.estimate, _ESTIMATED)
+    elif guard.spent:
         settle_unknown(guard)
     else:
         settle(guard, guard.estimate, metadata=_ESTIMATED)
-
-
-def settle_by_estimate_later(guard: ReservationGuard) -> None:
-    """As `settle_by_estimate`, for a guard whose generator was collected: the commit is on record when this returns,
-    and is sent in the background."""
-    if guard.spent:
-        guard.commit_later()
-    else:
-        guard.commit_later(guard.estimate, _ESTIMATED)
 
 
 def settle_call(guard: ReservationGuard, actual: Any, result: Any, uses_estimate: bool = True) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterable, I
 
 from ..background.worker import left_over
 from ..transport.turns import Turns
-from .costs import settle_by_estimate, settle_by_estimate_later
+from .costs import settle_by_estimate
 from .current import inside
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
         if guard is None:
             return
         if self._is_collected:
-            left_over.append(functools.partial(settle_by_estimate_later, guard))
+            left_over.append(functools.partial(settle_by_estimate, guard, waits=False))
         else:
             settle_by_estimate(guard)
 

@@ -1,4 +1,4 @@
-"""The provisioning calls over HTTP: tenants, keys and budgets, in the shapes that the official quickstart uses.
+"""The admin calls over HTTP: tenants, keys and budgets are made, in the shapes that the official quickstart uses.
 
 The official admin server has fields that this authority has no use for: they are ignored, and unknown ones refused.
 """
@@ -16,31 +16,32 @@ from ..protocol.wire import Answer, read_body
 from . import instants
 from .authority import Authority, Caller
 from .messages import new_answer, refusal_answer
-from .rules import Refusal, Refused
+from .rules import Refused
 from .tenants import AlreadyExists, checked_settings
 
 #: Given the authority, the body and the tenant whose key was sent, if any: the status and what is told.
 _Handler = Callable[[Authority, Mapping[str, Any], Optional[str]], Tuple[int, Dict[str, Any]]]
 
 
-def provision(
+def answer_admin_call(
     path: str, authority: Authority, body: bytes, headers: Mapping[str, str], caller: Caller | None
 ) -> Answer:
-    """Answer one provisioning call. Who calls is asked before what they sent is read."""
+    """Answer one admin call. Who calls is asked before what they sent is read."""
     handler, fields, is_for_tenants = ADMIN_ROUTES[path]
     try:
         if caller is None or not (caller.admin or is_for_tenants):
-            raise Refused(Refusal("UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed."))
+            raise Refused("UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed.")
         status, told = handler(authority, _object(body, fields), caller.tenant)
         return new_answer(status, told, headers, caller.tenant)
     except Refused as e:
-        return refusal_answer(e.refusal, headers, None)
+        return refusal_answer(e, headers, None)
     except ValidationError as e:
         code = "DUPLICATE_RESOURCE" if isinstance(e, AlreadyExists) else "INVALID_REQUEST"
-        return refusal_answer(Refusal(code, e.message), headers, None)
+        return refusal_answer(Refused(code, e.message), headers, None)
 
 
 def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
+    """The JSON object that a body is, which may have the known fields alone."""
     data = read_body(body)
     if not isinstance(data, dict):
         raise ValidationError("body: not an object")
@@ -51,6 +52,7 @@ def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:
+    """A text that must be there and say something."""
     value = data.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ValidationError(f"{name}: a text is needed")
@@ -58,6 +60,7 @@ def _text(data: Mapping[str, Any], name: str) -> str:
 
 
 def _milliseconds(data: Mapping[str, Any], name: str) -> int | None:
+    """A date-time as milliseconds since 1970; None where the body has none."""
     if data.get(name) is None:
         return None
     found = instants.nanoseconds(_text(data, name))
@@ -88,7 +91,7 @@ _TENANT_SETTINGS = {
     "max_reservation_extensions": "max_extensions",
 }
 
-#: What a key may be permitted. Stored, and enforced by nobody.
+#: What a key may be permitted. It is stored with the key, and nothing here enforces it.
 _PERMISSION = re.compile(
     r"reservations:(create|commit|release|extend|list|read)|decide|events:(create|read)|(balances|audit):read"
     r"|(budgets|policies|webhooks|admin):(read|write)"
@@ -97,6 +100,7 @@ _PERMISSION = re.compile(
 
 
 def _create_tenant(authority: Authority, data: Mapping[str, Any], _: str | None) -> tuple[int, dict[str, Any]]:
+    """Make a tenant: 201, or 200 where the same id and name were there before."""
     tenant_id, name = _text(data, "tenant_id"), _text(data, "name")
     settings = {ours: data.get(theirs) for theirs, ours in _TENANT_SETTINGS.items()}
     checked_settings(*settings.values())  # also where the tenant stays as it is
@@ -113,6 +117,7 @@ def _create_tenant(authority: Authority, data: Mapping[str, Any], _: str | None)
 
 
 def _create_key(authority: Authority, data: Mapping[str, Any], _: str | None) -> tuple[int, dict[str, Any]]:
+    """Make a key, whose secret this answer alone tells."""
     name, tenant_id = _text(data, "name"), _tenant_id(authority, data)
     permissions = [] if data.get("permissions") is None else data["permissions"]
     if not isinstance(permissions, list):
@@ -134,6 +139,7 @@ def _create_key(authority: Authority, data: Mapping[str, Any], _: str | None) ->
 
 
 def _create_budget(authority: Authority, data: Mapping[str, Any], tenant: str | None) -> tuple[int, dict[str, Any]]:
+    """Make a budget of the tenant whose key was sent, or with the admin's key of the one that the body names."""
     if tenant is None:
         tenant = _tenant_id(authority, data)
     elif data.get("tenant_id") is not None:
@@ -149,7 +155,7 @@ def _create_budget(authority: Authority, data: Mapping[str, Any], tenant: str | 
         _demand_unit("overdraft_limit", limit, amount.unit)
     caps = Caps.parse(data["caps"], "caps") if data.get("caps") is not None else None
     if not authority.add_budget(scope, amount, overdraft_limit=limit, caps=caps):
-        raise Refused(Refusal("DUPLICATE_RESOURCE", f"There is a budget of {amount.unit} at {scope}."))
+        raise Refused("DUPLICATE_RESOURCE", f"There is a budget of {amount.unit} at {scope}.")
     (made,) = [one for one in authority.budgets() if (one.scope, one.unit) == (scope, amount.unit)]
     return 201, {**made.to_json(), "scope": made.scope, "tenant_id": tenant, "unit": made.unit, "status": made.status}
 
@@ -158,7 +164,7 @@ def _tenant_id(authority: Authority, data: Mapping[str, Any]) -> str:
     """The tenant that a body names, which must be there."""
     tenant_id = _text(data, "tenant_id")
     if authority.tenant(tenant_id) is None:
-        raise Refused(Refusal("TENANT_NOT_FOUND", f"There is no tenant {tenant_id[:100]}."))
+        raise Refused("TENANT_NOT_FOUND", f"There is no tenant {tenant_id[:100]}.")
     return tenant_id
 
 
@@ -168,10 +174,10 @@ def _demand_unit(name: str, amount: Amount, unit: object) -> None:
         return
     if unit not in list(Unit):
         raise ValidationError(f"unit: {checks.shown(unit)} is not known")
-    raise Refused(Refusal("UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}."))
+    raise Refused("UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}.")
 
 
-#: The provisioning calls by their paths: the handler, the fields that the body may have, and whether a tenant's own key
+#: The admin calls by their paths: the handler, the fields that the body may have, and whether a tenant's own key
 #: is enough. The official admin server has fields that this authority has no use for.
 ADMIN_ROUTES: Mapping[str, tuple[_Handler, frozenset[str], bool]] = {
     "/v1/admin/tenants": (

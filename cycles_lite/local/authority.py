@@ -13,7 +13,7 @@ from ..transport.handlers import is_from_handler
 from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
 from .ledger import Ledger
-from .rules import Refusal, Refused, invalid
+from .rules import Refused, invalid
 from .tenants import TenantMethods
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Authority(BudgetMethods, TenantMethods):
         operation, tenant = call.operation, caller.tenant
         try:
             if caller.admin and not (operation.public or operation in ADMIN_OPERATIONS):
-                raise Refused(Refusal("UNAUTHORIZED", "This operation needs a tenant's API key."))
+                raise Refused("UNAUTHORIZED", "This operation needs a tenant's API key.")
             handler = _HANDLERS[operation]
             prepared, for_whom = handler.prepare(call, caller)
             transaction = self._ledger.writing if handler.writes else self._ledger.reading
@@ -115,18 +115,18 @@ class Authority(BudgetMethods, TenantMethods):
             tenant = for_whom
             return messages.new_answer(operation.status, data, call.headers, tenant)
         except Refused as e:
-            return messages.refusal_answer(e.refusal, call.headers, tenant)
+            return messages.refusal_answer(e, call.headers, tenant)
         except Exception as e:
             if is_from_handler(e) or isinstance(e, (TransportError, ConfigError)):
                 raise
-            crash = Refusal("INTERNAL_ERROR", "The authority failed; see its log.")
+            crash = Refused("INTERNAL_ERROR", "The authority failed; see its log.")
             answer = messages.refusal_answer(crash, call.headers, tenant)
             _log_crash(e, operation.name, answer.headers["x-request-id"])
             return answer
 
 
 def _forbidden(named: str | None) -> Refused:
-    return Refused(Refusal("FORBIDDEN", f"You may not act for tenant {shown(named)}.", {"tenant": named}))
+    return Refused("FORBIDDEN", f"You may not act for tenant {shown(named)}.", {"tenant": named})
 
 
 def _log_crash(crash: Exception, operation: str, request_id: str) -> None:
@@ -188,12 +188,12 @@ def _reservation_id(call: Call, caller: Caller) -> _Prepared:
 def _evidence(call: Call, caller: Caller) -> _Prepared:
     if not wire.is_evidence_id(call.id):
         raise invalid("An evidence id is 64 lower-case hexadecimal digits.")
-    raise Refused(Refusal("NOT_FOUND", "There is no evidence with this id: this authority signs none."))
+    raise Refused("NOT_FOUND", "There is no evidence with this id: this authority signs none.")
 
 
 def _no_keys(*_: Any) -> None:
     """Refused only in a transaction, because clients warm up with this operation: it opens the file."""
-    raise Refused(Refusal("NOT_FOUND", "This authority signs nothing, so it has no keys to publish."))
+    raise Refused("NOT_FOUND", "This authority signs nothing, so it has no keys to publish.")
 
 
 _HANDLERS = {

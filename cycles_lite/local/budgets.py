@@ -26,12 +26,7 @@ class BudgetMethods:
     _ledger: Ledger
 
     def set_budget(
-        self,
-        scope: str,
-        amount: Amount,
-        *,
-        overdraft_limit: int | Amount | None = None,
-        caps: Caps | None = None,
+        self, scope: str, amount: Amount, *, overdraft_limit: int | Amount | None = None, caps: Caps | None = None
     ) -> Budget:
         """Allocate an amount to a scope such as `tenant:acme/agent:bot`, whether or not it has a budget in that unit.
 
@@ -40,22 +35,17 @@ class BudgetMethods:
         """
         scope, unit = _place(scope, amount)
         with self._ledger.writing() as (db, _):
-            return _set(db, scope, unit, amount, overdraft_limit, caps)
+            return _set(db, scope, unit, amount.amount, overdraft_limit, caps)
 
     def add_budget(
-        self,
-        scope: str,
-        amount: Amount,
-        *,
-        overdraft_limit: int | Amount | None = None,
-        caps: Caps | None = None,
+        self, scope: str, amount: Amount, *, overdraft_limit: int | Amount | None = None, caps: Caps | None = None
     ) -> bool:
         """Like `set_budget`, but an existing budget is left as it is; whether one was made."""
         scope, unit = _place(scope, amount)
         with self._ledger.writing() as (db, _):
             if _find(db, scope, unit):
                 return False
-            _set(db, scope, unit, amount, overdraft_limit, caps)
+            _set(db, scope, unit, amount.amount, overdraft_limit, caps)
             return True
 
     def fund(self, scope: str, amount: Amount) -> Budget:
@@ -92,7 +82,7 @@ class BudgetMethods:
             return [f"SQLite: {line}" for line in damage] or list(_violations(db))
 
     def _set_status(self, scope: str, unit: str | Unit | None, status: str) -> list[Budget]:
-        """Change the budgets that may still change; only to be closed once more is nothing to a closed one."""
+        """Give a scope's budgets another status. Closed ones stay as they are, and to close them again is no error."""
         scope = scopes.budget_scope(scope)
         wanted = None if unit is None else _UNIT.check("unit", unit).value
         with self._ledger.writing() as (db, _):
@@ -115,17 +105,12 @@ def _place(scope: object, amount: object) -> tuple[str, str]:
 
 
 def _set(
-    db: sqlite3.Connection,
-    scope: str,
-    unit: str,
-    amount: Amount,
-    overdraft_limit: int | Amount | None,
-    caps: Caps | None,
+    db: sqlite3.Connection, scope: str, unit: str, amount: int, limit: int | Amount | None, caps: Caps | None
 ) -> Budget:
     """Make a budget, or set the allocation of one; None leaves limit and caps as they are."""
     (found,) = _find(db, scope, unit) or [Budget(scope, unit, 0)]
     _demand_not_closed(found)
-    made = rules.allocate(found, amount.amount, _limit(overdraft_limit, unit))
+    made = rules.allocate(found, amount, _limit(limit, unit))
     if caps is not None:
         if not isinstance(caps, Caps):
             raise refuse("caps", caps, "a Caps")
@@ -135,6 +120,7 @@ def _set(
 
 
 def _limit(value: int | Amount | None, unit: str) -> int | None:
+    """An overdraft limit as a number of a budget's unit, in which it must be."""
     if value is None:
         return None
     if not isinstance(value, Amount):
@@ -158,11 +144,13 @@ def _known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]
 
 
 def _demand_not_closed(found: Budget) -> None:
+    """Refuse to change a budget that is closed."""
     if found.status == CLOSED:
         raise ValidationError(f"budget {found.scope} ({found.unit}) is closed, and that is final")
 
 
 def _all(db: sqlite3.Connection) -> list[Budget]:
+    """Every budget, in the order of scope and unit."""
     return rows.find_budgets(db, "1 ORDER BY scope, unit", ())
 
 

@@ -1,13 +1,15 @@
 """The connections of one process to one budget file: who may use them, and what becomes of them at a fork.
 
 SQLite keeps book of a process's locks by file, and a forked child inherits the book but not the locks: a connection
-that it opened then would believe in locks that nobody holds. So before a fork all connections are closed, once the
-transactions at work have ended. What a child inherits all the same (a fork that runs no hooks, a transaction that did
-not end) it never touches: closing it could remove the WAL under the parent, so it stays referenced for good.
+that the child opened afterwards would believe in locks that nobody holds. So before a fork all connections are closed,
+once the transactions at work have ended. A child may inherit a connection all the same, where the fork ran no hooks or
+a transaction did not end. It never touches such a connection, because to close it could remove the WAL under the
+parent; so it stays referenced for good.
 
 An exception from a signal handler may come between any two instructions, so nothing here is counted and no lock is
-held. What a transaction has is in a list, a box, and moves by one expression, `there.append(here.pop())`: one that is
-interrupted on its way is an object that nobody refers to, and is closed or replaced.
+held. What a transaction has is in a list, its box, and moves by one expression, `there.append(here.pop())`. Where an
+interruption comes in the midst of that, nobody refers to the object any more: a connection then closes, and a right to
+write is replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, Tuple, TypeVar
 
 from ..errors import TransportError
 from ..runtime.clock import monotonic
@@ -27,7 +29,6 @@ from . import schema
 from .failures import is_busy
 
 if TYPE_CHECKING:
-    from .files import Place
     from .ledger import Transaction
 
 T = TypeVar("T", "Connection", "Transaction")
@@ -36,22 +37,54 @@ T = TypeVar("T", "Connection", "Transaction")
 _FORK_PATIENCE = 10.0
 _FORK_PAUSE = 0.002
 
-#: What forked children inherited.
+#: What this process inherited from the one that forked it, and must never close.
 INHERITED: list[object] = []
 
-#: The transactions that did not end, by id, and all connections. A transaction enters and leaves itself.
+#: The transactions that did not end, each of which enters itself, and the connections that were not closed, by id.
 live: dict[int, weakref.ref[Transaction]] = {}
 _open: dict[int, weakref.ref[Connection]] = {}
 
 #: Has an entry for each fork that is under way.
 _forking: list[object] = []
+#: The thread that forked last, or is about to.
 _forker: int | None = None
+
+#: Device and inode; None where there is no file.
+Inode = Optional[Tuple[int, int]]
+
+
+class Place(NamedTuple):
+    """A file that a connection has open: while it does, no other file gets these numbers."""
+
+    path: str
+    #: The path without links, as SQLite names the journal.
+    real: str
+    inode: Inode
+    #: Those of the files that SQLite keeps beside it: the write-ahead log and its index.
+    wal: Inode
+    shm: Inode
+
+
+def inode(path: str) -> Inode:
+    """Which file a path leads to."""
+    found = stamp(path)
+    return found[:2] if found else None
+
+
+def stamp(path: str) -> tuple[int, int, int] | None:
+    """Device, inode, and when that was last changed, which shows a name that came back."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 class Connection:
     """A connection that closes when nobody refers to it any more, but never in a forked child.
 
-    SQLite's own refers to itself, so that one that is lost would hold its locks until garbage is collected.
+    An `sqlite3.Connection` refers to itself, so that one that is lost would hold its locks until the garbage collector
+    finds it.
     """
 
     #: The process that opened it.
@@ -112,18 +145,20 @@ def execute(
 
 
 class Right:
+    """What a thread has while it writes; the object itself is all that there is to it."""
+
     __slots__ = ("__weakref__",)
 
 
 class Rights:
     """The right to write: one thread of a process has it, and no interruption can lose or double it.
 
-    A `SimpleQueue` hands it over, which may be used within a signal handler. A right that an interruption took out of
-    the queue and kept from its box, or the other way round, is an object that nobody refers to: whoever waits looks
-    now and then whether that has happened, and makes another.
+    A `SimpleQueue` hands it over, which may be used within a signal handler. An interruption may come when a right has
+    left the queue and is not yet in a box, or the other way round: nobody refers to the object then. Whoever waits
+    looks now and then whether that has happened, and makes another.
 
-    These are not the turns of `transport.turns`, whose interruption may hand out one too many: two writers on one
-    connection in memory would mix their transactions.
+    The turns of `transport.turns` would not do. They come back by themselves, but an interruption may hand out one too
+    many, and two writers on one connection in memory would mix their transactions.
     """
 
     #: Seconds after which whoever waits looks whether the right was lost.
@@ -170,11 +205,14 @@ class Rights:
 
 
 class Pool:
-    """One process's connections to a file, idle ones in a stack. `open` makes one, up to a monotonic time."""
+    """One process's connections to a file, of which the idle ones are in a stack.
+
+    `open` makes a connection, and tries to until a monotonic time.
+    """
 
     def __init__(self, open: Callable[[float], Connection]) -> None:
         self.pid = os.getpid()
-        #: Had by the thread that writes: threads of one process queue here, fairly, instead of at the file.
+        #: Threads of one process that want to write queue here, fairly, instead of at the file.
         self.rights = Rights()
         self._open = open
         self._idle: list[Connection] = []
@@ -205,7 +243,18 @@ class Pool:
             box.pop()
         box.append(self._open(deadline))
 
-    def give_back(self, box: list[Connection], is_sound: bool) -> None:
+    def end(self, transaction: Transaction, is_sound: bool = True) -> None:
+        """Take back all that a transaction has; what was not committed is rolled back. To do so twice is nothing."""
+        if transaction.connection and self.pid != os.getpid():
+            INHERITED.append(transaction.connection.pop())
+        elif transaction.connection:
+            self._give_back(transaction.connection, is_sound)
+        transaction.is_at_work = False
+        if transaction.right:
+            self.rights.give_back(transaction.right)
+        live.pop(id(transaction), None)
+
+    def _give_back(self, box: list[Connection], is_sound: bool) -> None:
         """Keep a connection for the next transaction, unless SQLite failed on it or the pool was closed."""
         if is_sound and not self._is_closed and _roll_back(box[-1].db):
             self._idle.append(box.pop())
@@ -224,7 +273,7 @@ class Pool:
 
 
 class Memory(Pool):
-    """A ledger in memory: one connection, had by whoever has the right, and never closed for an error."""
+    """A ledger in memory: there is one connection, whoever has the right has it, and no error closes it."""
 
     def __init__(self) -> None:
         super().__init__(_gone)
@@ -236,7 +285,7 @@ class Memory(Pool):
         box.append(self._only or _gone(deadline))
         _roll_back(box[-1].db)  # what an interrupted transaction may have left
 
-    def give_back(self, box: list[Connection], is_sound: bool) -> None:
+    def _give_back(self, box: list[Connection], is_sound: bool) -> None:
         _roll_back(box[-1].db)
         box.pop()
 

@@ -1,4 +1,4 @@
-"""What errors mean to a caller: SQLite's, each of which leaves this package as one of ours, and signal handlers'."""
+"""What SQLite's errors mean to a caller: each of them leaves this package as an error of ours."""
 
 from __future__ import annotations
 

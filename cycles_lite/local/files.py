@@ -13,13 +13,12 @@ import shlex
 import sqlite3
 import stat
 import time
-from typing import NamedTuple, Optional, Tuple
 from urllib.parse import quote
 
 from ..errors import ConfigError, TransportError
 from ..runtime.clock import monotonic
 from . import schema
-from .connections import Connection, execute, open_connections
+from .connections import Connection, Inode, Place, execute, inode, open_connections, stamp
 from .failures import is_busy, not_in_time, translated
 from .location import printable
 
@@ -37,33 +36,8 @@ _CHECKPOINT_PAGES = 4000
 #: Seconds between two tries for the lock on a folder.
 _PAUSE = 0.002
 
-#: Device and inode; None where there is no file.
-Inode = Optional[Tuple[int, int]]
 
-
-class Place(NamedTuple):
-    """A file that a connection has open: while it does, no other file gets these numbers."""
-
-    path: str
-    #: The path without links, as SQLite names the journal.
-    real: str
-    inode: Inode
-    wal: Inode
-    shm: Inode
-
-
-def inode(path: str) -> Inode:
-    found = stamp(path)
-    return found[:2] if found else None
-
-
-def stamp(path: str) -> tuple[int, int, int] | None:
-    """Device, inode, and when that was last changed, which shows a name that came back."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns
+# ---- Opening ----
 
 
 def place_of(path: str, opened: Inode) -> Place | None:
@@ -71,9 +45,6 @@ def place_of(path: str, opened: Inode) -> Place | None:
     real = os.path.realpath(path)
     place = Place(path, real, opened, inode(real + "-wal"), inode(real + "-shm"))
     return place if opened is not None and opened == inode(path) == inode(real) else None
-
-
-# ---- Opening ----
 
 
 def connect(path: str, options: str = "mode=rw") -> Connection:
@@ -128,9 +99,8 @@ def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, d
     try:
         execute(db, "PRAGMA journal_mode = " + journal, min(deadline, monotonic() + 1.0))
     except sqlite3.OperationalError as e:
-        if not is_busy(
-            e
-        ):  # other users of the file may hold the journal back that suits the disk: the present one serves
+        # Whoever else has the file open may keep its journal from being changed; then the present one serves.
+        if not is_busy(e):
             raise
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
     db.execute("PRAGMA synchronous = " + synchronous)
@@ -156,10 +126,10 @@ def demand_same(place: Place, deadline: float) -> None:
 
 
 def set_aside(place: Place, deadline: float) -> str | None:
-    """Take the WAL of a file that was replaced away from the name that the new file's has; its new name, if it had one.
+    """Rename the WAL of a file that was replaced, as the new file's WAL is to have its name; return where it is now.
 
-    Whoever calls has the old file open still, so that the inodes are no other file's. Among processes that all do this
-    the lock on the folder keeps one from taking the WAL that another has just made for the new file.
+    The caller has the old file open still, so that no other file can have its inodes by now. Where several processes
+    do this, the lock on the folder keeps one from taking the WAL that another has just made for the new file.
     """
     if place.wal is None or place.wal != inode(place.real + "-wal"):
         return None
@@ -174,7 +144,7 @@ def set_aside(place: Place, deadline: float) -> str | None:
 
 
 class _FolderLock:
-    """An exclusive lock on a folder. Its descriptor closes with the object, so no interruption leaves it locked."""
+    """An exclusive lock on a folder. Its descriptor closes with this object, so no interruption leaves it locked."""
 
     _file: int | None = None
 
@@ -259,9 +229,9 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _make(path: str, size: int | None, deadline: float) -> None:
-    """A budget file that only its owner may read and write; SQLite gives its WAL the same mode.
+    """Make a budget file that only its owner may read and write; SQLite gives its WAL the same mode.
 
-    It is finished under another name first: whoever finds the name finds a whole file, also after a crash.
+    It is finished under another name first, so that whoever finds the name finds a whole file, also after a crash.
     """
     if size is not None:
         _fill(path, deadline)  # an empty file that somebody provided
@@ -288,7 +258,7 @@ def _link_whole(path: str, deadline: float) -> None:
             os.link(draft, path)
         finally:
             _remove(draft)
-    finally:  # for the signal handler that raises just before the line above
+    finally:  # once more, for a signal handler that raises just before the line above
         _remove(draft)
 
 

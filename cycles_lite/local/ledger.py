@@ -2,8 +2,8 @@
 
 `with ledger.writing() as (db, now)` is what every operation runs in: the time is read under the lock, and holds that
 are due are freed before. There is no thread for that, nor for dropping old records: whoever comes along does it.
-Connections are the affair of `connections`; here they are begun, committed and rolled back, and whoever has to wait
-for a lock waits here.
+`connections` hands out the connections; here transactions are begun on them, committed and rolled back, and whoever
+has to wait for a lock of another process waits here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import connections, files, location, rows, rules
 from .connections import INHERITED, Connection, Memory, Pool, Right
 from .failures import is_busy, not_in_time, translated
 
-#: Seconds between two tries for the write lock, at most: SQLite has no queue to wait in.
+#: The most seconds between two tries for the write lock, because SQLite has no queue to wait in.
 _PAUSE = 0.004
 
 #: Holds freed in one transaction, and records pruned in one step: others wait meanwhile.
@@ -120,17 +120,17 @@ class Transaction:
     """
 
     def __init__(self, ledger: Ledger, timeout: float | None, may_write: bool) -> None:
-        self._ledger, self._pool, self._name = ledger, ledger.pool(), ledger.name
+        self._ledger, self.pool, self._name = ledger, ledger.pool(), ledger.name
         self._seconds = ledger.timeout if timeout is None else min(timeout, ledger.timeout)
         self._prunes = may_write
         # In memory there is one connection, so reading waits for its turn as writing does.
         self.writes = may_write or ledger.is_memory
-        self.pid = self._pool.pid
+        self.pid = self.pool.pid
         self.thread = threading.get_ident()
-        #: The connection, while it has one.
+        #: The connection and the right to write, while it has them.
         self.connection: list[Connection] = []
-        self._right: list[Right] = []
-        #: Whether a fork must wait for it.
+        self.right: list[Right] = []
+        #: Whether a fork must wait until this transaction has ended.
         self.is_at_work = False
 
     @property
@@ -144,7 +144,7 @@ class Transaction:
         return leave
 
     def begin(self) -> tuple[sqlite3.Connection, int]:
-        """What the `with` statement calls first."""
+        """What the `with` statement calls first: begin, once more for each batch of holds that had to be freed."""
         while True:
             db = self._begin()
             self._now = now = self._ledger.clock()  # under the lock: whoever waited for it must not act on the past
@@ -153,9 +153,9 @@ class Transaction:
             if self.writes:
                 free_due(db, now)
                 self._commit(db)
-                self.end()
+                self.pool.end(self)
             else:
-                self.end()
+                self.pool.end(self)
                 with self._ledger.writing(self._seconds):
                     pass
 
@@ -168,18 +168,7 @@ class Transaction:
             if self._prunes:
                 self._ledger.prune_now_and_then(db, self._now)
             self._commit(db)
-        self.end()
-
-    def end(self, is_sound: bool = True) -> None:
-        """Give everything back; what was not committed is rolled back. To do so twice is nothing."""
-        if self.connection and self.pid != os.getpid():
-            INHERITED.append(self.connection.pop())
-        elif self.connection:
-            self._pool.give_back(self.connection, is_sound)
-        self.is_at_work = False
-        if self._right:
-            self._pool.rights.give_back(self._right)
-        connections.live.pop(id(self), None)
+        self.pool.end(self)
 
     def translated(self, error: sqlite3.Error) -> TransportError:
         """The error to raise for one of SQLite's."""
@@ -189,13 +178,14 @@ class Transaction:
         return not_in_time(self._name, self._seconds)
 
     def _begin(self) -> sqlite3.Connection:
+        """Take the right to write, a connection and SQLite's lock, in this order, and look at the file once more."""
         self._deadline = monotonic() + self._seconds
         while True:
             connections.live[id(self)] = weakref.ref(self)
-            if self.writes and not self._pool.rights.take(self._right, self._deadline, self._waits_for_itself):
+            if self.writes and not self.pool.rights.take(self.right, self._deadline, self._waits_for_itself):
                 raise self._not_in_time()
             try:
-                if not self._pool.take(self, self._deadline):
+                if not self.pool.take(self, self._deadline):
                     raise self._not_in_time()
                 db = self.connection[-1].db  # a frame that has the connection itself would keep it from being closed
                 db.execute("BEGIN IMMEDIATE" if self.writes else "BEGIN")
@@ -204,14 +194,14 @@ class Transaction:
                 if not self.writes or not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
                     raise
             # Nothing is held meanwhile: other threads get their try, and a gevent hub cannot lock itself up.
-            self.end()
+            self.pool.end(self)
             time.sleep(_PAUSE * random.random())
         if not self.writes:
-            # Takes the read lock here, where waiting is possible; afterwards nothing can be busy.
+            # This takes the read lock now, while waiting is possible; afterwards nothing can be busy.
             statement = "SELECT 1 FROM sqlite_master LIMIT 1"
             connections.execute(db, statement, self._deadline, self._waits_for_itself)
         place = self.connection[-1].place
-        if place is not None and files.inode(place.path) != place.inode:
+        if place is not None and connections.inode(place.path) != place.inode:
             self._refuse_lost(place)
         return db
 
@@ -220,31 +210,32 @@ class Transaction:
             raise TransportError("a transaction does not survive a fork; nothing was written")
         connections.execute(db, "COMMIT", self._deadline, self._waits_for_itself)
 
-    def _refuse_lost(self, place: files.Place) -> None:
-        """Raise where the path leads to another file, or to none."""
+    def _refuse_lost(self, place: connections.Place) -> None:
+        """Raise where the path leads to another file than the connection has open, or to none."""
         try:
             files.demand_same(place, self._deadline)
         except TransportTimeout:
             raise
         except TransportError:
-            if files.inode(place.path) is not None:  # what is only away may come back, and then its WAL is needed
+            # A file that is only away may come back, and then what its WAL has is needed.
+            if connections.inode(place.path) is not None:
                 self.connection.pop().close()
-                self._pool.close_idle()
+                self.pool.close_idle()
             raise
 
     def _waits_for_itself(self) -> bool:
-        """Whether it waits for a transaction of this very thread, which a signal handler has interrupted."""
+        """Whether it waits for a transaction that it has interrupted: both are this thread's, this one a handler's."""
         mine = [one for one in connections.live_transactions() if one.thread == self.thread and one is not self]
         return any(self._is_held_up_by(one) for one in mine)
 
     def _is_held_up_by(self, other: Transaction) -> bool:
         mine, its = self._place(), other._place()
-        if other._pool is not self._pool and (mine is None or its is None or mine.inode != its.inode):
+        if other.pool is not self.pool and (mine is None or its is None or mine.inode != its.inode):
             return False
         # Readers only hold writers up where there is no WAL.
-        return bool(other._right) or (self.writes and its is not None and its.wal is None)
+        return bool(other.right) or (self.writes and its is not None and its.wal is None)
 
-    def _place(self) -> files.Place | None:
+    def _place(self) -> connections.Place | None:
         return self.connection[-1].place if self.connection else None
 
 
@@ -264,14 +255,14 @@ def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any
             return made
         except sqlite3.Error as e:
             assert transaction is not None
-            transaction.end(is_busy(e))
+            transaction.pool.end(transaction, is_busy(e))
             raise transaction.translated(e) from e
         finally:
             if transaction is not None:
-                transaction.end()
+                transaction.pool.end(transaction)
     finally:
         if transaction is not None:
-            transaction.end()
+            transaction.pool.end(transaction)
 
 
 # ---- Upkeep ----

@@ -44,7 +44,8 @@ def parse(url: object) -> Location:
         return Location(None, synchronous)
     if rest.startswith("//") and not rest.startswith("///"):
         raise ConfigError(f"{shown(url)}: an absolute path has three slashes: {_FORMS}")
-    # More slashes, as other libraries' URLs have them, mean the same: POSIX gives `//` at the start a sense of its own.
+    # More slashes, as other libraries' URLs have them, mean the same as three. They must not stay, because a path that
+    # begins with `//` means something else to POSIX.
     path = _decoded(url, "/" + rest.lstrip("/") if rest.startswith("///") else rest)
     if os.name == "nt" and re.match(r"/[A-Za-z]:", path):
         path = path[1:]
@@ -56,7 +57,8 @@ def parse(url: object) -> Location:
 
 def _decoded(url: str, quoted: str) -> str:
     try:
-        # A name is bytes, whatever the locale makes of them: a URL is UTF-8, with what could not be decoded escaped.
+        # A file's name is bytes, whatever the locale makes of them. A URL is UTF-8, in which Python has escaped what it
+        # could not decode.
         path = os.fsdecode(unquote_to_bytes(quoted.encode("utf-8", "surrogateescape")))
     except UnicodeError:
         path = ""
@@ -102,19 +104,13 @@ def is_on_network(path: str) -> bool:
 
 def file_system(path: str, mounts: Iterable[bytes]) -> str:
     """The type of the file system that a path is on, from the lines of /proc/mounts: the deepest mount wins."""
-    best: tuple[int, str] = (-1, "")
-    for point, kind in _mounts(mounts):
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= best[0]:  # a later mount on the same point hides the earlier
-            best = (len(point), kind)
-    return best[1]
-
-
-def _mounts(lines: Iterable[bytes]) -> list[tuple[str, str]]:
-    found = []
-    for line in lines:
-        fields = line.split()
+    depth, kind = -1, ""
+    for fields in [line.split() for line in mounts]:
         if len(fields) > 2:
-            point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal.group(1), 8) & 255]), fields[1])
-            found.append((os.fsdecode(point), fields[2].decode("ascii", "replace")))
-    return found
+            point = os.fsdecode(
+                re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal.group(1), 8) & 255]), fields[1])
+            )
+            is_inside = path == point or path.startswith(point.rstrip("/") + "/")
+            if is_inside and len(point) >= depth:  # a later mount on the same point hides the earlier
+                depth, kind = len(point), fields[2].decode("ascii", "replace")
+    return kind

@@ -17,7 +17,7 @@ from ..protocol.values import SUBJECT_LEVELS
 from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Answer, Call
 from ..transport.handlers import is_from_handler
 from . import scopes
-from .rules import Refusal, invalid
+from .rules import Refused, invalid
 
 #: The longest id in a path (protocol: ReservationId).
 _LONGEST_ID = 128
@@ -88,12 +88,7 @@ def new_answer(status: int, data: Mapping[str, Any], headers: Mapping[str, str],
 
 
 def error_answer(
-    status: int,
-    code: str,
-    message: str,
-    headers: Mapping[str, str],
-    tenant: str | None = None,
-    details: Mapping[str, Any] | None = None,
+    status: int, code: str, message: str, headers: Mapping[str, str], tenant: str | None = None, details: Any = None
 ) -> Answer:
     """A refusal of a request with these headers, as the protocol's `ErrorResponse`."""
     body: dict[str, Any] = {"error": code, "message": message}
@@ -104,10 +99,10 @@ def error_answer(
     return answer
 
 
-def refusal_answer(refusal: Refusal, headers: Mapping[str, str], tenant: str | None) -> Answer:
+def refusal_answer(refusal: Refused, headers: Mapping[str, str], tenant: str | None) -> Answer:
     """A refusal with the status that its code has."""
-    code, message, details = refusal
-    return error_answer(_STATUSES_BESIDE.get(code, known_code(code).status), code, message, headers, tenant, details)
+    status = _STATUSES_BESIDE.get(refusal.code, known_code(refusal.code).status)
+    return error_answer(status, refusal.code, refusal.message, headers, tenant, refusal.details)
 
 
 def _trace_id(headers: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from ..protocol.values import SUBJECT_LEVELS, ReservationStatus, SortDirection
 from . import instants, rows
 from .operations import expired, owned
 from .rows import Json
-from .rules import Refused, invalid
+from .rules import Refused, balances, invalid
 from .scopes import TENANT_PREFIX
 
 #: What a list may be sorted by, and its column. Each is either text or an integer.
@@ -69,54 +69,42 @@ class Bound(NamedTuple):
     ms: int
 
 
-class ListFilters(NamedTuple):
-    """What a reservation list asks for."""
+class Filters(NamedTuple):
+    """What a list asks for; that of balances only the first four."""
 
     tenant: str | None
     segments: list[str]
-    idempotency_key: str | None
-    status: str | None
-    bounds: list[Bound]
+    limit: int
+    cursor: str | None
+    idempotency_key: str | None = None
+    status: str | None = None
+    bounds: Sequence[Bound] = ()
     #: How to sort; None where the cursor says so, or else the usual way is meant.
-    sort_by: str | None
-    sort_dir: str | None
-    include: frozenset[str]
-    limit: int
-    cursor: str | None
+    sort_by: str | None = None
+    sort_dir: str | None = None
+    include: frozenset[str] = frozenset()
 
 
-class BalanceFilters(NamedTuple):
-    """What a balance query asks for."""
-
-    tenant: str | None
-    segments: list[str]
-    limit: int
-    cursor: str | None
-
-
-def list_filters(query: Mapping[str, str]) -> ListFilters:
+def list_filters(query: Mapping[str, str]) -> Filters:
     """The parameters of `GET /v1/reservations`; unknown ones are ignored."""
     given = _given(query)
-    return ListFilters(
-        given.get("tenant"),
-        _segments(given, SUBJECT_LEVELS[1:]),
-        given.get("idempotency_key"),
-        _one_of(given, "status", _STATUSES),
-        [bound for window in WINDOWS for bound in _window(given, *window)],
-        _one_of(given, "sort_by", list(SORTS)),
-        _one_of(given, "sort_dir", _DIRECTIONS),
-        frozenset([token.strip().lower() for token in given.get("include", "").split(",")]),
-        _limit(given),
-        given.get("cursor"),
-    )
+    its_own: dict[str, Any] = {
+        "idempotency_key": given.get("idempotency_key"),
+        "status": _one_of(given, "status", _STATUSES),
+        "bounds": [bound for window in WINDOWS for bound in _window(given, *window)],
+        "sort_by": _one_of(given, "sort_by", list(SORTS)),
+        "sort_dir": _one_of(given, "sort_dir", _DIRECTIONS),
+        "include": frozenset([token.strip().lower() for token in given.get("include", "").split(",")]),
+    }
+    return Filters(*_common(given, SUBJECT_LEVELS[1:]), **its_own)
 
 
-def balance_filters(query: Mapping[str, str]) -> BalanceFilters:
+def balance_filters(query: Mapping[str, str]) -> Filters:
     """The parameters of `GET /v1/balances`, one of which must name a level; unknown ones are ignored."""
     given = _given(query)
     if not any(level in given for level in SUBJECT_LEVELS):
         raise invalid("At least one of {} must be given.".format(", ".join(SUBJECT_LEVELS)))
-    return BalanceFilters(given.get("tenant"), _segments(given, SUBJECT_LEVELS), _limit(given), given.get("cursor"))
+    return Filters(*_common(given, SUBJECT_LEVELS))
 
 
 def _given(query: Mapping[str, str]) -> dict[str, str]:
@@ -127,9 +115,16 @@ def _given(query: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in given.items() if value.strip() or name not in _UNSET_IF_BLANK}
 
 
-def _segments(given: Mapping[str, str], levels: Sequence[str]) -> list[str]:
-    """The scope segments that a row's path must have, lower-cased like paths. No path has one with a blank value."""
-    return [f"{level}:{given[level].lower()}" for level in levels if level in given]
+def _common(given: Mapping[str, str], levels: Sequence[str]) -> tuple[str | None, list[str], int, str | None]:
+    """What all lists ask for: the tenant, the scope segments that a row's path must have, the limit and the cursor.
+
+    Segments are lower-cased like paths; no path has one with a blank value.
+    """
+    segments = [f"{level}:{given[level].lower()}" for level in levels if level in given]
+    limit = given.get("limit", str(DEFAULT_LIMIT))
+    if re.match(r"[0-9]{1,9}\Z", limit) is None or not 1 <= int(limit) <= MAX_LIMIT:
+        raise invalid(f"limit: {shown(limit)} is not in 1..{MAX_LIMIT}.", parameter="limit")
+    return given.get("tenant"), segments, int(limit), given.get("cursor")
 
 
 def _one_of(given: Mapping[str, str], name: str, known: Sequence[str]) -> str | None:
@@ -137,13 +132,6 @@ def _one_of(given: Mapping[str, str], name: str, known: Sequence[str]) -> str | 
     if value is not None and value not in known:
         raise invalid("{}: {} is not one of {}.".format(name, shown(value), ", ".join(known)), parameter=name)
     return value
-
-
-def _limit(given: Mapping[str, str]) -> int:
-    text = given.get("limit", str(DEFAULT_LIMIT))
-    if re.match(r"[0-9]{1,9}\Z", text) is None or not 1 <= int(text) <= MAX_LIMIT:
-        raise invalid(f"limit: {shown(text)} is not in 1..{MAX_LIMIT}.", parameter="limit")
-    return int(text)
 
 
 def _window(given: Mapping[str, str], since: str, until: str, column: str) -> list[Bound]:
@@ -171,11 +159,11 @@ def get_reservation(db: sqlite3.Connection, now: int, id: str, owner: str | None
     """All that is known of one reservation; 410 once its hold was freed."""
     found = owned(db, now, id, owner)
     if found.status == "EXPIRED":
-        raise Refused(expired(found))
+        raise expired(found)
     return rows.summary(db, found, _EVERYTHING)
 
 
-def list_reservations(db: sqlite3.Connection, now: int, asked: ListFilters, owner: str | None) -> Json:
+def list_reservations(db: sqlite3.Connection, now: int, asked: Filters, owner: str | None) -> Json:
     """A page of reservations, of one tenant's where `owner` is given."""
     where: list[Condition] = [("(forget_at_ms IS NULL OR forget_at_ms >= ?)", (now,))]
     if owner is not None:
@@ -203,10 +191,10 @@ def list_reservations(db: sqlite3.Connection, now: int, asked: ListFilters, owne
     return answer
 
 
-def _place(asked: ListFilters, cursor: str, binding: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
+def _place(asked: Filters, cursor: str, binding: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
     """The sort that a cursor carries, which the parameters must not contradict, and the position in it."""
     *position, sort_by, sort_dir = _read_cursor(cursor, binding, 4)
-    # Only the cursor tells which column it is, and so of which type the value in it must be.
+    # Only here is it known by which column the list was sorted, and so of which type the value at the place must be.
     is_known = sort_by in SORTS and type(position[0]) is SORTS[sort_by][1] and sort_dir in _DIRECTIONS
     if not is_known or asked.sort_by not in (None, sort_by) or asked.sort_dir not in (None, sort_dir):
         raise _unusable()
@@ -222,7 +210,7 @@ def _after(column: str, sort_dir: str, position: Sequence[Any]) -> Condition:
     return f"{column} {sign}= ? AND ({column} {sign} ? OR id > ?)", (value, value, id)
 
 
-def get_balances(db: sqlite3.Connection, now: int, asked: BalanceFilters, owner: str | None) -> Json:
+def get_balances(db: sqlite3.Connection, now: int, asked: Filters, owner: str | None) -> Json:
     """A page of balances in the order of scope and unit; descendants of what the filters name are included."""
     where = [_has_segment("scope", segment) for segment in asked.segments]
     if owner is not None:
@@ -236,7 +224,7 @@ def get_balances(db: sqlite3.Connection, now: int, asked: BalanceFilters, owner:
         where.append(("(scope > ? OR (scope = ? AND unit > ?))", (scope, scope, unit)))
     condition, values = _joined(where)
     found = rows.find_budgets(db, condition + " ORDER BY scope, unit LIMIT ?", [*values, asked.limit + 1])
-    answer: Json = {"balances": [budget.to_json() for budget in found[: asked.limit]]}
+    answer: Json = {"balances": balances(found[: asked.limit])}
     if len(found) > asked.limit:
         last = found[asked.limit - 1]
         answer["next_cursor"] = make_cursor((last.scope, last.unit), binding)
@@ -283,7 +271,7 @@ def _read_cursor(cursor: str, binding: Mapping[str, Any], length: int) -> list[A
 
 
 def _is_storable(value: object) -> bool:
-    """Whether it is text or an integer that SQLite takes: none beyond its own, no half of a surrogate pair."""
+    """Whether it is text or an integer that SQLite takes, which is no half of a surrogate pair and none past int64."""
     if type(value) is str:
         return _SURROGATE.search(value) is None
     return type(value) is int and abs(value) <= INT64_MAX

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from typing import Any, Collection, Dict, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Sequence
 
+from ..protocol.wire import dumps
 from . import scopes
-from .rules import Budget, Budgets, Refusal, Refused
+from .rules import Budget, Budgets, Refused
 
 _HOUR_MS = 3600 * 1000
 
@@ -28,6 +29,9 @@ encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 #: Decoded JSON, as operations answer it.
 Json = Dict[str, Any]
+
+#: Of an operation that leaves nothing to the tenant's settings.
+NO_DEFAULTS: Json = {}
 
 
 class Reservation(NamedTuple):
@@ -59,25 +63,6 @@ class Reservation(NamedTuple):
     def held_scopes(self) -> list[str]:
         """The scopes that were budgeted when the reservation was made."""
         return self.held.split(" ")
-
-
-class Settlement(NamedTuple):
-    """A row of `settlements`: how a reservation was committed or released."""
-
-    idempotency_key: str
-    payload: bytes
-    answer: bytes
-    metadata: str | None
-
-
-class Slot(NamedTuple):
-    """What a key is unique in."""
-
-    tenant: str
-    operation: str
-    #: The reservation's id for an extension; "" elsewhere.
-    target: str
-    idempotency_key: str
 
 
 # ---- Budgets ----
@@ -123,7 +108,7 @@ def find_budgets(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> l
 
 
 def save_amounts(db: sqlite3.Connection, changed: Iterable[Budget]) -> None:
-    """Write what operations change; limits, status and caps are only ever provisioned."""
+    """Write what operations change; limits, status and caps are changed by operators alone."""
     db.executemany(
         _SAVE_AMOUNTS, [(b.allocated, b.spent, b.reserved, b.debt, b.is_over_limit, b.scope, b.unit) for b in changed]
     )
@@ -147,9 +132,8 @@ _FIND_BY_KEY = (
 _LIST = f"SELECT {_COLUMNS} FROM reservations WHERE {{}} ORDER BY {{}} LIMIT ?"
 _FINISH = "UPDATE reservations SET status = ?, committed = ?, finalized_at_ms = ?, forget_at_ms = ? WHERE number = ?"
 _EXTEND = "UPDATE reservations SET expires_at_ms = ?, deadline_ms = ?, extensions = ? WHERE number = ?"
-_SETTLEMENT = ", ".join(Settlement._fields)
-_ADD_SETTLEMENT = f"INSERT INTO settlements (number, {_SETTLEMENT}) VALUES (?,?,?,?,?)"
-_FIND_SETTLEMENT = f"SELECT {_SETTLEMENT} FROM settlements WHERE number = ?"
+_ADD_SETTLEMENT = "INSERT INTO settlements (number, idempotency_key, payload, answer, metadata) VALUES (?,?,?,?,?)"
+_FIND_SETTLEMENT = "SELECT idempotency_key, payload, answer, metadata FROM settlements WHERE number = ?"
 
 
 def add(db: sqlite3.Connection, made: Reservation) -> None:
@@ -168,16 +152,15 @@ def find_all(db: sqlite3.Connection, where: str, order: str, values: Sequence[An
     return [Reservation._make(row) for row in db.execute(_LIST.format(where, order), values).fetchall()]
 
 
-def finish(db: sqlite3.Connection, ended: Reservation, settlement: Settlement) -> None:
-    """Write how a reservation ended."""
-    db.execute(_FINISH, (ended.status, ended.committed, ended.finalized_at_ms, ended.forget_at_ms, ended.number))
-    db.execute(_ADD_SETTLEMENT, (ended.number, *settlement))
-
-
-def find_settlement(db: sqlite3.Connection, of: Reservation) -> Settlement | None:
-    """How a reservation was committed or released."""
-    row = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone()
-    return None if row is None else Settlement._make(row)
+def finish(
+    db: sqlite3.Connection, now: int, of: Reservation, committed: int | None, payload: Json, answer: Json
+) -> Json:
+    """Write how a reservation ended, and keep the answer, which is returned."""
+    db.execute(_FINISH, (answer["status"], committed, now, now + KEEP_FINISHED_MS, of.number))
+    metadata = encode(payload["metadata"]) if "metadata" in payload else None
+    settlement = (of.number, payload["idempotency_key"], _fingerprint(payload, {}), dumps(answer), metadata)
+    db.execute(_ADD_SETTLEMENT, settlement)
+    return answer
 
 
 def save_extended(db: sqlite3.Connection, extended: Reservation) -> None:
@@ -207,9 +190,9 @@ def summary(db: sqlite3.Connection, of: Reservation, include: Collection[str]) -
     if "metadata" in include and "metadata" in request:
         shown["metadata"] = request["metadata"]
     if "committed_metadata" in include and of.status == "COMMITTED":
-        settlement = find_settlement(db, of)
-        if settlement is not None and settlement.metadata is not None:
-            shown["committed_metadata"] = json.loads(settlement.metadata)
+        settlement = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone()
+        if settlement is not None and settlement[3] is not None:
+            shown["committed_metadata"] = json.loads(settlement[3])
     return shown
 
 
@@ -226,77 +209,79 @@ _ADD_REPLY = (
 _KEEP_LONGER = "UPDATE replies SET expires_at_ms = ? WHERE tenant = ? AND operation = ? AND target = ?"
 
 
-def canonical(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def canonical(payload: Json, defaults: Json) -> str:
     """The canonical JSON of a request after defaults, its idempotency key apart."""
     whole = {**defaults, **payload}
     del whole["idempotency_key"]
     return encode(whole)
 
 
-def fingerprint(payload: Mapping[str, Any], defaults: Mapping[str, Any]) -> bytes:
+def _fingerprint(payload: Json, defaults: Json) -> bytes:
     """SHA-256 of the canonical JSON."""
     return hashlib.sha256(canonical(payload, defaults).encode("ascii")).digest()
 
 
-def demand_same(kept: object, given: object, key: str) -> None:
+def _demand_same(kept: object, given: object, key: str) -> None:
     """Refuse a key that was used with another payload."""
     if kept != given:
         message = "This idempotency key was used before with another payload."
-        raise Refused(Refusal("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key}))
+        raise Refused("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key})
 
 
-def find_reply(db: sqlite3.Connection, slot: Slot, payload: Mapping[str, Any], now: int) -> Json | None:
-    """The answer kept for a key. Raises `Refused` when the payload was another."""
-    row = db.execute(_FIND_REPLY, (*slot, now)).fetchone()
-    if row is None:
-        return None
-    demand_same(row[0], fingerprint(payload, json.loads(row[1])), slot.idempotency_key)
-    return decoded(row[2])
+#: An answer that was kept.
+_decoded: Callable[[bytes], Json] = json.loads
 
 
-def find_reserved(db: sqlite3.Connection, slot: Slot, payload: Mapping[str, Any], now: int) -> Json | None:
-    """The answer kept for a key to reserve with: a reservation's, or a dry run's."""
-    row = db.execute(_FIND_BY_KEY, (slot.tenant, slot.idempotency_key, now)).fetchone()
-    if row is None:
-        return find_reply(db, slot, payload, now)
-    made = Reservation._make(row)
-    demand_same(made.request, canonical(payload, json.loads(made.defaults)), slot.idempotency_key)
-    return refreshed(decoded(made.answer), made, now)
+class Once:
+    """A request that is done once for its key: what was answered before, and where the answer is kept.
+
+    A key is unique within a tenant and an operation, and for an extension within its `target`, the reservation.
+    """
+
+    def __init__(
+        self, db: sqlite3.Connection, now: int, tenant: str, operation: str, payload: Json, target: str = ""
+    ) -> None:
+        self._db, self._now, self._payload = db, now, payload
+        self._slot = (tenant, operation, target, payload["idempotency_key"])
+
+    def replayed(self) -> Json | None:
+        """The answer kept for the key. Raises `Refused` when the payload was another."""
+        row = self._db.execute(_FIND_REPLY, (*self._slot, self._now)).fetchone()
+        if row is None:
+            return None
+        _demand_same(row[0], _fingerprint(self._payload, json.loads(row[1])), self._slot[3])
+        return _decoded(row[2])
+
+    def reserved(self) -> Json | None:
+        """The answer kept for a key to reserve with: a reservation's, or a dry run's."""
+        row = self._db.execute(_FIND_BY_KEY, (self._slot[0], self._slot[3], self._now)).fetchone()
+        if row is None:
+            return self.replayed()
+        made = Reservation._make(row)
+        _demand_same(made.request, canonical(self._payload, json.loads(made.defaults)), self._slot[3])
+        return refreshed(_decoded(made.answer), made, self._now)
+
+    def keep(self, answer: Json, until: int, defaults: Json = NO_DEFAULTS) -> Json:
+        """Keep the answer, which is returned, up to a time in milliseconds."""
+        kept = (_fingerprint(self._payload, defaults), encode(defaults), dumps(answer), until)
+        self._db.execute(_ADD_REPLY, (*self._slot, *kept))
+        return answer
+
+    def keep_others(self, until: int) -> None:
+        """Let the other answers of the target live as long as its newest."""
+        self._db.execute(_KEEP_LONGER, (until, *self._slot[:3]))
 
 
-def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: Mapping[str, Any]) -> Json | None:
+def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: Json) -> Json | None:
     """The answer of the settlement that ended a reservation with this status, if its key is the same."""
-    settlement = find_settlement(db, of) if of.status == status else None
-    if settlement is None or settlement.idempotency_key != payload["idempotency_key"]:
+    found = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone() if of.status == status else None
+    if found is None or found[0] != payload["idempotency_key"]:
         return None
-    demand_same(settlement.payload, fingerprint(payload, {}), settlement.idempotency_key)
-    return decoded(settlement.answer)
-
-
-def decoded(answer: bytes) -> Json:
-    """An answer that was kept."""
-    data: Json = json.loads(answer.decode("ascii"))
-    return data
+    _demand_same(found[1], _fingerprint(payload, {}), found[0])
+    return _decoded(found[2])
 
 
 def refreshed(answer: Json, of: Reservation, now: int) -> Json:
     """The answer with `remaining_ttl_ms` as of now: 0 once the hold is gone."""
     answer["remaining_ttl_ms"] = max(0, answer["expires_at_ms"] - now) if of.status == "ACTIVE" else 0
     return answer
-
-
-def keep(
-    db: sqlite3.Connection,
-    slot: Slot,
-    payload: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    answer: bytes,
-    until: int,
-) -> None:
-    """Keep the answer to a key up to a time in milliseconds."""
-    db.execute(_ADD_REPLY, (*slot, fingerprint(payload, defaults), encode(defaults), answer, until))
-
-
-def keep_longer(db: sqlite3.Connection, slot: Slot, until: int) -> None:
-    """Let the answers of one target live as long as its newest."""
-    db.execute(_KEEP_LONGER, (until, *slot[:3]))

@@ -74,25 +74,25 @@ class Budget(NamedTuple):
 Budgets = Tuple[Budget, ...]
 
 
-class Refusal(NamedTuple):
-    """Why an operation did not happen: the protocol's code, a sentence, and facts for `details`."""
-
-    code: str
-    message: str
-    details: Mapping[str, Any] = {}
+def balances(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
+    """The budgets as the protocol's `Balance`s."""
+    return [budget.to_json() for budget in budgets]
 
 
 class Refused(Exception):
-    """A refusal on its way out of a transaction, which it rolls back."""
+    """Why an operation does not happen: the protocol's code, a sentence, and facts for `details`.
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
+    Raised within an operation's transaction, it rolls that back.
+    """
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.details = code, message, details or {}
 
 
 def invalid(message: str, **details: Any) -> Refused:
     """The refusal of a request that the protocol does not allow."""
-    return Refused(Refusal("INVALID_REQUEST", message, details))
+    return Refused("INVALID_REQUEST", message, details)
 
 
 class Charge(NamedTuple):
@@ -161,13 +161,13 @@ def _refused(code: str, message: str, budget: Budget, requested: int) -> Refused
     }
     if budget.debt or budget.overdraft_limit:
         details.update(debt=budget.debt, overdraft_limit=budget.overdraft_limit)
-    return Refused(Refusal(code, message.format(**{"debt": 0, "overdraft_limit": 0, **details}), details))
+    return Refused(code, message.format(**{"debt": 0, "overdraft_limit": 0, **details}), details)
 
 
 def hold(budgets: Budgets, amount: int) -> Budgets:
-    """The budgets with an amount reserved, which cannot overflow where it is allowed.
+    """The budgets with an amount reserved. Raises `Refused`: all checks of a scope come before those of the next.
 
-    Raises `Refused`: scope by scope, each with all its checks.
+    Where the checks allow an amount, it cannot take what is reserved out of int64.
     """
     for budget in budgets:
         _demand(budget, amount, RESERVE_CHECKS)
@@ -213,8 +213,8 @@ def _cover(budgets: Budgets, held: int, actual: int, policy: str, checks: Sequen
     settled: list[Budget] = []
     for budget in budgets:
         _demand(budget, actual, checks)
-        owed = max(0, capped - max(0, budget.remaining))  # 0 in all that capped
-        # It is refused too where nothing is added to a debt that a lowered limit no longer allows.
+        owed = max(0, capped - max(0, budget.remaining))  # nothing, in each budget that has capped the extra
+        # A debt above a limit that was lowered refuses the charge too, also where nothing would be added to it.
         is_short = policy == ALLOW_WITH_OVERDRAFT and budget.remaining < capped
         if is_short and budget.debt + owed > budget.overdraft_limit:
             message = "{requested} {unit} would take the debt of {scope} past its overdraft limit of {overdraft_limit}."
@@ -269,5 +269,5 @@ def fund(budget: Budget, amount: int) -> Budget:
 def _funded(budget: Budget) -> Budget:
     if not is_legal(budget):
         raise ValidationError(f"budget {budget.scope} ({budget.unit}): an amount would leave 0..2^63-1")
-    # Funding reconciles (protocol: OVERDRAFT RECONCILIATION), also what capping had marked.
+    # Funding reconciles (protocol: OVERDRAFT RECONCILIATION), also a budget that was over limit because it had capped.
     return budget._replace(is_over_limit=budget.debt > budget.overdraft_limit)

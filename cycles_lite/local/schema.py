@@ -14,49 +14,36 @@ APPLICATION_ID = 0x6379634C
 #: Of the tables below. A file with a higher one was written by a newer cycles_lite and is left alone.
 VERSION = 1
 
+#: `NULL` settings of a tenant are the protocol's fallbacks. Of an API key's secret only its SHA-256 is kept.
 TABLES = (
     """
     CREATE TABLE budgets (
-        scope TEXT NOT NULL,
-        unit TEXT NOT NULL,
-        allocated INTEGER NOT NULL,
-        spent INTEGER NOT NULL,
-        reserved INTEGER NOT NULL,
-        debt INTEGER NOT NULL,
-        overdraft_limit INTEGER NOT NULL,
-        is_over_limit INTEGER NOT NULL,
+        scope TEXT NOT NULL, unit TEXT NOT NULL,
+        allocated INTEGER NOT NULL, spent INTEGER NOT NULL, reserved INTEGER NOT NULL, debt INTEGER NOT NULL,
+        overdraft_limit INTEGER NOT NULL, is_over_limit INTEGER NOT NULL,
         status TEXT NOT NULL,
         caps TEXT,
         PRIMARY KEY (scope, unit)
     ) WITHOUT ROWID
     """,
-    # `number`: insertion order. `held`: the scopes that were budgeted at reserve, the only ones its end touches.
-    # `deadline_ms`: expiry plus grace, when the hold is freed. `forget_at_ms`: when a finished one is pruned.
-    # `request`: canonical JSON after `defaults`, the JSON of what it left to the tenant's settings; with `answer` and
-    # `reply_until_ms` the idempotency record of reserving.
+    # `number` is the order in which rows were added. `held` has the scopes that were budgeted at reserve, the only ones
+    # that the reservation's end touches. `deadline_ms` is the expiry plus grace, when the hold is freed, and
+    # `forget_at_ms` is when a finished reservation is pruned. `request` is canonical JSON after `defaults`, which is
+    # the JSON of what the request left to the tenant's settings; with `answer` and `reply_until_ms` these are the
+    # idempotency record of reserving.
     """
     CREATE TABLE reservations (
         number INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,
-        tenant TEXT NOT NULL,
-        idempotency_key TEXT NOT NULL,
+        tenant TEXT NOT NULL, idempotency_key TEXT NOT NULL,
         status TEXT NOT NULL,
-        unit TEXT NOT NULL,
-        reserved INTEGER NOT NULL,
-        committed INTEGER,
+        unit TEXT NOT NULL, reserved INTEGER NOT NULL, committed INTEGER,
         overage_policy TEXT NOT NULL,
-        created_at_ms INTEGER NOT NULL,
-        expires_at_ms INTEGER NOT NULL,
-        deadline_ms INTEGER NOT NULL,
-        finalized_at_ms INTEGER,
-        forget_at_ms INTEGER,
+        created_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
+        finalized_at_ms INTEGER, forget_at_ms INTEGER,
         extensions INTEGER NOT NULL,
-        scope_path TEXT NOT NULL,
-        held TEXT NOT NULL,
-        request TEXT NOT NULL,
-        defaults TEXT NOT NULL,
-        answer BLOB NOT NULL,
-        reply_until_ms INTEGER NOT NULL
+        scope_path TEXT NOT NULL, held TEXT NOT NULL,
+        request TEXT NOT NULL, defaults TEXT NOT NULL, answer BLOB NOT NULL, reply_until_ms INTEGER NOT NULL
     )
     """,
     "CREATE INDEX reservations_due ON reservations (deadline_ms) WHERE status = 'ACTIVE'",
@@ -66,53 +53,34 @@ TABLES = (
     """
     CREATE TABLE settlements (
         number INTEGER PRIMARY KEY,
-        idempotency_key TEXT NOT NULL,
-        payload BLOB NOT NULL,
-        answer BLOB NOT NULL,
+        idempotency_key TEXT NOT NULL, payload BLOB NOT NULL, answer BLOB NOT NULL,
         metadata TEXT
     )
     """,
     # The idempotency records of what leaves no row of its own: dry runs, decisions, events and extensions.
-    # `payload`, here and above: SHA-256 of the canonical request after `defaults`.
+    # `payload`, here and above, is the SHA-256 of the canonical request after `defaults`.
     """
     CREATE TABLE replies (
-        tenant TEXT NOT NULL,
-        operation TEXT NOT NULL,
-        target TEXT NOT NULL,
-        idempotency_key TEXT NOT NULL,
-        payload BLOB NOT NULL,
-        defaults TEXT NOT NULL,
-        answer BLOB NOT NULL,
+        tenant TEXT NOT NULL, operation TEXT NOT NULL, target TEXT NOT NULL, idempotency_key TEXT NOT NULL,
+        payload BLOB NOT NULL, defaults TEXT NOT NULL, answer BLOB NOT NULL,
         expires_at_ms INTEGER NOT NULL,
         PRIMARY KEY (tenant, operation, target, idempotency_key)
     ) WITHOUT ROWID
     """,
     "CREATE INDEX replies_done ON replies (expires_at_ms)",
-    # NULL settings are the protocol's fallbacks.
     """
     CREATE TABLE tenants (
         id TEXT NOT NULL PRIMARY KEY,
-        name TEXT NOT NULL,
-        status TEXT NOT NULL,
-        created_at_ms INTEGER NOT NULL,
-        default_ttl_ms INTEGER,
-        max_ttl_ms INTEGER,
-        default_overage_policy TEXT,
-        max_extensions INTEGER
+        name TEXT NOT NULL, status TEXT NOT NULL, created_at_ms INTEGER NOT NULL,
+        default_ttl_ms INTEGER, max_ttl_ms INTEGER, default_overage_policy TEXT, max_extensions INTEGER
     ) WITHOUT ROWID
     """,
-    # Of a secret only its SHA-256 is kept.
     """
     CREATE TABLE api_keys (
         key_id TEXT NOT NULL PRIMARY KEY,
-        secret_sha256 BLOB NOT NULL UNIQUE,
-        key_prefix TEXT NOT NULL,
-        tenant TEXT NOT NULL,
-        name TEXT,
-        permissions TEXT NOT NULL,
-        created_at_ms INTEGER NOT NULL,
-        expires_at_ms INTEGER,
-        revoked_at_ms INTEGER
+        secret_sha256 BLOB NOT NULL UNIQUE, key_prefix TEXT NOT NULL,
+        tenant TEXT NOT NULL, name TEXT, permissions TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL, expires_at_ms INTEGER, revoked_at_ms INTEGER
     )
     """,
 )

@@ -48,11 +48,6 @@ def prefixes(scope_path: str) -> tuple[str, ...]:
     return tuple(["/".join(parts[: depth + 1]) for depth in range(len(parts))])
 
 
-def leaf(scope_path: str) -> str:
-    """The last segment of a scope path, such as `agent:bot`."""
-    return scope_path[scope_path.rfind("/") + 1 :]
-
-
 def owner(scope_path: str) -> str:
     """The tenant of a budget's scope."""
     return scope_path.split("/", 1)[0][len(TENANT_PREFIX) :]

@@ -21,20 +21,20 @@ from ..errors import ConfigError, TransportError, ValidationError
 from ..protocol import wire
 from ..protocol.wire import Answer
 from ..runtime.clock import monotonic
-from .admin import ADMIN_ROUTES, provision
+from .admin import ADMIN_ROUTES, answer_admin_call
 from .authority import ADMIN_OPERATIONS, ANYONE, Authority, Caller
 from .messages import error_answer, new_answer
 
 #: Larger request bodies are refused; the largest legal ones are far below.
 MAX_BODY_BYTES = 1024 * 1024
 
-#: Up to here they are read before they are refused, because most clients send all before they look for an answer.
+#: Bodies are read up to this size before they are refused: most clients send all before they look for an answer.
 _READ_AT_MOST = 8 * MAX_BODY_BYTES
 
-#: Seconds between two looks at slow connections, where nothing happens.
+#: Seconds from one look at slow connections to the next, where nothing else happens.
 _LOOK = 1.0
 
-#: Seconds that a request waits for the budget file at the most, as the client's two timeouts.
+#: Seconds that a request may wait for the budget file, given as the two timeouts that a client has.
 _TIMEOUTS = (2.0, 5.0)
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
@@ -54,7 +54,7 @@ class _Request(NamedTuple):
 
 
 class Application:
-    """The WSGI application: routes, keys, and answers as JSON. `admin_key` opens the provisioning calls."""
+    """The WSGI application: routes, keys, and answers as JSON. `admin_key` opens the admin calls."""
 
     def __init__(self, authority: Authority, admin_key: str | None = None) -> None:
         if admin_key is not None and _ADMIN_KEY.match(admin_key) is None:
@@ -98,7 +98,7 @@ class Application:
             if request.method != "POST":
                 return _not_allowed(request, ["POST"])
             caller = self._caller(request, admin_serves=True)
-            return provision(request.path, self._authority, request.body, request.headers, caller)
+            return answer_admin_call(request.path, self._authority, request.body, request.headers, caller)
         allowed = []
         for pattern, operation in _ROUTES:
             match = pattern.match(request.path)

@@ -14,11 +14,11 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 from ..errors import ValidationError
-from ..protocol.checks import INT64_MAX, refuse, text
+from ..protocol.checks import INT64_MAX, integer, refuse, text
 from ..protocol.fields import Integer, OneOf
 from ..protocol.values import CommitOveragePolicy
 from . import rows, scopes
-from .rules import ACTIVE, ALLOW_IF_AVAILABLE, CLOSED, Refusal, Refused
+from .rules import ACTIVE, ALLOW_IF_AVAILABLE, CLOSED, Refused
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _SECRET = re.compile(r"[\x21-\x7e]{1,256}\Z")
 
 _TTL = Integer(1000, 86_400_000)  # up to the protocol's own maximum
-_EXPIRY = Integer(0, INT64_MAX)
 
 #: What may be set for a tenant, and what each setting may be.
 _SETTINGS = {
@@ -105,20 +104,20 @@ def settings(db: sqlite3.Connection, tenant: str) -> Settings:
     is_known = found.status in (ACTIVE, CLOSED) and found.default_overage_policy in _POLICIES
     numbers = (found.default_ttl_ms, found.max_ttl_ms, found.max_extensions)
     if not is_known or any(type(number) is not int or number < 0 for number in numbers):
-        raise Refused(Refusal("INTERNAL_ERROR", f"The record of tenant {tenant} cannot be read."))
+        raise Refused("INTERNAL_ERROR", f"The record of tenant {tenant} cannot be read.")
     return found
 
 
-def closed(tenant: str) -> Refusal:
+def closed(tenant: str) -> Refused:
     """The refusal of a closed tenant."""
-    return Refusal("TENANT_CLOSED", f"Tenant {tenant} is closed.", {"tenant": tenant})
+    return Refused("TENANT_CLOSED", f"Tenant {tenant} is closed.", {"tenant": tenant})
 
 
 def demand_open(db: sqlite3.Connection, tenant: str) -> Settings:
     """The settings of a tenant that must not be closed."""
     found = settings(db, tenant)
     if found.status == CLOSED:
-        raise Refused(closed(tenant))
+        raise closed(tenant)
     return found
 
 
@@ -214,7 +213,7 @@ class TenantMethods:
                 name=None if name is None else text("name", name, 256),
                 permissions=_permissions(permissions),
                 created_at=now,
-                expires_at=None if expires_at_ms is None else _EXPIRY.check("expires_at_ms", expires_at_ms),
+                expires_at=None if expires_at_ms is None else integer("expires_at_ms", expires_at_ms, 0, INT64_MAX),
                 revoked_at=None,
                 key_secret=secret,
             )
@@ -254,6 +253,7 @@ def checked_settings(*given: Any) -> list[Any]:
 
 
 def _tenant(db: sqlite3.Connection, tenant_id: str) -> Tenant | None:
+    """A tenant's record, if it has one."""
     row = db.execute(_FIND_TENANT, (tenant_id,)).fetchone()
     return None if row is None else Tenant(*row)
 
@@ -261,12 +261,14 @@ def _tenant(db: sqlite3.Connection, tenant_id: str) -> Tenant | None:
 def _add_tenant(
     db: sqlite3.Connection, now: int, tenant_id: str, name: str | None = None, settings: Sequence[Any] = (None,) * 4
 ) -> Tenant:
+    """Write the record of an open tenant, which is called by its id where it has no name."""
     made = Tenant(tenant_id, text("name", tenant_id if name is None else name, 256), ACTIVE, now, *settings)
     db.execute(_ADD_TENANT, made)
     return made
 
 
 def _keys(db: sqlite3.Connection, where: str, *values: Any) -> list[ApiKey]:
+    """Keys by a condition, without their secrets."""
     return [
         ApiKey(key_id, key_prefix, tenant, name, tuple(json.loads(permissions)), *times)
         for key_id, key_prefix, tenant, name, permissions, *times in db.execute(_FIND_KEYS + where, values).fetchall()
@@ -274,6 +276,7 @@ def _keys(db: sqlite3.Connection, where: str, *values: Any) -> list[ApiKey]:
 
 
 def _sha256(secret: str) -> bytes:
+    """What the file keeps of a secret, and finds a key by."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -287,6 +290,7 @@ def _secret(given: str | None) -> str:
 
 
 def _permissions(given: Sequence[str]) -> tuple[str, ...]:
+    """The permissions that a program gave, each a text; a text alone is no list of them."""
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise refuse("permissions", given, "a list of strings")
     return tuple([text("permissions", permission, 128) for permission in given])

@@ -12,19 +12,12 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
+from typing import Any, Callable, ClassVar, Mapping, TypeVar
 
 from ..errors import ValidationError
 from . import checks
 from .checks import INT64_MAX, INT64_MIN, refuse, shown
-
-if TYPE_CHECKING:
-    from typing_extensions import dataclass_transform
-else:
-
-    def dataclass_transform(**_):
-        return lambda decorator: decorator
-
+from .twins import AsDataclass, dataclass_transform
 
 M = TypeVar("M", bound="Model")
 
@@ -84,7 +77,8 @@ class Key(Text):
     """An idempotency key. A program's goes into a header; in a body that a server gets it may be any words."""
 
     def take(self, field: str, value: Any) -> str:
-        return checks.words(field, value, self.longest)
+        is_legal = type(value) is str and 0 < len(value) <= self.longest and value.isprintable()
+        return str(value) if is_legal else checks.words(field, value, self.longest)
 
 
 def new_idempotency_key() -> str:
@@ -117,7 +111,7 @@ class Milliseconds(Integer):
 class Boolean(Kind):
     """True or false, and nothing that merely counts as one of them."""
 
-    check = staticmethod(checks.boolean)
+    check: Any = staticmethod(checks.boolean)
 
 
 class OneOf(Kind):
@@ -130,7 +124,7 @@ class OneOf(Kind):
     def check(self, field: str, value: Any) -> Any:
         if type(value) is self.enumeration:
             return value
-        word = str.__str__(value) if checks.is_a(value, str) else ""
+        word = value if type(value) is str else str.__str__(value) if checks.is_a(value, str) else ""
         if word in self.members:
             return self.members[word]
         raise refuse(field, value, "one of " + ", ".join(self.members))
@@ -155,6 +149,26 @@ class Object(Kind):
             return value
         name = self.model.__name__
         raise refuse(field, value, ("an " if name[0] in "AEIOU" else "a ") + name)
+
+
+class Quantity(Object):
+    """A model of a unit and an amount. Answers hold more of these than of anything else, and nearly always just so."""
+
+    def __init__(self, model: type[Model]) -> None:
+        super().__init__(model)
+        unit, amount = [entry.kind for entry in model.layout()]
+        self._units, self._least = getattr(unit, "members", {}), getattr(amount, "low", 0)
+        self.read = self._read  # type: ignore[method-assign]
+
+    def _read(self, field: str, value: Any, strict: bool) -> Any:
+        if type(value) is dict and len(value) == 2:
+            amount, unit = value.get("amount"), value.get("unit")
+            if type(amount) is int and self._least <= amount <= INT64_MAX and type(unit) is str and unit in self._units:
+                made = object.__new__(self.model)
+                values = made.__dict__
+                values["unit"], values["amount"] = self._units[unit], amount
+                return made
+        return self.model.read(field, value, strict)
 
 
 class ListOf(Kind):
@@ -183,7 +197,7 @@ class ListOf(Kind):
 class Dimensions(Kind):
     """At most 16 strings by name."""
 
-    check = staticmethod(checks.dimensions)
+    check: Any = staticmethod(checks.dimensions)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         if type(value) is dict and all(type(entry) is str for entry in value.values()):
@@ -194,7 +208,7 @@ class Dimensions(Kind):
 class Json(Kind):
     """Any JSON object."""
 
-    check = staticmethod(checks.json_object)
+    check: Any = staticmethod(checks.json_object)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         if type(value) is dict:
@@ -273,29 +287,15 @@ class _Plan:
         self.needed = [entry.json_name for entry in entries if entry.required]
 
 
-class _AsDataclass:
-    """An attribute that a model has because it is a dataclass for whoever asks."""
-
-    def __set_name__(self, model: type[Any], name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: object, cls: Any) -> Any:
-        if not cls.layout():
-            raise AttributeError(f"{cls.__name__} has no fields: it is but a base of dataclasses")
-        from . import twins  # which `dataclasses` and `inspect` alone ask for
-
-        return twins.signature(cls) if self._name == "__signature__" else getattr(twins.twin(cls), self._name)
-
-
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Checked:
     """The base of frozen dataclasses: objects that are legal if they exist, and stay as they are."""
 
-    __signature__: ClassVar[Any] = _AsDataclass()
-    __dataclass_fields__: ClassVar[Any] = _AsDataclass()
-    __dataclass_params__: ClassVar[Any] = _AsDataclass()
-    __match_args__: ClassVar[Any] = _AsDataclass()
-    __replace__: ClassVar[Any] = _AsDataclass()
+    __signature__: ClassVar[Any] = AsDataclass()
+    __dataclass_fields__: ClassVar[Any] = AsDataclass()
+    __dataclass_params__: ClassVar[Any] = AsDataclass()
+    __match_args__: ClassVar[Any] = AsDataclass()
+    __replace__: ClassVar[Any] = AsDataclass()
 
     _plan: ClassVar[_Plan] = _Plan(())
 

@@ -23,6 +23,7 @@ from .fields import (
     Model,
     Object,
     OneOf,
+    Quantity,
     Text,
     field,
     new_idempotency_key,
@@ -49,7 +50,7 @@ _KEY = Key(256)
 _REASON = FreeText(128)
 _SCOPES = ListOf(SERVER_TEXT)
 _ACTION = Object(Action)
-_AMOUNT = Object(Amount)
+_AMOUNT = Quantity(Amount)
 _METRICS = Object(CyclesMetrics)
 _CAPS = Object(Caps)
 _EVIDENCE = Object(CyclesEvidenceRef)
@@ -230,7 +231,7 @@ class Balance(Model):
 
     scope: str = field(SERVER_TEXT)
     scope_path: str = field(SERVER_TEXT)
-    remaining: SignedAmount = field(Object(SignedAmount))
+    remaining: SignedAmount = field(Quantity(SignedAmount))
     reserved: Amount | None = field(_AMOUNT, default=None)
     spent: Amount | None = field(_AMOUNT, default=None)
     debt: Amount | None = field(_AMOUNT, default=None)

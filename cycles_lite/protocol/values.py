@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
+from functools import total_ordering
+from typing import TYPE_CHECKING, Any, ClassVar, Mapping, TypeVar
 
 from ..errors import ValidationError
 from .checks import INT64_MAX, INT64_MIN, integer, is_a, refuse
@@ -107,12 +107,11 @@ class ErrorCode(_Words):
 
 
 _LEVEL = Text(128)
-_new = object.__new__
-_UNITS = {unit.value: unit for unit in Unit}
 
 Q = TypeVar("Q", bound="_Quantity")
 
 
+@total_ordering
 class _Quantity(Model):
     """A number of a unit. Quantities of one unit compare and add up, with or without a sign; `str` is for people."""
 
@@ -143,21 +142,7 @@ class _Quantity(Model):
     __hash__ = Model.__hash__
 
     def __lt__(self, other: _Quantity) -> bool:
-        return self._compared(operator.lt, other)
-
-    def __le__(self, other: _Quantity) -> bool:
-        return self._compared(operator.le, other)
-
-    def __gt__(self, other: _Quantity) -> bool:
-        return self._compared(operator.gt, other)
-
-    def __ge__(self, other: _Quantity) -> bool:
-        return self._compared(operator.ge, other)
-
-    def _compared(self, compare: Callable[[int, int], bool], other: _Quantity) -> bool:
-        if not isinstance(other, _Quantity):
-            return NotImplemented
-        return compare(self.amount, self._of_one_unit(other))
+        return self.amount < self._of_one_unit(other) if isinstance(other, _Quantity) else NotImplemented
 
     def __add__(self: Q, other: _Quantity) -> Q:
         return self._summed("sum", other, 1)
@@ -169,7 +154,7 @@ class _Quantity(Model):
         if not isinstance(other, _Quantity):
             return NotImplemented
         amount = self.amount + sign * self._of_one_unit(other)
-        made = _new(type(self))
+        made = object.__new__(type(self))
         made.__dict__.update(unit=self.unit, amount=integer(name, amount, self._least, INT64_MAX))
         return made
 
@@ -177,18 +162,6 @@ class _Quantity(Model):
         if other.unit != self.unit:
             raise ValidationError(f"unit: {self} and {other} are not of one unit")
         return other.amount
-
-    @classmethod
-    def read(cls: type[Q], field: str, value: Any, strict: bool) -> Q:
-        # Answers hold more of these than of anything else, nearly always just so.
-        if type(value) is dict and len(value) == 2:
-            amount, unit = value.get("amount"), value.get("unit")
-            if type(amount) is int and cls._least <= amount <= INT64_MAX and type(unit) is str and unit in _UNITS:
-                made = _new(cls)
-                values = made.__dict__
-                values["unit"], values["amount"] = _UNITS[unit], amount
-                return made
-        return super().read(field, value, strict)
 
 
 def _in_dollars(microcents: int) -> str:

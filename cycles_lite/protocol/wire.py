@@ -26,22 +26,23 @@ class Operation(NamedTuple):
     """One operation of the protocol (protocol: `paths`)."""
 
     name: str
-    method: str
     #: The path; `{id}` stands for the quoted reservation or evidence id.
     path: str
-    #: The one status that means success.
-    status: int
-    #: The names of its models.
+    #: The names of its models: of its success, and of its body, where it has one.
     response_name: str
     request_name: str | None = None
     #: The `status` word that proves success, where the answer moves or holds money.
     proof: str | None = None
+    #: The one status that means success.
+    status: int = 200
     #: Denial codes are a `BudgetDenied`: the work has not run yet.
     reserves: bool = False
     #: Denial codes are a `SettlementRejectedError`: the work has run.
     settles: bool = False
     #: No API key is sent (protocol: `security: []`).
     public: bool = False
+    #: The HTTP method: what has no body only reads.
+    method: str = "POST"
 
     @property
     def response(self) -> type[Response]:
@@ -64,75 +65,38 @@ def _model(name: str) -> Any:
     return getattr(models, name)
 
 
+_RESERVATION = "/v1/reservations/{id}"
+
 CREATE_RESERVATION = Operation(
-    "create_reservation",
-    "POST",
-    "/v1/reservations",
-    200,
-    "ReservationCreateResponse",
-    "ReservationCreateRequest",
-    reserves=True,
+    "create_reservation", "/v1/reservations", "ReservationCreateResponse", "ReservationCreateRequest", reserves=True
 )
 COMMIT_RESERVATION = Operation(
-    "commit_reservation",
-    "POST",
-    "/v1/reservations/{id}/commit",
-    200,
-    "CommitResponse",
-    "CommitRequest",
-    "COMMITTED",
-    settles=True,
+    "commit_reservation", _RESERVATION + "/commit", "CommitResponse", "CommitRequest", "COMMITTED", settles=True
 )
 RELEASE_RESERVATION = Operation(
-    "release_reservation",
-    "POST",
-    "/v1/reservations/{id}/release",
-    200,
-    "ReleaseResponse",
-    "ReleaseRequest",
-    "RELEASED",
+    "release_reservation", _RESERVATION + "/release", "ReleaseResponse", "ReleaseRequest", "RELEASED"
 )
 EXTEND_RESERVATION = Operation(
     "extend_reservation",
-    "POST",
-    "/v1/reservations/{id}/extend",
-    200,
+    _RESERVATION + "/extend",
     "ReservationExtendResponse",
     "ReservationExtendRequest",
     "ACTIVE",
 )
-DECIDE = Operation("decide", "POST", "/v1/decide", 200, "DecisionResponse", "DecisionRequest", reserves=True)
+DECIDE = Operation("decide", "/v1/decide", "DecisionResponse", "DecisionRequest", reserves=True)
 CREATE_EVENT = Operation(
-    "create_event",
-    "POST",
-    "/v1/events",
-    201,
-    "EventCreateResponse",
-    "EventCreateRequest",
-    "APPLIED",
-    settles=True,
+    "create_event", "/v1/events", "EventCreateResponse", "EventCreateRequest", "APPLIED", status=201, settles=True
 )
-LIST_RESERVATIONS = Operation("list_reservations", "GET", "/v1/reservations", 200, "ReservationListResponse")
-GET_RESERVATION = Operation("get_reservation", "GET", "/v1/reservations/{id}", 200, "ReservationDetail")
-GET_BALANCES = Operation("get_balances", "GET", "/v1/balances", 200, "BalanceResponse")
-GET_EVIDENCE = Operation("get_evidence", "GET", "/v1/evidence/{id}", 200, "CyclesEvidenceEnvelope", public=True)
+LIST_RESERVATIONS = Operation("list_reservations", "/v1/reservations", "ReservationListResponse", method="GET")
+GET_RESERVATION = Operation("get_reservation", _RESERVATION, "ReservationDetail", method="GET")
+GET_BALANCES = Operation("get_balances", "/v1/balances", "BalanceResponse", method="GET")
+GET_EVIDENCE = Operation("get_evidence", "/v1/evidence/{id}", "CyclesEvidenceEnvelope", public=True, method="GET")
 GET_EVIDENCE_KEYS = Operation(
-    "get_evidence_keys", "GET", "/v1/.well-known/cycles-jwks.json", 200, "CyclesEvidenceJwks", public=True
+    "get_evidence_keys", "/v1/.well-known/cycles-jwks.json", "CyclesEvidenceJwks", public=True, method="GET"
 )
 
-OPERATIONS = (
-    CREATE_RESERVATION,
-    COMMIT_RESERVATION,
-    RELEASE_RESERVATION,
-    EXTEND_RESERVATION,
-    DECIDE,
-    CREATE_EVENT,
-    LIST_RESERVATIONS,
-    GET_RESERVATION,
-    GET_BALANCES,
-    GET_EVIDENCE,
-    GET_EVIDENCE_KEYS,
-)
+#: All of those above, in that order.
+OPERATIONS = tuple([value for value in list(globals().values()) if isinstance(value, Operation)])
 
 IDEMPOTENCY_KEY_HEADER = "X-Idempotency-Key"
 API_KEY_HEADER = "X-Cycles-API-Key"
@@ -242,14 +206,12 @@ def read_body(body: bytes) -> Any:
 
 
 def query(filters: Model) -> dict[str, str]:
-    """The query parameters of a list or balance request."""
-    return {name: _parameter(value) for name, value in filters.to_json().items()}
-
-
-def _parameter(value: Any) -> str:
-    if value is True:
-        return "true"
-    return ",".join(value) if isinstance(value, list) else str(value)
+    """The query parameters of a list or balance request: true alone of the flags, and lists joined by commas."""
+    values = filters.to_json().items()
+    return {
+        name: "true" if value is True else ",".join(value) if isinstance(value, list) else str(value)
+        for name, value in values
+    }
 
 
 def read_answer(
@@ -261,41 +223,28 @@ def read_answer(
     """The response in an answer; raises what else it says. `unit` is what the request named, for a 404's message;
     `attempt_ms` when the attempt was sent and answered, for a heartbeat."""
     status = answer.status
-    if status == operation.status:
-        return _read_success(operation, answer, attempt_ms)
     if 400 <= status < 600:
         raise _error(operation, answer, unit)
-    raise _unusable(answer, f"status {status} where {operation.status} was expected")
-
-
-def _read_success(operation: Operation, answer: Answer, attempt_ms: tuple[float | None, float | None]) -> Response:
+    if status != operation.status:
+        raise _unusable(answer, f"status {status} where {operation.status} was expected")
     try:
         body = answer.body
-        response = operation.response.from_json(answer.data, strict=operation.proof is not None)
-        response.__dict__.update(headers=answer.headers, body=body, attempt_ms=attempt_ms)
+        response: Any = operation.response.from_json(answer.data, strict=operation.proof is not None)
     except ValueError as e:
         raise _unusable(answer, f"unusable body of {operation.name}: {e}") from e
+    values = response.__dict__
     if operation.proof is not None:
-        values = response.__dict__
         if values["status"] != operation.proof:
-            raise _unusable(
-                answer, "status is {!r:.60} where {} was expected".format(values["status"], operation.proof)
-            )
+            raise _unusable(answer, f"status is {values['status']!r:.60} where {operation.proof} was expected")
         for name in ("charged", "released"):
             if name in values and not isinstance(values[name].unit, Unit):
                 raise _unusable(answer, f"{name} is in an unknown unit")
+    values.update(headers=answer.headers, body=body, attempt_ms=attempt_ms)
     return response
 
 
 def _unusable(answer: Answer, why: str) -> ResponseError:
-    return ResponseError(why, status=answer.status, retry_after=_retry_after_header(answer), **_ids(answer))
-
-
-def _ids(answer: Answer) -> dict[str, Any]:
-    return {
-        "request_id": answer.headers.get("x-request-id"),
-        "trace_id": answer.headers.get("x-cycles-trace-id"),
-    }
+    return ResponseError(why, **_facts(answer, None))
 
 
 def _error(operation: Operation, answer: Answer, unit: str | None) -> ApiError:
@@ -304,39 +253,33 @@ def _error(operation: Operation, answer: Answer, unit: str | None) -> ApiError:
     except ValueError:
         # A proxy's page or a broken body: the status is all that is known.
         kind = error_class(answer.status, None, reserves=False, settles=False)
-        return kind("the answer is not the protocol's", status=answer.status, **_known(answer, {}, None))
+        return kind("the answer is not the protocol's", **_facts(answer, None))
     kind = error_class(answer.status, told.error, reserves=operation.reserves, settles=operation.settles)
-    details = told.details or {}
     note = f"unit sent: {unit}" if unit and answer.status == 404 else ""
-    return kind(
-        told.message,
-        status=answer.status,
-        code=told.error,
-        details=details,
-        evidence=told.cycles_evidence,
-        note=note,
-        **_known(answer, {**details, **told.extra}, told),
-    )
+    known: dict[str, Any] = {
+        "code": told.error,
+        "details": told.details,
+        "evidence": told.cycles_evidence,
+        "note": note,
+    }
+    return kind(told.message, **known, **_facts(answer, told))
 
 
-def _known(answer: Answer, told: Mapping[str, Any], error: ErrorResponse | None) -> dict[str, Any]:
-    """What every error tells: the body wins over the headers."""
-    known = _ids(answer)
-    if error is not None:
-        known["request_id"] = error.request_id or known["request_id"]
-        known["trace_id"] = error.trace_id or known["trace_id"]
-    wait = told.get("retry_after_ms")
+def _facts(answer: Answer, error: ErrorResponse | None) -> dict[str, Any]:
+    """What every error tells of its answer: the status, the ids, and when to come back. The body wins over the headers,
+    and `Retry-After` is in whole seconds, because the protocol has no date form (protocol: `headers.Retry-After`)."""
+    headers, body = answer.headers, error.extra if error is not None else {}
+    details = (error.details if error is not None else None) or {}
+    wait, header = body.get("retry_after_ms", details.get("retry_after_ms")), headers.get("retry-after", "").strip()
+    retry_after = float(header) if re.match(r"[0-9]{1,9}\Z", header) else None
     if type(wait) is int and 0 <= wait <= INT64_MAX:
-        known["retry_after"] = wait / 1000.0
-    else:
-        known["retry_after"] = _retry_after_header(answer)
-    return known
-
-
-def _retry_after_header(answer: Answer) -> float | None:
-    """`Retry-After` in whole seconds; the protocol has no date form (protocol: `headers.Retry-After`)."""
-    value = answer.headers.get("retry-after", "").strip()
-    return float(value) if re.match(r"[0-9]{1,9}\Z", value) else None
+        retry_after = wait / 1000.0
+    return {
+        "status": answer.status,
+        "retry_after": retry_after,
+        "request_id": (error and error.request_id) or headers.get("x-request-id"),
+        "trace_id": (error and error.trace_id) or headers.get("x-cycles-trace-id"),
+    }
 
 
 def denied(response: ReservationCreateResponse) -> ApiError:

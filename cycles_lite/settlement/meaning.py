@@ -22,16 +22,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, NamedTuple
 
-from ..errors import (
-    ApiError,
-    ConfigError,
-    CyclesError,
-    RateLimitedError,
-    ReservationExpiredError,
-    ServerError,
-    ValidationError,
-    known_code,
-)
+from .. import errors
+from ..errors import ApiError, ConfigError, CyclesError, ValidationError, known_code
 from ..protocol.models import Balance, CommitResponse, EventCreateResponse
 from ..protocol.values import Amount
 from ..transport.retry import backoff
@@ -55,11 +47,11 @@ def meaning_of(mode: str, error: CyclesError) -> Meaning:
     if not isinstance(error, ApiError) or error.status >= 500:
         return Meaning.UNKNOWN
     row = known_code(error.code)
-    if mode == COMMIT and (error.status == 410 or row.kind is ReservationExpiredError):
+    if mode == COMMIT and (error.status == 410 or row.kind is errors.ReservationExpiredError):
         return Meaning.EXPIRED
     if error.status == 429:
         return Meaning.WAIT
-    if row.kind is ServerError or row.kind is RateLimitedError:
+    if row.kind is errors.ServerError or row.kind is errors.RateLimitedError:
         return Meaning.UNKNOWN
     if error.status in (401, 403) or mode not in row.final_for:
         return Meaning.HELD

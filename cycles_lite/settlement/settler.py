@@ -118,7 +118,7 @@ class Settler:
         record, is_commit = spend.record, spend.record.mode == COMMIT
         operation = wire.COMMIT_RESERVATION if is_commit else wire.CREATE_EVENT
         body = (record.commit_body if is_commit else record.event_fallback_body) or {}
-        told = self.session.post(operation, body, record.reservation_id, retries=False)
+        told = self.session.send(operation, body, record.reservation_id, retries=False)
         if not isinstance(told, CyclesError):
             if is_commit:
                 done = Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
@@ -380,9 +380,9 @@ _settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictiona
 
 def settler_of(session: Session) -> Settler:
     """What settles a session's spend. It is made when it is first asked for."""
-    if session.settler is None:
-        session.__dict__.setdefault("settler", Settler(session))  # atomic: one for all threads
-    settler: Settler = session.settler
+    ours: dict[str, Any] = session.__dict__
+    # `setdefault` is atomic: there is one for all threads.
+    settler: Settler = ours.get("settler") or ours.setdefault("settler", Settler(session))
     return settler
 
 

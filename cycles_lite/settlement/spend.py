@@ -86,17 +86,10 @@ class Spend:
     job: Job | None = None
 
 
-def record_of(
-    base_url: str,
-    reservation_id: str | None,
-    subject: Mapping[str, Any] | None,
-    action: Action,
-    actual: Amount,
-    metrics: CyclesMetrics | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Record:
+def record_of(base_url: str, reservation_id: str | None, subject: Any, action: Action, told: Told) -> Record:
     """Spend as the journal keeps it: the commit, and the event that may have to stand in for it. What is told beside
     the amount never keeps it from being settled: what cannot be sent is left out."""
+    actual, metrics, metadata = told
     commit, faults = CommitRequest.of_spend(actual, metrics=metrics, metadata=metadata)
     for fault in faults:
         log().error("the commit of %s goes without what cannot be sent: %s", actual, fault)

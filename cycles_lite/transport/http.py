@@ -22,9 +22,8 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from ..errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout, ValidationError
 from ..protocol.wire import Answer, Call
 from ..runtime.clock import monotonic
-from .attempt import MAX_ANSWER_BYTES, Attempt, BoundedResponse, current, known_headers
+from .connections import MAX_ANSWER_BYTES, Attempt, BoundedConnection, Idle, current, known_headers
 from .handlers import is_from_handler
-from .idle import Idle
 from .proxies import find_proxy
 from .redaction import redacted_text, tells_key
 from .trust import trusting
@@ -57,14 +56,8 @@ _ONCE = urllib3.Retry(False, redirect=False)
 _timeout = lru_cache(maxsize=16)(urllib3.Timeout)
 
 
-class _Bounded(_Mixed):
-    """Mixed into urllib3's connections: the attempt's deadline, and noticing that a reused connection was dead."""
-
-    sock: Any
-    #: The proxy's answer to CONNECT is one of these too.
-    response_class: Any = BoundedResponse
-    _at_head = False
-    _head = b""
+class _Bounded(BoundedConnection, _Mixed):
+    """Mixed into urllib3's connections: a deadline, the new connection's as well."""
 
     def _new_conn(self) -> socket.socket:
         """urllib3 gives each of a host's addresses the whole connect timeout; here they share it."""
@@ -96,35 +89,6 @@ class _Bounded(_Mixed):
         if isinstance(failure, socket.timeout):
             raise ConnectTimeoutError(connection, f"connecting to {host}:{port} timed out") from failure
         raise NewConnectionError(connection, f"cannot connect to {host}:{port}: {failure}") from failure
-
-    def connect(self) -> None:
-        current.get().renew()
-        super().connect()
-
-    def endheaders(self, *args: Any, **kwargs: Any) -> None:
-        self._at_head = current.get().has_body
-        super().endheaders(*args, **kwargs)
-
-    def send(self, data: Any) -> None:
-        if self._at_head:  # it waits for the body, so that both leave in one packet
-            self._at_head, self._head = False, data
-            return
-        if self._head:
-            data, self._head = self._head + data, b""
-        attempt = current.get()
-        if self.sock is not None:
-            self.sock.settimeout(attempt.left())
-        try:
-            super().send(data)
-        except OSError as e:
-            attempt.failed(e)
-            raise
-
-    def __del__(self) -> None:
-        """An interrupted call drops its connection wherever it stands."""
-        sock = self.__dict__.get("sock")
-        if sock is not None:
-            sock.close()
 
 
 @lru_cache(maxsize=4)
@@ -192,12 +156,10 @@ class HttpTransport:
             if is_from_handler(e):
                 raise
             return ValidationError(f"{call.operation.name}: the body is not JSON: {e}")
-        bound = call.connect_timeout + call.read_timeout
-        attempt = Attempt(bound, call.fresh, bool(body), call.reused_bound)
+        attempt = Attempt(call.connect_timeout + call.read_timeout, call.fresh, bool(body), call.reused_bound)
         token = current.set(attempt)
         try:
-            opened = self._pools.get(_surroundings()) or self._open()
-            return self._in_turn(opened, call, body, attempt, bound)
+            return self._in_turn(self._pools.get(_surroundings()) or self._open(), call, body, attempt)
         except Exception as e:  # libraries that replace parts of urllib3 or sockets raise what they like
             if isinstance(e, (ConfigError, TransportError, ResponseError)):
                 return e
@@ -210,7 +172,14 @@ class HttpTransport:
         finally:
             current.reset(token)
 
-    def _in_turn(self, opened: _Opened, call: Call, body: bytes, attempt: Attempt, bound: float) -> Answer:
+    def _in_turn(self, opened: _Opened, call: Call, body: bytes, attempt: Attempt) -> Answer:
+        """Wait for a connection's turn, send the request and read the answer, all within the attempt's bound."""
+        path = call.operation.path
+        if call.id is not None:
+            path = path.replace("{id}", quote(call.id, safe=""))
+        if call.query:
+            path += "?" + urlencode(call.query)
+        bound = call.connect_timeout + call.read_timeout
         turn = None
         try:
             turn = opened.turns.take(bound)
@@ -218,43 +187,28 @@ class HttpTransport:
                 why = "all connections are busy (max_connections)"
                 raise TransportTimeout(f"{call.operation.name}: no answer from {self._base}: {why}")
             attempt.idle = opened.idle
-            status, content, headers = self._exchange(opened, call, body, bound)
-            if isinstance(attempt.connection, _Bounded):
-                kept, attempt.connection = attempt.connection, None
-                opened.idle.keep(kept, attempt.home)
-            attempt.reader = None
-            known = attempt.headers if attempt.headers is not None else known_headers(headers.items())
-            return Answer(status, known, content)
+            response = opened.pool.urlopen(
+                call.operation.method,
+                opened.prefix + path,
+                body=body or None,
+                headers=call.headers,
+                retries=_ONCE,
+                redirect=False,
+                assert_same_host=False,
+                timeout=_timeout(connect=call.connect_timeout, read=bound),
+                decode_content=False,
+            )
+            content, headers = response.data, attempt.headers
+            if len(content) > MAX_ANSWER_BYTES:
+                raise ResponseError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", status=response.status)
+            attempt.succeed()
+            if headers is None:  # something has put a class of connections in the place of ours
+                headers = known_headers(response.headers.items())
+            return Answer(response.status, headers, content)
         finally:
-            if attempt.connection is not None:
-                attempt.connection.close()
-                attempt.connection = None
-            if attempt.reader is not None:  # http.client of Python 3.8 leaves it open when a proxy refuses to connect
-                attempt.reader.close()
+            attempt.end()
             if turn is not None:
                 turn.give_back()
-
-    def _exchange(self, opened: _Opened, call: Call, body: bytes, bound: float) -> tuple[int, bytes, Any]:
-        path = call.operation.path
-        if call.id is not None:
-            path = path.replace("{id}", quote(call.id, safe=""))
-        if call.query:
-            path += "?" + urlencode(call.query)
-        response = opened.pool.urlopen(
-            call.operation.method,
-            opened.prefix + path,
-            body=body or None,
-            headers=call.headers,
-            retries=_ONCE,
-            redirect=False,
-            assert_same_host=False,
-            timeout=_timeout(connect=call.connect_timeout, read=bound),
-            decode_content=False,
-        )
-        content = response.data
-        if len(content) > MAX_ANSWER_BYTES:
-            raise ResponseError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes", status=response.status)
-        return response.status, content, response.headers
 
     def _translated(self, call: Call, attempt: Attempt, e: Exception) -> TransportError:
         reason = _innermost(e)

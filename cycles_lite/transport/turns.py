@@ -5,8 +5,8 @@ A signal handler may raise at any instruction: between a lock's `acquire` and th
 thing, `give_back` ends that, and where an exception came in between, the object that nobody holds any more is collected
 and comes back by itself. A `SimpleQueue` hands turns over: it may be used within a signal handler and a finalizer.
 
-These are not the rights of `local.rights`, where there is never one too many but those who wait have to look for what
-was lost: one connection too many does no harm, and the hundreds of threads that may wait for one should sleep.
+These are not the rights of `local.connections`, where there is never one too many but those who wait have to look for
+what was lost: one connection too many does no harm, and the hundreds of threads that may wait for one should sleep.
 """
 
 from __future__ import annotations

@@ -437,8 +437,8 @@ def failures(client):
         lambda: client.commit_reservation("rsv_1", CommitRequest(ESTIMATE)),
         lambda: client.create_event(EventCreateRequest(ACTION, ESTIMATE)),
         lambda: client.get_reservation("rsv_1"),
-        lambda: throw(session.post(EXTEND_RESERVATION, {"extend_by_ms": 1000}, "rsv_1", retries=False)),
-        lambda: throw(session.post(COMMIT_RESERVATION, {"actual": ESTIMATE.to_json()}, "rsv_1", retries=False)),
+        lambda: throw(session.send(EXTEND_RESERVATION, {"extend_by_ms": 1000}, "rsv_1", retries=False)),
+        lambda: throw(session.send(COMMIT_RESERVATION, {"actual": ESTIMATE.to_json()}, "rsv_1", retries=False)),
         lambda: client.reserve(ESTIMATE, ACTION),
     ):
         with pytest.raises(CyclesError) as failed:

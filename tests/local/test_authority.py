@@ -9,7 +9,7 @@ import re
 import pytest
 
 from cycles_lite.errors import ConfigError, TransportError, TransportTimeout
-from cycles_lite.local import Authority, operations
+from cycles_lite.local import Authority, rules
 from cycles_lite.local.authority import ANYONE, Caller
 from cycles_lite.local.messages import error_answer, new_answer
 from cycles_lite.protocol.values import Amount
@@ -345,7 +345,7 @@ def test_a_crash_of_ours(bench, monkeypatch, caplog):
         raise ZeroDivisionError("secret")
 
     with monkeypatch.context() as broken:
-        broken.setattr(operations, "balances", crash)
+        broken.setattr(rules, "balances", crash)
         with caplog.at_level(logging.ERROR, "cycles_lite"):
             answer = bench.reserve(100)
     assert (answer.status, answer.error) == (500, "INTERNAL_ERROR")

@@ -6,6 +6,7 @@ import pytest
 
 from cycles_lite.errors import ValidationError
 from cycles_lite.local import scopes
+from cycles_lite.local.rules import Budget
 from cycles_lite.protocol.values import SUBJECT_LEVELS, Subject
 
 
@@ -26,8 +27,8 @@ def test_gaps_are_skipped():
 
 def test_leaf_and_owner():
     """The ends of a path."""
-    assert scopes.leaf("tenant:acme/agent:bot") == "agent:bot"
-    assert scopes.leaf("tenant:acme") == "tenant:acme"
+    assert Budget("tenant:acme/agent:bot", "TOKENS", 0).to_json()["scope"] == "agent:bot"
+    assert Budget("tenant:acme", "TOKENS", 0).to_json()["scope"] == "tenant:acme"
     assert scopes.owner("tenant:acme/agent:bot") == "acme"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import pytest
 
 from cycles_lite.client import CyclesClient
 from cycles_lite.config import CyclesConfig
-from cycles_lite.errors import BudgetExceededError, ConfigError, ForbiddenError
+from cycles_lite.errors import BudgetExceededError, ConfigError, ForbiddenError, InvalidRequestError
 from cycles_lite.local import Authority
 from cycles_lite.local.authority import LocalTransport
 from cycles_lite.protocol.models import CommitRequest, ReservationCreateRequest
@@ -48,6 +49,31 @@ def test_the_configured_tenant_rules(authority):
     with CyclesClient(CyclesConfig(base_url=authority.url)) as client:
         made = client.create_reservation(request)
         assert client.get_reservation(made.reservation_id).subject.tenant == "other"
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, {1: 2}, object], ids=["NaN", "set", "int key", "class"])
+def test_what_is_no_json_is_refused(authority, value):
+    """The checks of a request are over when it is made; what its owner puts into its metadata later meets others."""
+    with CyclesClient(CyclesConfig(base_url=authority.url, tenant="acme")) as client:
+        request = ReservationCreateRequest(ACTION, Amount.tokens(1), metadata={"deep": {}})
+        request.metadata["deep"]["a"] = value
+        with pytest.raises(InvalidRequestError, match="metadata"):
+            client.create_reservation(request)
+    assert authority.budgets()[0].reserved == 0
+
+
+def test_what_is_changed_afterwards_changes_nothing(authority):
+    """A response keeps the bytes as they were answered, and the ledger what was asked for."""
+    with CyclesClient(CyclesConfig(base_url=authority.url, tenant="acme")) as client:
+        request = ReservationCreateRequest(ACTION, Amount.tokens(1), metadata={"list": [1]})
+        made = client.create_reservation(request)
+        request.metadata["list"].append(2)
+        shown = client.get_reservation(made.reservation_id)
+        before = shown.body
+        shown.metadata["list"].append(3)
+        assert shown.body == before
+        assert client.get_reservation(made.reservation_id).metadata == {"list": [1]}
+        assert json.loads(made.body.decode())["reservation_id"] == made.reservation_id
 
 
 def test_the_client_makes_no_file(url, path, tmp_path):

@@ -54,12 +54,13 @@ from cycles_lite import (
     ServerError,
     TransportError,
     TransportTimeout,
+    ValidationError,
 )
 from cycles_lite.protocol import wire
 from cycles_lite.protocol.wire import Call
 from cycles_lite.runtime import clock
-from cycles_lite.transport import idle
-from cycles_lite.transport.attempt import MAX_ANSWER_BYTES
+from cycles_lite.transport import connections
+from cycles_lite.transport.connections import MAX_ANSWER_BYTES
 from cycles_lite.transport.http import HttpTransport
 
 #: An attempt may take 0.3 s; the peers below would take minutes.
@@ -440,6 +441,17 @@ def test_a_fresh_connection_that_is_closed_is_no_stale_one():
     assert len(peer.requests) == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object], ids=["NaN", "set", "class"])
+def test_what_is_no_json_is_refused_before_anything_is_sent(value):
+    """The checks of a request are over when it is made; what its owner puts into its metadata later meets them not."""
+    request = create_request(metadata={"deep": {}})
+    request.metadata["deep"]["a"] = value
+    with Peer(GOOD) as peer, client_of(peer) as client:
+        with pytest.raises(ValidationError, match="create_reservation: the body is not JSON"):
+            client.create_reservation(request)
+    assert peer.requests == []
+
+
 # ---- Idle connections ----
 
 
@@ -447,19 +459,18 @@ class Clocks:
     """The two clocks that say how long a connection has been idle, moved by hand."""
 
     def __init__(self, monkeypatch):
-        self.ahead = self.ahead_ms = 0
-        monotonic, now_ms = clock.monotonic, clock.now_ms
-        monkeypatch.setattr(idle, "monotonic", lambda: monotonic() + self.ahead)
-        monkeypatch.setattr(idle, "now_ms", lambda: now_ms() + self.ahead_ms)
+        self.ahead = self.world_ahead = 0
+        monkeypatch.setattr(connections, "monotonic", lambda: clock.monotonic() + self.ahead)
+        monkeypatch.setattr(connections, "world_time", lambda: time.time() + self.world_ahead)
 
 
 @pytest.mark.parametrize(
     ("seconds", "by", "kept"),
     [
-        (idle.MAX_IDLE - 10, ("ahead", "ahead_ms"), True),
-        (idle.MAX_IDLE + 1, ("ahead", "ahead_ms"), False),
-        (idle.MAX_IDLE + 1, ("ahead_ms",), False),
-        (idle.MAX_IDLE + 1, ("ahead",), False),
+        (connections.MAX_IDLE - 10, ("ahead", "world_ahead"), True),
+        (connections.MAX_IDLE + 1, ("ahead", "world_ahead"), False),
+        (connections.MAX_IDLE + 1, ("world_ahead",), False),
+        (connections.MAX_IDLE + 1, ("ahead",), False),
     ],
     ids=["a while", "too long", "over a freeze", "while the clock was set back"],
 )
@@ -477,7 +488,7 @@ def test_a_connection_that_was_idle_for_too_long_is_not_tried(seconds, by, kept,
     with Peer(talk=talk) as peer, client_of(peer, read_timeout=60.0) as client:
         get(client)
         for name in by:
-            setattr(clocks, name, seconds * (1000 if name == "ahead_ms" else 1))
+            setattr(clocks, name, seconds)
         with ends_within(30):
             get(client)
     assert [request.connection for request in peer.requests] == [1, 1 if kept else 2]
@@ -502,7 +513,7 @@ def test_all_connections_that_were_idle_for_too_long_are_closed(monkeypatch):
         with ThreadPoolExecutor(4) as pool:
             for done in [pool.submit(get, client) for _ in range(4)]:
                 done.result()
-        clocks.ahead = idle.MAX_IDLE + 1
+        clocks.ahead = connections.MAX_IDLE + 1
         get(client)
         peer.stopped.wait(0.2)  # their ends are noticed by other threads
         assert sorted(ended) == [1, 2, 3, 4]
