@@ -108,6 +108,7 @@ def _evaluated(
     is_dry_run: bool,
 ) -> Json:
     """What is answered to a request that only asks. A wrong unit is the request's fault, and no decision."""
+    answer: Json
     budgets: Budgets = ()
     try:
         answer, budgets, _ = _allowed(db, settings, tenant, affected, estimate)

@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from interrupts import IS_LONG, AfterTime, AtLine, Interrupt, in_finalizer, needs_timers, rounds
+from interrupts import IS_LONG, PACKAGE, AfterTime, AtLine, Interrupt, in_finalizer, needs_timers, rounds
 
 from cycles_lite.errors import TransportTimeout
 from cycles_lite.local import Authority, connections, ledger, location
@@ -178,6 +178,32 @@ def test_an_exception_at_each_line(bench, operation_class, keeps):
         done = demand_free(bench, operation, before)
         demand_exact(bench, operation_class, before, done)
     assert bench.authority.check() == []
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["writing", "reading"])
+def test_an_exception_at_each_instruction_of_a_transaction(bench, writes):
+    """Of the `with` statement itself too, before its block and after it, while every traceback is kept."""
+    ledger = bench.authority._ledger
+
+    def work():
+        with (ledger.writing if writes else ledger.reading)() as (db, _):
+            db.execute("SELECT 1")
+
+    where = {"opcodes": True, "skips": in_finalizer, "files": (PACKAGE, __file__)}
+    with AtLine(**where) as counting:
+        work()
+    assert counting.count > 300
+    kept = []
+    for number in range(1, counting.count + 1):
+        try:
+            with AtLine(number, **where):
+                work()
+        except Interrupt as e:
+            kept.append(e)
+        assert connections.live_transactions() == []
+        with ledger.writing(timeout=0) as (db, _):  # has no time to wait for anything
+            db.execute("UPDATE budgets SET spent = spent")
+    assert len(kept) == counting.count
 
 
 def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
