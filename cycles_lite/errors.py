@@ -185,6 +185,7 @@ class BudgetDenied(ApiError):
 
     @property
     def is_retryable(self) -> bool:  # type: ignore[override]
+        """Whether the authority said when to ask again (`retry_after`)."""
         return self.retry_after is not None
 
 

@@ -73,6 +73,8 @@ class CommitOveragePolicy(_Words):
 
 
 class ReservationStatus(_Words):
+    """Where a reservation is in its life: ACTIVE until it is committed or released, or its time is over."""
+
     ACTIVE = "ACTIVE"
     COMMITTED = "COMMITTED"
     RELEASED = "RELEASED"
@@ -80,6 +82,8 @@ class ReservationStatus(_Words):
 
 
 class SortDirection(_Words):
+    """Which end of a sorted list comes first."""
+
     ASC = "asc"
     DESC = "desc"
 
@@ -215,18 +219,22 @@ class Amount(_Quantity):
 
     @classmethod
     def usd_microcents(cls, amount: int) -> Amount:
+        """Money in units of 10^-8 dollars."""
         return cls(unit=Unit.USD_MICROCENTS, amount=amount)
 
     @classmethod
     def tokens(cls, amount: int) -> Amount:
+        """Tokens of a language model."""
         return cls(unit=Unit.TOKENS, amount=amount)
 
     @classmethod
     def credits(cls, amount: int) -> Amount:
+        """Credits, whatever the operator counts by them."""
         return cls(unit=Unit.CREDITS, amount=amount)
 
     @classmethod
     def risk_points(cls, amount: int) -> Amount:
+        """Points for actions that cost no money but do harm where there are too many: e-mails, deletions."""
         return cls(unit=Unit.RISK_POINTS, amount=amount)
 
     @classmethod

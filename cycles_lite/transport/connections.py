@@ -191,6 +191,7 @@ class Idle:
                 break
 
     def qsize(self) -> int:
+        """urllib3 shows it in its warnings."""
         return len(self.stack)
 
     def empty(self) -> bool:
@@ -234,6 +235,7 @@ class BoundedResponse(http.client.HTTPResponse):
         return io.BufferedReader(self._reader)
 
     def begin(self) -> None:
+        """Read the head, and refuse one that is cut off, or that does not tell one length of the body."""
         try:
             super().begin()
         except OSError as e:
@@ -259,8 +261,9 @@ class BoundedResponse(http.client.HTTPResponse):
         return version, 100 if 100 <= status < 200 else status, reason
 
     def read(self, amt: int | None = None) -> bytes:
+        """The body: all that the head announced, or else all until the end, but never more than is legal."""
         if amt is not None or self.length is not None:
-            return super().read(amt)  # all that the head announced, or an error
+            return super().read(amt)
         pieces: list[bytes] = []
         size, piece = 0, b""
         while not pieces or len(piece) == _PIECE:  # a shorter one is the last
@@ -290,15 +293,18 @@ class BoundedConnection(_Mixed):
     _head = b""
 
     def connect(self) -> None:
+        """Open the connection: this attempt has a new one, and the whole of its time."""
         current.get().renew()
         super().connect()
 
     def endheaders(self, *args: Any, **kwargs: Any) -> None:
+        """Send the head, which `send` holds back where a body follows: both leave in one packet."""
         self._at_head = current.get().has_body
         super().endheaders(*args, **kwargs)
 
     def send(self, data: Any) -> None:
-        if self._at_head:  # it waits for the body, so that both leave in one packet
+        """Send bytes, within what is left of the attempt."""
+        if self._at_head:
             self._at_head, self._head = False, data
             return
         if self._head:
