@@ -77,11 +77,7 @@ RELEASE_RESERVATION = Operation(
     "release_reservation", _RESERVATION + "/release", "ReleaseResponse", "ReleaseRequest", "RELEASED"
 )
 EXTEND_RESERVATION = Operation(
-    "extend_reservation",
-    _RESERVATION + "/extend",
-    "ReservationExtendResponse",
-    "ReservationExtendRequest",
-    "ACTIVE",
+    "extend_reservation", _RESERVATION + "/extend", "ReservationExtendResponse", "ReservationExtendRequest", "ACTIVE"
 )
 DECIDE = Operation("decide", "/v1/decide", "DecisionResponse", "DecisionRequest", reserves=True)
 CREATE_EVENT = Operation(
@@ -256,13 +252,8 @@ def _error(operation: Operation, answer: Answer, unit: str | None) -> ApiError:
         return kind("the answer is not the protocol's", **_facts(answer, None))
     kind = error_class(answer.status, told.error, reserves=operation.reserves, settles=operation.settles)
     note = f"unit sent: {unit}" if unit and answer.status == 404 else ""
-    known: dict[str, Any] = {
-        "code": told.error,
-        "details": told.details,
-        "evidence": told.cycles_evidence,
-        "note": note,
-    }
-    return kind(told.message, **known, **_facts(answer, told))
+    facts = {**_facts(answer, told), "evidence": told.cycles_evidence, "note": note}
+    return kind(told.message, code=told.error, details=told.details, **facts)
 
 
 def _facts(answer: Answer, error: ErrorResponse | None) -> dict[str, Any]:
