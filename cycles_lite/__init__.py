@@ -151,7 +151,7 @@ if not TYPE_CHECKING:  # a checker would take it for a module that has every nam
 
 
 def _missing(name: str) -> Exception:
-    """What is raised for a name that there is not. Called by `__getattr__` alone, whose caller it looks at."""
+    """The error for a name that does not exist. Only `__getattr__` calls this, which looks at who has called that."""
     if name not in _ELSEWHERE:
         return AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import sys
