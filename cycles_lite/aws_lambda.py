@@ -79,7 +79,8 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
         with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
             if client.config.mode != "off":  # what earlier invocations left is settled first
                 client.flush(min(_CATCH_UP, left_ms / 4000))
-            estimate, action, subject = [given(event, context) if callable(given) else given for given in asked]
+            values: Any = [given(event, context) if callable(given) else given for given in asked]
+            estimate, action, subject = values
             ttl_ms = min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS)
             with client.reserve(estimate, action, subject=subject, ttl_ms=ttl_ms) as guard:
                 rest_ms = _left_ms(context) - LAST_CALL_MS

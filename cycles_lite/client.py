@@ -180,10 +180,8 @@ class CyclesClient:
         self, request: models.ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
     ) -> models.ReservationListResponse:
         """One page of reservations (protocol: `GET /v1/reservations`). `filters` are the request's fields."""
-        return cast(
-            "models.ReservationListResponse",
-            self._get(wire.LIST_RESERVATIONS, filters=_request("ReservationListRequest", request, filters)),
-        )
+        query = self._query("ReservationListRequest", request, filters)
+        return cast("models.ReservationListResponse", self._get(wire.LIST_RESERVATIONS, query=query))
 
     def get_reservation(self, reservation_id: str) -> models.ReservationDetail:
         """One reservation (protocol: `GET /v1/reservations/{id}`); an expired one is a `ReservationExpiredError`."""
@@ -194,7 +192,8 @@ class CyclesClient:
     ) -> models.BalanceResponse:
         """One page of balances (protocol: `GET /v1/balances`). `filters` are the request's fields; where they name no
         level, the configuration's tenant is asked for."""
-        return cast("models.BalanceResponse", self._get(wire.GET_BALANCES, filters=self._of_somebody(request, filters)))
+        query = self._query("BalanceRequest", request, filters)
+        return cast("models.BalanceResponse", self._get(wire.GET_BALANCES, query=query))
 
     def get_evidence(self, evidence_id: str) -> models.CyclesEvidenceEnvelope:
         """A signed evidence envelope by its 64 hexadecimal digits (protocol: `GET /v1/evidence/{id}`). No key is
@@ -211,15 +210,15 @@ class CyclesClient:
         self, request: models.ReservationListRequest | None = None, **filters: Unpack[ReservationFilters]
     ) -> Iterator[models.ReservationSummary]:
         """Every matching reservation, page after page."""
-        wanted = _request("ReservationListRequest", request, filters)
-        for page in self._pages(wire.LIST_RESERVATIONS, wanted):
+        query = self._query("ReservationListRequest", request, filters)
+        for page in self._pages(wire.LIST_RESERVATIONS, query):
             yield from page.reservations
 
     def iter_balances(
         self, request: models.BalanceRequest | None = None, **filters: Unpack[BalanceFilters]
     ) -> Iterator[models.Balance]:
         """Every matching balance, page after page."""
-        for page in self._pages(wire.GET_BALANCES, self._of_somebody(request, filters)):
+        for page in self._pages(wire.GET_BALANCES, self._query("BalanceRequest", request, filters)):
             yield from page.balances
 
     # ---- Sending ----
@@ -230,39 +229,40 @@ class CyclesClient:
             raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
         return response_in(self.session.send(operation, self.session.body_of(request), reservation_id))
 
-    def _get(
-        self,
-        operation: wire.Operation,
-        id: str | None = None,
-        filters: Model | None = None,
-        cursor: str | None = None,
-    ) -> Any:
-        query = wire.query(filters) if filters is not None else {}
-        if filters is not None and self.config.tenant:
-            query.setdefault("tenant", self.config.tenant)
-        if cursor is not None:
-            query["cursor"] = cursor
-        return response_in(self.session.send(operation, None, id, query))
+    def _get(self, operation: wire.Operation, id: str | None = None, query: Mapping[str, str] | None = None) -> Any:
+        return response_in(self.session.send(operation, None, id, query or {}))
 
-    def _pages(self, operation: wire.Operation, wanted: Model) -> Iterator[Any]:
-        cursor: str | None = None
-        seen = {getattr(wanted, "cursor", None)}
+    def _pages(self, operation: wire.Operation, query: Mapping[str, str]) -> Iterator[Any]:
+        seen = {query.get("cursor")}
         while True:
-            page = self._get(operation, filters=wanted, cursor=cursor)
+            page = self._get(operation, query=query)
             yield page
-            cursor = page.next_cursor
-            if not cursor:
+            if not page.next_cursor:
                 return
-            if cursor in seen:
+            if page.next_cursor in seen:
                 raise ResponseError(f"{operation.name}: the next page's cursor leads nowhere new", status=200)
-            seen.add(cursor)
+            seen.add(page.next_cursor)
+            query = {**query, "cursor": page.next_cursor}
 
-    def _of_somebody(self, request: models.BalanceRequest | None, filters: Mapping[str, Any]) -> models.BalanceRequest:
-        """The request for balances, unless neither it nor the configuration says whose."""
-        wanted: models.BalanceRequest = _request("BalanceRequest", request, filters)
-        if not any(getattr(wanted, level) for level in SUBJECT_LEVELS) and not self.config.tenant:
+    def _query(self, name: str, request: Model | None, filters: Mapping[str, Any]) -> dict[str, str]:
+        """The query of a request as it was given, or of one of the model with this name and these fields. The
+        configuration's tenant is asked for where it names none; and balances are always somebody's."""
+        from .protocol import models
+
+        kind = getattr(models, name)
+        if request is None:
+            unknown = sorted(set(filters) - {entry.name for entry in kind.layout()})
+            if unknown:
+                raise ValidationError(f"{unknown[0]} is not a field of {name}")
+            request = kind(**filters)
+        elif filters or not isinstance(request, kind):
+            raise refuse("request", request, f"a {name}, or its fields as keywords")
+        query = wire.query(request)
+        if self.config.tenant:
+            query.setdefault("tenant", self.config.tenant)
+        if kind is models.BalanceRequest and not any(level in query for level in SUBJECT_LEVELS):
             raise ValidationError("balances: at least one of {} is needed".format(", ".join(SUBJECT_LEVELS)))
-        return wanted
+        return query
 
 
 def _misplaced(config: object) -> str:
@@ -272,21 +272,6 @@ def _misplaced(config: object) -> str:
         f"CyclesClient: {given} is not a configuration: write CyclesClient(CyclesConfig(base_url=...)), or "
         "CyclesClient.from_env()"
     )
-
-
-def _request(name: str, request: Model | None, filters: Mapping[str, Any]) -> Any:
-    """The request as it was given, or one of the model with this name and these fields."""
-    from .protocol import models
-
-    kind = getattr(models, name)
-    if request is None:
-        unknown = sorted(set(filters) - {entry.name for entry in kind.layout()})
-        if unknown:
-            raise ValidationError(f"{unknown[0]} is not a field of {name}")
-        return kind(**filters)
-    if filters or not isinstance(request, kind):
-        raise refuse("request", request, f"a {name}, or its fields as keywords")
-    return request
 
 
 #: The modules that calls import late, and for which a child would wait if another thread was just importing them.

@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 else:  # for `typing.get_type_hints`
     Mode = OnUnavailable = str
 
-#: Seconds that a timeout may be at the most, and a delay between attempts: more are milliseconds by mistake.
-_LONGEST_TIMEOUT = 600.0
-_LONGEST_DELAY = 3600.0
-_MOST_ATTEMPTS = 999_999_999
-#: A pool has a place for each.
-_MOST_CONNECTIONS = 10_000
-
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
@@ -110,14 +103,11 @@ def _is_address(match: re.Match[str] | None) -> bool:
     host, port = match.groups()
     if not host.isascii() or not host.isprintable() or not 1 <= int(port or 80) <= 65535:
         return False
-    return host[0] != "[" or _is_ipv6(host[1:-1])
-
-
-def _is_ipv6(address: str) -> bool:
-    import ipaddress  # rarely needed
-
     try:
-        ipaddress.IPv6Address(address)
+        if host[0] == "[":
+            import ipaddress  # rarely needed
+
+            ipaddress.IPv6Address(host[1:-1])
     except ValueError:
         return False
     return True
@@ -181,10 +171,12 @@ def _number(expected: str, low: float, high: float, beyond: str = "") -> _Settin
     return _Setting(parse)
 
 
-_SECONDS = ("a number of seconds", ": seconds, not milliseconds")
-_timeout = _number(_SECONDS[0], 0.001, _LONGEST_TIMEOUT, _SECONDS[1])
-_wait = _number(_SECONDS[0], 0.0, _LONGEST_TIMEOUT, _SECONDS[1])
-_delay = _number(_SECONDS[0], 0.0, _LONGEST_DELAY, _SECONDS[1])
+#: Seconds that a timeout may be at the most, and a delay between attempts: more are milliseconds by mistake.
+_LONGEST_TIMEOUT, _LONGEST_DELAY = 600.0, 3600.0
+_SECONDS, _BEYOND = "a number of seconds", ": seconds, not milliseconds"
+_timeout = _number(_SECONDS, 0.001, _LONGEST_TIMEOUT, _BEYOND)
+_wait = _number(_SECONDS, 0.0, _LONGEST_TIMEOUT, _BEYOND)
+_delay = _number(_SECONDS, 0.0, _LONGEST_DELAY, _BEYOND)
 _factor = _number("a number", 1.0, 100.0)
 
 
@@ -254,7 +246,7 @@ class CyclesConfig(Checked):
     #: Whether reads are retried, settlements sooner than every ten minutes, and other calls once where none answered.
     retry_enabled: bool = field(_flag, default=True)
     #: How often a read is sent at the most, and how many attempts of a settlement have growing delays: at least 1.
-    retry_max_attempts: int = field(_count(_MOST_ATTEMPTS), default=5)
+    retry_max_attempts: int = field(_count(999_999_999), default=5)
     #: Seconds before the second attempt, 0..3600.
     retry_initial_delay: float = field(_delay, default=0.5)
     #: By how much each delay is longer than the one before, 1..100.
@@ -277,7 +269,7 @@ class CyclesConfig(Checked):
     #: `raise`, or `allow` the work when the authority cannot be reached.
     on_unavailable: OnUnavailable = field(_choice("raise", "allow"), default="raise")
     #: Connections to the server at the same time, 1..10000; a call that finds none free waits for one.
-    max_connections: int = field(_count(_MOST_CONNECTIONS), default=16)
+    max_connections: int = field(_count(10_000), default=16)
     #: A file or folder of certificates to trust; else REQUESTS_CA_BUNDLE, else SSL_CERT_FILE, else the system's.
     ca_certs: str | None = field(_path, default=None)
     #: A proxy's URL; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide.

@@ -260,7 +260,7 @@ def _decorated(plan: _Plan, dry_run: bool, fn: Any) -> Any:
 
 
 def _finished(plan: _Plan, guard: ReservationGuard, fn: Any, result: Any) -> Any:
-    """Settle the call, unless it has returned what is to do its work."""
+    """Settle the call, unless its result is what does its work: then that settles it."""
     if isinstance(result, UNDONE):
         refuse_unawaited("cycles", fn, result)
         return GuardedGenerator(result, plan.settle, guard=guard)

@@ -144,10 +144,12 @@ class CyclesMiddleware:
         if tenant is _MALFORMED:
             status, headers, body = _answer(400, "INVALID_TENANT", None)
         else:
-            told = self._reserve(environ, tenant)
-            if isinstance(told, ReservationGuard):
-                return self._guarded(environ, start_response, told)
-            status, headers, body = self._refusal(told, environ)
+            try:
+                guard = self._reserve(environ, tenant)
+            except CyclesError as e:
+                status, headers, body = self._refusal(e, environ)
+            else:
+                return self._guarded(environ, start_response, guard)
         start_response(status, headers)
         return [body]
 
@@ -173,20 +175,16 @@ class CyclesMiddleware:
             log().exception("on_error failed for %s", _request(environ))
             return http_error(error)
 
-    def _reserve(self, environ: Environ, tenant: str | None) -> ReservationGuard | CyclesError:
-        """The request's guard, or what keeps it from being reserved."""
-        try:
-            client = self._client_for(tenant) if self._client_for is not None and tenant else self._client
-            if client is None:
-                raise ValidationError("client: there is none for this tenant")
-            return client.reserve(
-                _value(self._estimate, environ),
-                _value(self._action, environ),
-                subject=_subject(_value(self._subject, environ), tenant),
-                ttl_ms=self._ttl_ms,
-            )
-        except CyclesError as e:
-            return e
+    def _reserve(self, environ: Environ, tenant: str | None) -> ReservationGuard:
+        client = self._client_for(tenant) if self._client_for is not None and tenant else self._client
+        if client is None:
+            raise ValidationError("client: there is none for this tenant")
+        return client.reserve(
+            _value(self._estimate, environ),
+            _value(self._action, environ),
+            subject=_subject(_value(self._subject, environ), tenant),
+            ttl_ms=self._ttl_ms,
+        )
 
     def _guarded(self, environ: Environ, start_response: StartResponse, guard: ReservationGuard) -> Iterable[bytes]:
         environ[GUARD_KEY] = guard

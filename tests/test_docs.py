@@ -66,3 +66,25 @@ def test_the_example_prints_what_it_has_paid_for_until_the_budget_says_no(enviro
     with Authority(os.environ["CYCLES_BASE_URL"]) as authority:
         (budget,) = authority.budgets()
     assert (budget.spent, budget.reserved) == (6 + 2, 0)
+
+
+def texts():
+    """The documentation, by its files' paths."""
+    for path in [*glob.glob(os.path.join(ROOT, "*.rst")), *glob.glob(os.path.join(ROOT, "*", "*.rst"))]:
+        with open(path, encoding="utf-8") as file:
+            yield path, file.read()
+
+
+def test_what_the_documentation_names_is_there():
+    """Files and folders, by their paths from the root, from the package, or from the text's own folder."""
+    for path, text in texts():
+        for named in re.findall(r"``([\w./]*\w(?:\.py|\.rst|/))``", text):
+            places = [ROOT, os.path.join(ROOT, "cycles_lite"), os.path.dirname(path)]
+            assert any(os.path.exists(os.path.join(place, named)) for place in places), (path, named)
+
+
+def test_contributing_says_of_each_folder_what_belongs_there():
+    told = re.findall(r"^- ``(\w+)/``: ", dict(texts())[os.path.join(ROOT, "CONTRIBUTING.rst")], re.MULTILINE)
+    assert sorted(told) == sorted(
+        name for name in os.listdir(os.path.join(ROOT, "cycles_lite")) if re.match(r"[a-z]+\Z", name)
+    )

@@ -220,18 +220,15 @@ class Worker:
             threading.Thread(target=self._serve, name="cycles-lite-worker", daemon=True).start()
         except RuntimeError as e:
             self._started = 0.0
-            self._refused(e)
+            self._is_refused = True
+            if not self._has_told:
+                self._has_told = True
+                log().warning("no background thread is to be had (%s): heartbeats and retries run inline", e)
         except BaseException:  # an interruption: if the thread was started nevertheless, it shows itself
             self._started = 0.0
             raise
         else:
             self._is_refused = False
-
-    def _refused(self, e: RuntimeError) -> None:
-        self._is_refused = True
-        if not self._has_told:
-            self._has_told = True
-            log().warning("no background thread is to be had (%s): heartbeats and retries run inline", e)
 
     def _serve(self) -> None:
         me = threading.get_ident()

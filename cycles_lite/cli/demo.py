@@ -88,11 +88,8 @@ def _content(path: str) -> str:
 def paragraphs(text: str) -> list[str]:
     """The text in parts of at most 80 words, cut at blank lines where there are enough of them."""
     largest = min(_LARGEST, max(1, count_words(text) // _FEWEST))
-    parts = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        words = paragraph.split()
-        parts += [" ".join(words[start : start + largest]) for start in range(0, len(words), largest)]
-    return parts
+    blocks = [block.split() for block in re.split(r"\n\s*\n", text)]
+    return [" ".join(block[start : start + largest]) for block in blocks for start in range(0, len(block), largest)]
 
 
 def default_text() -> str:
@@ -103,8 +100,7 @@ def default_text() -> str:
         found += glob.glob(os.path.join(glob.escape(folder), "cycles_lite-*.dist-info", "METADATA"))
     for path in found:
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                return _prose(file.read())
+            return _prose(_content(path))
     return "\n\n".join(module.__doc__ or "" for module in (errors, fields, wire))
 
 

@@ -101,10 +101,9 @@ class Story:
 
     def count(self, charged: Amount | None) -> int:
         """Remember what the authority said it charged, to compare the ledger with it in the end."""
-        amount = 0 if charged is None else charged.amount  # none is told while a commit is pending
-        if charged is not None and charged.unit == Unit.TOKENS:
-            self.charged += amount
-        return amount
+        charged = charged or Amount.tokens(0)  # while a commit is pending, the authority has not said it
+        self.charged += charged.amount if charged.unit == Unit.TOKENS else 0
+        return charged.amount
 
     def attempt(self, what: str, amount: Amount, action: Action, agent: Subject) -> str | None:
         """Do work that takes just its estimate, and tell what the authority said. Returns the code of a denial."""

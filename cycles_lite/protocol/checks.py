@@ -52,6 +52,7 @@ def shown(value: object) -> str:
 
 
 def refuse(field: str, value: object, expected: str) -> ValidationError:
+    """The error for a value that is not what is expected of the field."""
     return ValidationError(f"{field}: {shown(value)} is not {expected}")
 
 
@@ -89,6 +90,7 @@ def rounded(field: str, value: Any, high: int) -> int:
 
 
 def boolean(field: str, value: Any) -> bool:
+    """True or False themselves: what merely counts as one of them (1, "yes", numpy's) is refused."""
     if value is True or value is False:
         return bool(value)
     raise refuse(field, value, "true or false")

@@ -23,7 +23,7 @@ M = TypeVar("M", bound="Model")
 
 
 class Kind:
-    """What may stand in a field. What is given the field's name raises a `ValidationError` that begins with it."""
+    """What may stand in a field. Each check is given the field's name, with which its `ValidationError` begins."""
 
     #: What `json` encodes for a value that this kind holds; None where it is the value itself.
     write: Callable[[Any], Any] | None = None
@@ -77,7 +77,8 @@ class Key(Text):
     """An idempotency key. A program's goes into a header; in a body that a server gets it may be any words."""
 
     def take(self, field: str, value: Any) -> str:
-        return checks.words(field, value, self.longest)
+        is_legal = type(value) is str and 0 < len(value) <= self.longest and value.isprintable()
+        return str(value) if is_legal else checks.words(field, value, self.longest)
 
 
 def new_idempotency_key() -> str:
@@ -110,7 +111,7 @@ class Milliseconds(Integer):
 class Boolean(Kind):
     """True or false, and nothing that merely counts as one of them."""
 
-    check = staticmethod(checks.boolean)
+    check: Any = staticmethod(checks.boolean)
 
 
 class OneOf(Kind):
@@ -123,7 +124,7 @@ class OneOf(Kind):
     def check(self, field: str, value: Any) -> Any:
         if type(value) is self.enumeration:
             return value
-        word = str.__str__(value) if checks.is_a(value, str) else ""
+        word = value if type(value) is str else str.__str__(value) if checks.is_a(value, str) else ""
         if word in self.members:
             return self.members[word]
         raise refuse(field, value, "one of " + ", ".join(self.members))
@@ -196,7 +197,7 @@ class ListOf(Kind):
 class Dimensions(Kind):
     """At most 16 strings by name."""
 
-    check = staticmethod(checks.dimensions)
+    check: Any = staticmethod(checks.dimensions)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         if type(value) is dict and all(type(entry) is str for entry in value.values()):
@@ -207,7 +208,7 @@ class Dimensions(Kind):
 class Json(Kind):
     """Any JSON object."""
 
-    check = staticmethod(checks.json_object)
+    check: Any = staticmethod(checks.json_object)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
         if type(value) is dict:
@@ -238,7 +239,7 @@ class Entry:
         self.name = ""
         #: None stands for absent.
         self.optional = default is None
-        #: An answer must have it: it has no default. (An idempotency key that is left out is made, so it has none.)
+        #: An answer must have it, because it has no default. (Neither has a key, which is made if it is left out.)
         self.required = default is _NOTHING
         #: A request must send it.
         self.on_the_wire = self.required or on_the_wire

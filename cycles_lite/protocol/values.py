@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import re
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Mapping, TypeVar
+from functools import total_ordering
+from typing import TYPE_CHECKING, Any, ClassVar, Mapping, TypeVar
 
 from ..errors import ValidationError
+from ..runtime.words import WordEnum
 from .checks import INT64_MAX, INT64_MIN, integer, is_a, refuse
 from .fields import (
     COUNT,
@@ -36,18 +36,7 @@ MICROCENTS_PER_USD = 10**_PLACES
 SUBJECT_LEVELS = ("tenant", "workspace", "app", "workflow", "agent", "toolset")
 
 
-class _Words(str, Enum):
-    """Members are strings, print as their value, and are JSON as they are."""
-
-    # Functions of its own: Python 3.7 puts Enum's in the place of str's.
-    def __str__(self) -> str:
-        return str.__str__(self)
-
-    def __format__(self, format_spec: str) -> str:
-        return str.__format__(self, format_spec)
-
-
-class Unit(_Words):
+class Unit(WordEnum):
     """What an amount counts. One USD is 10^8 USD_MICROCENTS."""
 
     USD_MICROCENTS = "USD_MICROCENTS"
@@ -56,7 +45,7 @@ class Unit(_Words):
     RISK_POINTS = "RISK_POINTS"
 
 
-class Decision(_Words):
+class Decision(WordEnum):
     """The authority's answer to a planned action."""
 
     ALLOW = "ALLOW"
@@ -64,7 +53,7 @@ class Decision(_Words):
     DENY = "DENY"
 
 
-class CommitOveragePolicy(_Words):
+class CommitOveragePolicy(WordEnum):
     """What happens when an action cost more than was reserved."""
 
     REJECT = "REJECT"
@@ -72,38 +61,20 @@ class CommitOveragePolicy(_Words):
     ALLOW_WITH_OVERDRAFT = "ALLOW_WITH_OVERDRAFT"
 
 
-class ReservationStatus(_Words):
+class ReservationStatus(WordEnum):
+    """Where a reservation is in its life: ACTIVE until it is committed or released, or its time is over."""
+
     ACTIVE = "ACTIVE"
     COMMITTED = "COMMITTED"
     RELEASED = "RELEASED"
     EXPIRED = "EXPIRED"
 
 
-class SortDirection(_Words):
+class SortDirection(WordEnum):
+    """Which end of a sorted list comes first."""
+
     ASC = "asc"
     DESC = "desc"
-
-
-class ErrorCode(_Words):
-    """The codes that this version knows; the set is open."""
-
-    INVALID_REQUEST = "INVALID_REQUEST"
-    UNAUTHORIZED = "UNAUTHORIZED"
-    FORBIDDEN = "FORBIDDEN"
-    NOT_FOUND = "NOT_FOUND"
-    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
-    BUDGET_FROZEN = "BUDGET_FROZEN"
-    BUDGET_CLOSED = "BUDGET_CLOSED"
-    RESERVATION_EXPIRED = "RESERVATION_EXPIRED"
-    RESERVATION_FINALIZED = "RESERVATION_FINALIZED"
-    IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH"
-    UNIT_MISMATCH = "UNIT_MISMATCH"
-    OVERDRAFT_LIMIT_EXCEEDED = "OVERDRAFT_LIMIT_EXCEEDED"
-    DEBT_OUTSTANDING = "DEBT_OUTSTANDING"
-    MAX_EXTENSIONS_EXCEEDED = "MAX_EXTENSIONS_EXCEEDED"
-    LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
-    TENANT_CLOSED = "TENANT_CLOSED"
-    INTERNAL_ERROR = "INTERNAL_ERROR"
 
 
 _LEVEL = Text(128)
@@ -111,6 +82,7 @@ _LEVEL = Text(128)
 Q = TypeVar("Q", bound="_Quantity")
 
 
+@total_ordering
 class _Quantity(Model):
     """A number of a unit. Quantities of one unit compare and add up, with or without a sign; `str` is for people."""
 
@@ -141,21 +113,7 @@ class _Quantity(Model):
     __hash__ = Model.__hash__
 
     def __lt__(self, other: _Quantity) -> bool:
-        return self._compared(operator.lt, other)
-
-    def __le__(self, other: _Quantity) -> bool:
-        return self._compared(operator.le, other)
-
-    def __gt__(self, other: _Quantity) -> bool:
-        return self._compared(operator.gt, other)
-
-    def __ge__(self, other: _Quantity) -> bool:
-        return self._compared(operator.ge, other)
-
-    def _compared(self, compare: Callable[[int, int], bool], other: _Quantity) -> bool:
-        if not isinstance(other, _Quantity):
-            return NotImplemented
-        return compare(self.amount, self._of_one_unit(other))
+        return self.amount < self._of_one_unit(other) if isinstance(other, _Quantity) else NotImplemented
 
     def __add__(self: Q, other: _Quantity) -> Q:
         return self._summed("sum", other, 1)
@@ -228,18 +186,22 @@ class Amount(_Quantity):
 
     @classmethod
     def usd_microcents(cls, amount: int) -> Amount:
+        """Money in units of 10^-8 dollars."""
         return cls(unit=Unit.USD_MICROCENTS, amount=amount)
 
     @classmethod
     def tokens(cls, amount: int) -> Amount:
+        """Tokens of a language model."""
         return cls(unit=Unit.TOKENS, amount=amount)
 
     @classmethod
     def credits(cls, amount: int) -> Amount:
+        """Credits, whatever the operator counts by them."""
         return cls(unit=Unit.CREDITS, amount=amount)
 
     @classmethod
     def risk_points(cls, amount: int) -> Amount:
+        """Points for actions that cost no money but do harm where there are too many: e-mails, deletions."""
         return cls(unit=Unit.RISK_POINTS, amount=amount)
 
     @classmethod

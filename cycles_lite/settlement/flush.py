@@ -66,7 +66,10 @@ class Flush:
                     break
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, _GLANCE)
-        return self._count()
+        settler = self._settler
+        # When another thread closes the client meanwhile, what it forgets is on disk, and counts there.
+        unseen = settler.unseen() if self._look is not None or not settler.is_open else 0
+        return len(settler.pending) + len(settler.releasing) + len(left_over) + unseen
 
     def _is_through(self) -> bool:
         """Whether nothing is left to wait for."""
@@ -89,12 +92,6 @@ class Flush:
                 self._settler.retry_later(spend, 0.0)
             if monotonic() >= self._end:
                 return
-
-    def _count(self) -> int:
-        settler = self._settler
-        # When another thread closes the client meanwhile, what it forgets is on disk, and counts there.
-        unseen = settler.unseen() if self._look is not None or not settler.is_open else 0
-        return len(settler.pending) + len(settler.releasing) + len(left_over) + unseen
 
 
 def _is_idle(job: Job | None) -> bool:

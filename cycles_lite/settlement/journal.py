@@ -374,25 +374,20 @@ def make_private(folder: str) -> None:
         return
 
 
-def default_folder() -> str:
-    """`~/.cycles-lite/journal`. Raises `FileNotFoundError` where nobody knows the home: there is no HOME, and the
-    system does not know the user either."""
-    home = os.path.expanduser("~")
-    if not os.path.isabs(home):
-        raise FileNotFoundError(errno.ENOENT, "the home folder is not known")
-    return os.path.join(home, ".cycles-lite", "journal")
-
-
 def usable_folder(wanted: str | None) -> tuple[str, str | None]:
     """Where the identity folders go, and a sentence to log where it is not the default.
 
-    A folder that the user names is taken as it is. The default one may lie in a home that is read-only, as on Lambda,
-    or unknown: then it is a folder of ours below the temporary one. Raises `OSError` where that is somebody else's.
+    A folder that the user names is taken as it is. The default one, `~/.cycles-lite/journal`, may lie in a home that is
+    read-only, as on Lambda, or unknown: then it is a folder of ours below the temporary one. Raises `OSError` where
+    that is somebody else's.
     """
     if wanted is not None:
         return os.path.abspath(os.path.expanduser(wanted)), None
     try:
-        folder = default_folder()
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):  # there is no HOME, and the system does not know the user either
+            raise FileNotFoundError(errno.ENOENT, "the home folder is not known")
+        folder = os.path.join(home, ".cycles-lite", "journal")
         make_private(folder)
         if os.access(folder, os.W_OK | os.X_OK):
             return folder, None

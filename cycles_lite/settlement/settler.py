@@ -380,9 +380,9 @@ _settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictiona
 
 def settler_of(session: Session) -> Settler:
     """What settles a session's spend. It is made when it is first asked for."""
-    if session.settler is None:
-        session.__dict__.setdefault("settler", Settler(session))  # atomic: one for all threads
-    settler: Settler = session.settler
+    ours: dict[str, Any] = session.__dict__
+    # `setdefault` is atomic: there is one for all threads.
+    settler: Settler = ours.get("settler") or ours.setdefault("settler", Settler(session))
     return settler
 
 

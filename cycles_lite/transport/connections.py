@@ -191,6 +191,7 @@ class Idle:
                 break
 
     def qsize(self) -> int:
+        """urllib3 shows it in its warnings."""
         return len(self.stack)
 
     def empty(self) -> bool:
@@ -203,7 +204,7 @@ class BoundedReader(io.RawIOBase):
 
     def __init__(self, raw: Any, sock: socket.socket, attempt: Attempt) -> None:
         self._raw, self._sock, self._of = raw, sock, attempt
-        #: The peer hung up.
+        #: Whether the peer has hung up.
         self.ended = False
 
     def readable(self) -> bool:
@@ -234,12 +235,13 @@ class BoundedResponse(http.client.HTTPResponse):
         return io.BufferedReader(self._reader)
 
     def begin(self) -> None:
+        """Read the head, and refuse one that is cut off, or that does not tell one length of the body."""
         try:
             super().begin()
         except OSError as e:
             self._attempt.failed(e)
             raise
-        if self._reader.ended:  # which http.client takes for the headers' end
+        if self._reader.ended:  # http.client takes the end of the connection for that of the headers
             raise http.client.HTTPException("the connection was closed within the headers")
         if self.msg.defects or self.msg.get_payload():
             # What follows such a line is lost, such as the body's length; and urllib3 would log it, whatever it holds.
@@ -259,8 +261,9 @@ class BoundedResponse(http.client.HTTPResponse):
         return version, 100 if 100 <= status < 200 else status, reason
 
     def read(self, amt: int | None = None) -> bytes:
+        """The body: all that the head announced, or else all until the end, but never more than is legal."""
         if amt is not None or self.length is not None:
-            return super().read(amt)  # all that the head announced, or an error
+            return super().read(amt)
         pieces: list[bytes] = []
         size, piece = 0, b""
         while not pieces or len(piece) == _PIECE:  # a shorter one is the last
@@ -290,15 +293,18 @@ class BoundedConnection(_Mixed):
     _head = b""
 
     def connect(self) -> None:
+        """Open the connection: this attempt has a new one, and the whole of its time."""
         current.get().renew()
         super().connect()
 
     def endheaders(self, *args: Any, **kwargs: Any) -> None:
+        """Send the head, which `send` holds back where a body follows: both leave in one packet."""
         self._at_head = current.get().has_body
         super().endheaders(*args, **kwargs)
 
     def send(self, data: Any) -> None:
-        if self._at_head:  # it waits for the body, so that both leave in one packet
+        """Send bytes, within what is left of the attempt."""
+        if self._at_head:
             self._at_head, self._head = False, data
             return
         if self._head:

@@ -46,9 +46,6 @@ if TYPE_CHECKING:
             """Let idle connections go. A later call opens new ones."""
             ...
 
-    _Mixed = HTTPConnection
-else:
-    _Mixed = object
 
 #: Neither retries nor redirects.
 _ONCE = urllib3.Retry(False, redirect=False)
@@ -56,19 +53,17 @@ _ONCE = urllib3.Retry(False, redirect=False)
 _timeout = lru_cache(maxsize=16)(urllib3.Timeout)
 
 
-class _Bounded(BoundedConnection, _Mixed):
-    """Mixed into urllib3's connections: a deadline, the new connection's as well."""
+class _Bounded(BoundedConnection):
+    """Mixed into urllib3's connections: the deadline, which bounds new connections as well."""
 
-    def _new_conn(self) -> socket.socket:
+    def _new_conn(self: Any) -> socket.socket:
         """urllib3 gives each of a host's addresses the whole connect timeout; here they share it."""
         host, port = self.host, self.port
-        timeout: Any = self.timeout
-        connection: Any = self
         try:
             addresses = socket.getaddrinfo(self._dns_host, port, 0, socket.SOCK_STREAM)
         except (OSError, UnicodeError) as e:
-            raise NewConnectionError(connection, f"cannot resolve {host}: {e}") from e
-        end = monotonic() + min(timeout, current.get().left())
+            raise NewConnectionError(self, f"cannot resolve {host}: {e}") from e
+        end = monotonic() + min(self.timeout, current.get().left())
         failure: Exception = OSError("no address")
         for position, (family, kind, protocol, _, address) in enumerate(addresses):
             sock = None
@@ -87,8 +82,8 @@ class _Bounded(BoundedConnection, _Mixed):
                     raise
                 failure = e
         if isinstance(failure, socket.timeout):
-            raise ConnectTimeoutError(connection, f"connecting to {host}:{port} timed out") from failure
-        raise NewConnectionError(connection, f"cannot connect to {host}:{port}: {failure}") from failure
+            raise ConnectTimeoutError(self, f"connecting to {host}:{port} timed out") from failure
+        raise NewConnectionError(self, f"cannot connect to {host}:{port}: {failure}") from failure
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING
 
 from ..protocol.wire import API_KEY_HEADER, Answer, Call
 
@@ -36,30 +36,28 @@ def redacted_text(call: Call, text: str) -> str:
 
 def tells_key(call: Call, error: BaseException) -> bool:
     """Whether the call's key is in an error or in one that it came of."""
-    return any(text != redacted_text(call, text) for text in _texts(error))
+    texts = [text for each in _chain(error) for text in (str(each), repr(each.args))]
+    return any(text != redacted_text(call, text) for text in texts)
 
 
 def without_frames(error: CyclesError) -> CyclesError:
     """The error, and what it came of, without their tracebacks: these lead through frames that hold the key, and error
     trackers send the variables of frames."""
-    chain: list[BaseException | None] = [error]
-    seen: list[BaseException] = []
-    while chain:
-        each = chain.pop()
-        if each is not None and each not in seen:
-            seen.append(each)
-            each.__traceback__ = None
-            chain += (each.__cause__, each.__context__)
+    for each in _chain(error):
+        each.__traceback__ = None
     return error
 
 
-def _texts(error: BaseException | None) -> Iterator[str]:
-    if error is not None:
-        yield str(error)
-        yield repr(error.args)
-        yield from _texts(error.__cause__)
-        if error.__context__ is not error.__cause__:
-            yield from _texts(error.__context__)
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and all that it came of, each once: a chain of causes may lead back to where it began."""
+    found: list[BaseException] = []
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        each = ahead.pop()
+        if each is not None and each not in found:
+            found.append(each)
+            ahead += (each.__cause__, each.__context__)
+    return found
 
 
 @lru_cache(maxsize=256)
