@@ -15,7 +15,7 @@ from typing import Sequence
 
 from ..protocol import models
 from ..protocol.checks import INT64_MAX
-from ..protocol.values import Amount
+from ..protocol.values import Amount, ReservationStatus
 from ..protocol.wire import dumps
 from . import rows, rules, scopes, tenants
 from .rows import Json, Once, Reservation
@@ -178,7 +178,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
     """Settle a reservation with what the action really cost."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
-    replayed = rows.find_settled(db, found, "COMMITTED", payload)
+    replayed = rows.find_settled(db, found, ReservationStatus.COMMITTED, payload)
     if replayed is not None:
         return replayed
     _demand_active(db, found)
@@ -188,7 +188,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
         raise _mismatch(message, found.scope_path, unit, [found.unit])
     budgets = rows.budgets_of(db, found.held_scopes, unit)
     made = rules.charge(budgets, found.reserved, request.actual.amount, found.overage_policy)
-    answer: Json = {"status": "COMMITTED", "charged": {"unit": unit, "amount": made.charged}}
+    answer: Json = {"status": ReservationStatus.COMMITTED.value, "charged": {"unit": unit, "amount": made.charged}}
     if made.released:
         answer["released"] = {"unit": unit, "amount": made.released}
     answer["balances"] = rules.balances(made.budgets)
@@ -200,13 +200,13 @@ def release(db: sqlite3.Connection, now: int, id: str, request: models.ReleaseRe
     """Give a hold back unused."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
-    replayed = rows.find_settled(db, found, "RELEASED", payload)
+    replayed = rows.find_settled(db, found, ReservationStatus.RELEASED, payload)
     if replayed is not None:
         return replayed
     _demand_active(db, found)
     budgets = rules.free(rows.budgets_of(db, found.held_scopes, found.unit), found.reserved)
     released = {"unit": found.unit, "amount": found.reserved}
-    answer = {"status": "RELEASED", "released": released, "balances": rules.balances(budgets)}
+    answer = {"status": ReservationStatus.RELEASED.value, "released": released, "balances": rules.balances(budgets)}
     rows.save_amounts(db, budgets)
     return rows.finish(db, now, found, None, payload, answer)
 
@@ -234,7 +234,7 @@ def extend(
     if extended.deadline_ms > INT64_MAX:
         raise Refused("INVALID_REQUEST", "The new expiry would leave the range of times.")
     answer = {
-        "status": "ACTIVE",
+        "status": ReservationStatus.ACTIVE.value,
         "expires_at_ms": extended.expires_at_ms,
         "remaining_ttl_ms": extended.expires_at_ms - now,
         "balances": rules.balances(rows.budgets_of(db, found.held_scopes, found.unit)),
@@ -251,9 +251,9 @@ def _demand_active(db: sqlite3.Connection, found: Reservation) -> tenants.Settin
     Holds that are due were freed before, so an ACTIVE reservation is within its grace.
     """
     settings = tenants.demand_open(db, found.tenant)
-    if found.status == "EXPIRED":
+    if found.status == ReservationStatus.EXPIRED:
         raise expired(found)
-    if found.status != "ACTIVE":
+    if found.status != ReservationStatus.ACTIVE:
         message = f"The reservation was {found.status.lower()} before."
         raise Refused("RESERVATION_FINALIZED", message, {"reservation_id": found.id, "status": found.status})
     return settings
