@@ -20,6 +20,7 @@ from ..protocol.wire import dumps
 from . import rows, rules, scopes, tenants
 from .rows import Json, Once, Reservation
 from .rules import Budgets, Refused
+from .tenants import Settings
 
 DEFAULT_GRACE_MS = 5000
 
@@ -78,7 +79,7 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
 
 
 @functools.lru_cache(maxsize=128)
-def _defaults(settings: tenants.Settings) -> tuple[Json, str]:
+def _defaults(settings: Settings) -> tuple[Json, str]:
     """What a request leaves to its tenant, also as canonical JSON."""
     defaults = {
         "ttl_ms": settings.default_ttl_ms,
@@ -100,12 +101,7 @@ def decide(db: sqlite3.Connection, now: int, request: models.DecisionRequest, te
 
 
 def _evaluated(
-    db: sqlite3.Connection,
-    settings: tenants.Settings,
-    tenant: str,
-    affected: Sequence[str],
-    estimate: Amount,
-    is_dry_run: bool,
+    db: sqlite3.Connection, settings: Settings, tenant: str, affected: Sequence[str], estimate: Amount, is_dry_run: bool
 ) -> Json:
     """What is answered to a request that only asks. A wrong unit is the request's fault, and no decision."""
     answer: Json
@@ -127,7 +123,7 @@ def _evaluated(
 
 
 def _allowed(
-    db: sqlite3.Connection, settings: tenants.Settings, tenant: str, affected: Sequence[str], estimate: Amount
+    db: sqlite3.Connection, settings: Settings, tenant: str, affected: Sequence[str], estimate: Amount
 ) -> tuple[Json, Budgets, Budgets]:
     """The decision with the caps of the deepest scope's budget, and the budgets before and after it is held.
 
@@ -245,7 +241,7 @@ def extend(
     return once.keep(answer, extended.expires_at_ms)
 
 
-def _demand_active(db: sqlite3.Connection, found: Reservation) -> tenants.Settings:
+def _demand_active(db: sqlite3.Connection, found: Reservation) -> Settings:
     """The settings of a reservation's tenant, which must be open, while the reservation must hold its amount.
 
     Holds that are due were freed before, so an ACTIVE reservation is within its grace.
