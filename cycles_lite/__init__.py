@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ConfigError as ConfigError,
         CyclesError as CyclesError,
         DebtOutstandingError as DebtOutstandingError,
+        ErrorCode as ErrorCode,
         ForbiddenError as ForbiddenError,
         GuardFinalizedError as GuardFinalizedError,
         IdempotencyMismatchError as IdempotencyMismatchError,
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
         CyclesEvidenceRef as CyclesEvidenceRef,
         CyclesMetrics as CyclesMetrics,
         Decision as Decision,
-        ErrorCode as ErrorCode,
         ReservationStatus as ReservationStatus,
         SignedAmount as SignedAmount,
         SortDirection as SortDirection,
@@ -96,7 +96,7 @@ _NAMES = {
     "config": "CyclesConfig",
     "errors": """
         ApiError AuthenticationError BudgetClosedError BudgetDenied BudgetExceededError BudgetFrozenError
-        ConfigError CyclesError DebtOutstandingError ForbiddenError GuardFinalizedError
+        ConfigError CyclesError DebtOutstandingError ErrorCode ForbiddenError GuardFinalizedError
         IdempotencyMismatchError InvalidRequestError MaxExtensionsExceededError NotFoundError
         OverdraftLimitExceededError RateLimitedError ReservationExpiredError ReservationFinalizedError
         ResponseError ServerError SettlementRejectedError TenantClosedError TransportError TransportTimeout
@@ -110,7 +110,7 @@ _NAMES = {
         ReservationExtendResponse ReservationListRequest ReservationListResponse ReservationSummary
     """,
     "protocol.values": """
-        Action Amount Caps CommitOveragePolicy CyclesEvidenceRef CyclesMetrics Decision ErrorCode
+        Action Amount Caps CommitOveragePolicy CyclesEvidenceRef CyclesMetrics Decision
         ReservationStatus SignedAmount SortDirection Subject Unit
     """,
 }
@@ -151,7 +151,7 @@ if not TYPE_CHECKING:  # a checker would take it for a module that has every nam
 
 
 def _missing(name: str) -> Exception:
-    """What is raised for a name that there is not. Called by `__getattr__` alone, whose caller it looks at."""
+    """The error for a name that does not exist. Only `__getattr__` calls this, which looks at who has called that."""
     if name not in _ELSEWHERE:
         return AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import sys

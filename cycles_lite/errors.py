@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, NoReturn
 
+from .runtime.words import WordEnum
+
 if TYPE_CHECKING:
     from . import CyclesEvidenceRef
 
@@ -290,42 +292,51 @@ class Code(NamedTuple):
 
 _BOTH = ("commit", "event")
 
-#: Every code that this version knows, one row for each: whatever asks what a code means looks here. A new code of the
-#: protocol is a new row, and a member of `ErrorCode` for type checkers.
-#:
-#: A frozen budget refuses a commit for good, but not an event, which an unfrozen budget will take. An expired
-#: reservation is no refusal of its commit: the spend becomes an event. Errors about the key or the server's state
-#: (401, 403, 429, 5xx) say nothing about the spend, so they are final for none.
-CODES: dict[str, Code] = {
-    "INVALID_REQUEST": Code(InvalidRequestError, 400, final_for=_BOTH),
-    "UNIT_MISMATCH": Code(UnitMismatchError, 400, final_for=_BOTH),
-    "UNAUTHORIZED": Code(AuthenticationError, 401),
-    "FORBIDDEN": Code(ForbiddenError, 403),
-    "NOT_FOUND": Code(NotFoundError, 404, final_for=_BOTH, ends_lease=True),
-    "BUDGET_EXCEEDED": Code(BudgetExceededError, final_for=_BOTH),
-    "OVERDRAFT_LIMIT_EXCEEDED": Code(OverdraftLimitExceededError, final_for=_BOTH),
-    "DEBT_OUTSTANDING": Code(DebtOutstandingError, final_for=_BOTH),
-    "BUDGET_FROZEN": Code(BudgetFrozenError, final_for=("commit",)),
-    "BUDGET_CLOSED": Code(BudgetClosedError, final_for=_BOTH),
-    "TENANT_CLOSED": Code(TenantClosedError, final_for=_BOTH, ends_lease=True),
-    "IDEMPOTENCY_MISMATCH": Code(IdempotencyMismatchError, final_for=_BOTH),
-    "RESERVATION_FINALIZED": Code(ReservationFinalizedError, final_for=("commit",), ends_lease=True),
-    "MAX_EXTENSIONS_EXCEEDED": Code(MaxExtensionsExceededError, ends_lease=True),
-    "RESERVATION_EXPIRED": Code(ReservationExpiredError, 410, ends_lease=True),
-    "LIMIT_EXCEEDED": Code(RateLimitedError, 429),
-    "INTERNAL_ERROR": Code(ServerError, 500),
-}
+
+class ErrorCode(WordEnum):
+    """The codes that this version knows, one row for each, in the protocol's order; the set is open.
+
+    A frozen budget refuses a commit for good, but not an event, which an unfrozen budget will take. An expired
+    reservation is no refusal of its commit: the spend becomes an event. Errors about the key or the server's state
+    (401, 403, 429, 5xx) say nothing about the spend, so they are final for none.
+    """
+
+    INVALID_REQUEST = "INVALID_REQUEST", Code(InvalidRequestError, 400, final_for=_BOTH)
+    UNAUTHORIZED = "UNAUTHORIZED", Code(AuthenticationError, 401)
+    FORBIDDEN = "FORBIDDEN", Code(ForbiddenError, 403)
+    NOT_FOUND = "NOT_FOUND", Code(NotFoundError, 404, final_for=_BOTH, ends_lease=True)
+    BUDGET_EXCEEDED = "BUDGET_EXCEEDED", Code(BudgetExceededError, final_for=_BOTH)
+    BUDGET_FROZEN = "BUDGET_FROZEN", Code(BudgetFrozenError, final_for=("commit",))
+    BUDGET_CLOSED = "BUDGET_CLOSED", Code(BudgetClosedError, final_for=_BOTH)
+    RESERVATION_EXPIRED = "RESERVATION_EXPIRED", Code(ReservationExpiredError, 410, ends_lease=True)
+    RESERVATION_FINALIZED = "RESERVATION_FINALIZED", Code(ReservationFinalizedError, 409, ("commit",), ends_lease=True)
+    IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH", Code(IdempotencyMismatchError, final_for=_BOTH)
+    UNIT_MISMATCH = "UNIT_MISMATCH", Code(UnitMismatchError, 400, final_for=_BOTH)
+    OVERDRAFT_LIMIT_EXCEEDED = "OVERDRAFT_LIMIT_EXCEEDED", Code(OverdraftLimitExceededError, final_for=_BOTH)
+    DEBT_OUTSTANDING = "DEBT_OUTSTANDING", Code(DebtOutstandingError, final_for=_BOTH)
+    MAX_EXTENSIONS_EXCEEDED = "MAX_EXTENSIONS_EXCEEDED", Code(MaxExtensionsExceededError, ends_lease=True)
+    LIMIT_EXCEEDED = "LIMIT_EXCEEDED", Code(RateLimitedError, 429)
+    TENANT_CLOSED = "TENANT_CLOSED", Code(TenantClosedError, final_for=_BOTH, ends_lease=True)
+    INTERNAL_ERROR = "INTERNAL_ERROR", Code(ServerError, 500)
+
+    _value_: str
+    #: What the code means.
+    row: Code
+
+    def __new__(cls, word: str, row: Code) -> ErrorCode:
+        member = str.__new__(cls, word)
+        member._value_, member.row = word, row
+        return member
+
+
+#: The rows by their codes: whatever asks what a code means looks here.
+CODES: dict[str, Code] = {code.value: code.row for code in ErrorCode}
 
 #: What a code means that this version does not know: a refusal that denies, settles and ends nothing.
 _UNKNOWN = Code(ApiError)
 
 #: Statuses that say enough, whatever code a proxy or a newer server puts beside them.
-_BY_STATUS: dict[int, type[ApiError]] = {
-    401: AuthenticationError,
-    403: ForbiddenError,
-    410: ReservationExpiredError,
-    429: RateLimitedError,
-}
+_BY_STATUS = {row.status: row.kind for row in CODES.values() if row.status in (401, 403, 410, 429)}
 
 
 def known_code(code: str | None) -> Code:

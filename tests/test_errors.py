@@ -31,7 +31,7 @@ from cycles_lite.local.messages import refusal_answer
 from cycles_lite.local.rules import Refused
 from cycles_lite.protocol import wire
 from cycles_lite.protocol.models import ReservationCreateResponse
-from cycles_lite.protocol.values import CyclesEvidenceRef, Decision, ErrorCode
+from cycles_lite.protocol.values import CyclesEvidenceRef, Decision
 from cycles_lite.settlement.journal import COMMIT, EVENT
 from cycles_lite.settlement.meaning import Meaning, meaning_of
 
@@ -399,10 +399,6 @@ def test_a_denial_is_one_only_before_the_work():
 
 
 # ---- One row for each code ----
-
-
-def test_the_table_and_the_enumeration_name_the_same_codes():
-    assert sorted(errors.CODES) == sorted(code.value for code in ErrorCode)
 
 
 def test_each_code_has_a_class_of_its_own():

@@ -23,7 +23,7 @@ M = TypeVar("M", bound="Model")
 
 
 class Kind:
-    """What may stand in a field. What is given the field's name raises a `ValidationError` that begins with it."""
+    """What may stand in a field. Each check is given the field's name, with which its `ValidationError` begins."""
 
     #: What `json` encodes for a value that this kind holds; None where it is the value itself.
     write: Callable[[Any], Any] | None = None
@@ -239,7 +239,7 @@ class Entry:
         self.name = ""
         #: None stands for absent.
         self.optional = default is None
-        #: An answer must have it: it has no default. (An idempotency key that is left out is made, so it has none.)
+        #: An answer must have it, because it has no default. (Neither has a key, which is made if it is left out.)
         self.required = default is _NOTHING
         #: A request must send it.
         self.on_the_wire = self.required or on_the_wire

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from enum import Enum
 from functools import total_ordering
 from typing import TYPE_CHECKING, Any, ClassVar, Mapping, TypeVar
 
 from ..errors import ValidationError
+from ..runtime.words import WordEnum
 from .checks import INT64_MAX, INT64_MIN, integer, is_a, refuse
 from .fields import (
     COUNT,
@@ -36,18 +36,7 @@ MICROCENTS_PER_USD = 10**_PLACES
 SUBJECT_LEVELS = ("tenant", "workspace", "app", "workflow", "agent", "toolset")
 
 
-class _Words(str, Enum):
-    """Members are strings, print as their value, and are JSON as they are."""
-
-    # Functions of its own: Python 3.7 puts Enum's in the place of str's.
-    def __str__(self) -> str:
-        return str.__str__(self)
-
-    def __format__(self, format_spec: str) -> str:
-        return str.__format__(self, format_spec)
-
-
-class Unit(_Words):
+class Unit(WordEnum):
     """What an amount counts. One USD is 10^8 USD_MICROCENTS."""
 
     USD_MICROCENTS = "USD_MICROCENTS"
@@ -56,7 +45,7 @@ class Unit(_Words):
     RISK_POINTS = "RISK_POINTS"
 
 
-class Decision(_Words):
+class Decision(WordEnum):
     """The authority's answer to a planned action."""
 
     ALLOW = "ALLOW"
@@ -64,7 +53,7 @@ class Decision(_Words):
     DENY = "DENY"
 
 
-class CommitOveragePolicy(_Words):
+class CommitOveragePolicy(WordEnum):
     """What happens when an action cost more than was reserved."""
 
     REJECT = "REJECT"
@@ -72,7 +61,7 @@ class CommitOveragePolicy(_Words):
     ALLOW_WITH_OVERDRAFT = "ALLOW_WITH_OVERDRAFT"
 
 
-class ReservationStatus(_Words):
+class ReservationStatus(WordEnum):
     """Where a reservation is in its life: ACTIVE until it is committed or released, or its time is over."""
 
     ACTIVE = "ACTIVE"
@@ -81,33 +70,11 @@ class ReservationStatus(_Words):
     EXPIRED = "EXPIRED"
 
 
-class SortDirection(_Words):
+class SortDirection(WordEnum):
     """Which end of a sorted list comes first."""
 
     ASC = "asc"
     DESC = "desc"
-
-
-class ErrorCode(_Words):
-    """The codes that this version knows; the set is open."""
-
-    INVALID_REQUEST = "INVALID_REQUEST"
-    UNAUTHORIZED = "UNAUTHORIZED"
-    FORBIDDEN = "FORBIDDEN"
-    NOT_FOUND = "NOT_FOUND"
-    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
-    BUDGET_FROZEN = "BUDGET_FROZEN"
-    BUDGET_CLOSED = "BUDGET_CLOSED"
-    RESERVATION_EXPIRED = "RESERVATION_EXPIRED"
-    RESERVATION_FINALIZED = "RESERVATION_FINALIZED"
-    IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH"
-    UNIT_MISMATCH = "UNIT_MISMATCH"
-    OVERDRAFT_LIMIT_EXCEEDED = "OVERDRAFT_LIMIT_EXCEEDED"
-    DEBT_OUTSTANDING = "DEBT_OUTSTANDING"
-    MAX_EXTENSIONS_EXCEEDED = "MAX_EXTENSIONS_EXCEEDED"
-    LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
-    TENANT_CLOSED = "TENANT_CLOSED"
-    INTERNAL_ERROR = "INTERNAL_ERROR"
 
 
 _LEVEL = Text(128)

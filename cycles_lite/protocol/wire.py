@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Mapping, NamedTuple
 
 from ..errors import ApiError, BudgetDenied, ResponseError, ValidationError, error_class, known_code
 from .checks import INT64_MAX
@@ -18,8 +18,6 @@ from .values import Unit
 
 if TYPE_CHECKING:
     from .models import ErrorResponse, ReservationCreateResponse, Response
-
-M = TypeVar("M", bound=Model)
 
 
 class Operation(NamedTuple):
@@ -58,8 +56,8 @@ class Operation(NamedTuple):
 
 @lru_cache(maxsize=None)
 def _model(name: str) -> Any:
-    """A model, of which programs import few and the first call needs the first: half of what the package would take
-    to import."""
+    """A model by its name. The module of the models is imported with the first call: it would be half of the package's
+    import, and programs name few of its classes themselves."""
     from . import models
 
     return getattr(models, name)
@@ -77,11 +75,7 @@ RELEASE_RESERVATION = Operation(
     "release_reservation", _RESERVATION + "/release", "ReleaseResponse", "ReleaseRequest", "RELEASED"
 )
 EXTEND_RESERVATION = Operation(
-    "extend_reservation",
-    _RESERVATION + "/extend",
-    "ReservationExtendResponse",
-    "ReservationExtendRequest",
-    "ACTIVE",
+    "extend_reservation", _RESERVATION + "/extend", "ReservationExtendResponse", "ReservationExtendRequest", "ACTIVE"
 )
 DECIDE = Operation("decide", "/v1/decide", "DecisionResponse", "DecisionRequest", reserves=True)
 CREATE_EVENT = Operation(
@@ -113,6 +107,7 @@ class Call(NamedTuple):
     operation: Operation
     #: The id in the path, unquoted.
     id: str | None
+    #: The parameters of the URL, unquoted.
     query: Mapping[str, str]
     #: The body as decoded JSON; None where the operation has none.
     data: Any
@@ -122,7 +117,7 @@ class Call(NamedTuple):
     #: Seconds for a new connection, and for the answer after it; the attempt as a whole is bounded by their sum.
     connect_timeout: float
     read_timeout: float
-    #: Use a new connection.
+    #: Whether the attempt must open a new connection.
     fresh: bool = False
     #: Seconds for the attempt on a connection that has served before, which may lead nowhere by now.
     reused_bound: float | None = None
@@ -173,7 +168,8 @@ def _no_constant(name: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    """int() takes quadratic time, and Python's own limit of 4300 digits came late (3.7.14, 3.8.14, ...)."""
+    """An integer that is not endless: int() takes quadratic time for digits, and Python's own limit of 4300 of them
+    came late (3.7.14, 3.8.14, ...)."""
     if len(digits) > _MOST_DIGITS:
         raise ValueError(f"an integer of {len(digits)} characters")
     return int(digits)
@@ -256,13 +252,8 @@ def _error(operation: Operation, answer: Answer, unit: str | None) -> ApiError:
         return kind("the answer is not the protocol's", **_facts(answer, None))
     kind = error_class(answer.status, told.error, reserves=operation.reserves, settles=operation.settles)
     note = f"unit sent: {unit}" if unit and answer.status == 404 else ""
-    known: dict[str, Any] = {
-        "code": told.error,
-        "details": told.details,
-        "evidence": told.cycles_evidence,
-        "note": note,
-    }
-    return kind(told.message, **known, **_facts(answer, told))
+    facts = {**_facts(answer, told), "evidence": told.cycles_evidence, "note": note}
+    return kind(told.message, code=told.error, details=told.details, **facts)
 
 
 def _facts(answer: Answer, error: ErrorResponse | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from .. import errors
 from ..errors import ApiError, ConfigError, CyclesError, ValidationError, known_code
 from ..protocol.models import Balance, CommitResponse, EventCreateResponse
 from ..protocol.values import Amount
+from ..runtime.words import WordEnum
 from ..transport.retry import backoff
 from .journal import COMMIT, EVENT, Record
 
@@ -58,7 +59,7 @@ def meaning_of(mode: str, error: CyclesError) -> Meaning:
     return Meaning.REJECTED
 
 
-class SettlementStatus(str, Enum):
+class SettlementStatus(WordEnum):
     """What became of spend that was handed over."""
 
     #: The commit went through.
@@ -69,13 +70,6 @@ class SettlementStatus(str, Enum):
     PENDING = "PENDING"
     #: Nothing was sent: modes `shadow` and `off`.
     SKIPPED = "SKIPPED"
-
-    # As methods: before Python 3.12, an enumeration puts its own in the place of `str`'s.
-    def __str__(self) -> str:
-        return str.__str__(self)
-
-    def __format__(self, format_spec: str) -> str:
-        return str.__format__(self, format_spec)
 
 
 class Settlement(NamedTuple):

@@ -204,7 +204,7 @@ class BoundedReader(io.RawIOBase):
 
     def __init__(self, raw: Any, sock: socket.socket, attempt: Attempt) -> None:
         self._raw, self._sock, self._of = raw, sock, attempt
-        #: The peer hung up.
+        #: Whether the peer has hung up.
         self.ended = False
 
     def readable(self) -> bool:
@@ -241,7 +241,7 @@ class BoundedResponse(http.client.HTTPResponse):
         except OSError as e:
             self._attempt.failed(e)
             raise
-        if self._reader.ended:  # which http.client takes for the headers' end
+        if self._reader.ended:  # http.client takes the end of the connection for that of the headers
             raise http.client.HTTPException("the connection was closed within the headers")
         if self.msg.defects or self.msg.get_payload():
             # What follows such a line is lost, such as the body's length; and urllib3 would log it, whatever it holds.

@@ -9,8 +9,8 @@ from typing import Any
 #: The folder of the whole package.
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
-#: As C has it: before Python 3.10 the other one raises and catches an error for each handler, which keeps the one that
-#: is looked at alive.
+#: The C module's function. Before Python 3.10, the one in `signal` raises and catches an error for each handler, whose
+#: context keeps alive the exception that is looked at.
 _getsignal: Any = getattr(signal, "_signal", signal).getsignal
 
 

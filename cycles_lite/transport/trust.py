@@ -60,7 +60,8 @@ def _passes(e: OSError) -> bool:
 
 
 def _blamed(name: str, trusted: str | None, e: OSError) -> CyclesError:
-    """What `ssl` does not tell: whether the certificates or the file for TLS secrets could not be opened."""
+    """The error for certificates that cannot be used. Whether it was they or the file for TLS secrets that could not be
+    opened, `ssl` does not tell, so it is tried here."""
     log = os.environ.get("SSLKEYLOGFILE")
     if log:
         try:

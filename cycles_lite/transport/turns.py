@@ -42,7 +42,7 @@ class Turns:
     """`count` turns, handed out to whoever waits."""
 
     def __init__(self, count: int) -> None:
-        # By its module: gevent puts a queue of its own there.
+        # Looked up in its module, because gevent puts a queue of its own there.
         self._free: Any = queue.SimpleQueue()
         free = weakref.ref(self._free)
         for _ in range(count):

@@ -79,7 +79,7 @@ ENUMERATION_OF = {
     "CommitOveragePolicy": values.CommitOveragePolicy,
     "ReservationStatus": values.ReservationStatus,
     "SortDirection": values.SortDirection,
-    "ErrorCode": values.ErrorCode,
+    "ErrorCode": errors.ErrorCode,
 }
 
 #: What the document requires of an answer and a model does not, so that an older or smaller server is understood too.

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cycles_lite import errors
-from cycles_lite.errors import ValidationError
+from cycles_lite.errors import ErrorCode, ValidationError
 from cycles_lite.protocol import values
 from cycles_lite.protocol.checks import INT64_MAX, INT64_MIN
 from cycles_lite.protocol.values import (
@@ -28,7 +28,6 @@ from cycles_lite.protocol.values import (
     CommitOveragePolicy,
     CyclesMetrics,
     Decision,
-    ErrorCode,
     ReservationStatus,
     SignedAmount,
     SortDirection,

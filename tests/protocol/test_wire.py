@@ -16,6 +16,7 @@ from cycles_lite.errors import (
     BudgetDenied,
     BudgetExceededError,
     CyclesError,
+    ErrorCode,
     ForbiddenError,
     IdempotencyMismatchError,
     InvalidRequestError,
@@ -39,7 +40,7 @@ from cycles_lite.protocol.models import (
     ReservationCreateResponse,
     ReservationListRequest,
 )
-from cycles_lite.protocol.values import Amount, CyclesEvidenceRef, Decision, ErrorCode, Unit
+from cycles_lite.protocol.values import Amount, CyclesEvidenceRef, Decision, Unit
 from cycles_lite.protocol.wire import (
     COMMIT_RESERVATION,
     CREATE_EVENT,
