@@ -9,6 +9,7 @@ from ..protocol import models, wire
 from ..protocol.checks import shown
 from ..protocol.wire import Answer, Call
 from ..runtime.clock import now_ms
+from ..runtime.log import log
 from ..transport.handlers import is_from_handler
 from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
@@ -121,19 +122,13 @@ class Authority(BudgetMethods, TenantMethods):
                 raise
             crash = Refused("INTERNAL_ERROR", "The authority failed; see its log.")
             answer = messages.refusal_answer(crash, call.headers, tenant)
-            _log_crash(e, operation.name, answer.headers["x-request-id"])
+            known = (operation.name, answer.headers["x-request-id"])
+            log().error("the embedded authority failed on %s (%s)", *known, exc_info=e)
             return answer
 
 
 def _forbidden(named: str | None) -> Refused:
     return Refused("FORBIDDEN", f"You may not act for tenant {shown(named)}.", {"tenant": named})
-
-
-def _log_crash(crash: Exception, operation: str, request_id: str) -> None:
-    import logging  # only when something is to be said
-
-    message = "the embedded authority failed on %s (%s)"
-    logging.getLogger("cycles_lite").error(message, operation, request_id, exc_info=crash)
 
 
 # ---- How each operation is answered ----

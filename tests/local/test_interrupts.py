@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sqlite3
+import sys
 import threading
 import time
 
@@ -189,10 +190,11 @@ def test_an_exception_at_each_instruction_of_a_transaction(bench, writes):
         with (ledger.writing if writes else ledger.reading)() as (db, _):
             db.execute("SELECT 1")
 
-    where = {"opcodes": True, "skips": in_finalizer, "files": (PACKAGE, __file__)}
+    # From Python 3.12 on, tracing tells of few instructions; lines are told there.
+    where = {"opcodes": sys.version_info < (3, 12), "skips": in_finalizer, "files": (PACKAGE, __file__)}
     with AtLine(**where) as counting:
         work()
-    assert counting.count > 300
+    assert counting.count > (300 if where["opcodes"] else 60)
     kept = []
     for number in range(1, counting.count + 1):
         try:
