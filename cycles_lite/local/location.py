@@ -11,7 +11,8 @@ from urllib.parse import quote, unquote_to_bytes
 from ..errors import ConfigError
 from ..protocol.checks import shown
 
-SYNCHRONOUS = ("normal", "full")
+#: What may stand behind the question mark of a URL.
+_PARAMETER = re.compile(r"(?:synchronous=((?i:normal|full)))?\Z")
 
 _FORMS = "sqlite:///absolute/path, sqlite:relative/path or sqlite:// (memory)"
 
@@ -39,7 +40,10 @@ def parse(url: object) -> Location:
     if not isinstance(url, str) or url[:7].lower() != "sqlite:":
         raise ConfigError(f"{shown(url)} is not a budget file's URL: {_FORMS}")
     rest, _, query = url[7:].partition("?")
-    synchronous = _parameters(url, query).get("synchronous", "normal")
+    parameter = _PARAMETER.match(query)
+    if parameter is None:
+        raise ConfigError(f"{shown(url)}: the one parameter is synchronous=normal or synchronous=full")
+    synchronous = (parameter.group(1) or "normal").lower()
     if rest == "//":
         return Location(None, synchronous)
     if rest.startswith("//") and not rest.startswith("///"):
@@ -70,16 +74,6 @@ def _decoded(url: str, quoted: str) -> str:
 def printable(path: str) -> str:
     """A path as messages show it: bytes that the locale does not know are escaped, so that every stream takes them."""
     return os.fsencode(path).decode(sys.getfilesystemencoding(), "backslashreplace")
-
-
-def _parameters(url: str, query: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pair in query.split("&") if query else ():
-        name, _, value = pair.partition("=")
-        if name != "synchronous" or value.lower() not in SYNCHRONOUS or name in found:
-            raise ConfigError(f"{shown(url)}: the one parameter is synchronous=normal or synchronous=full")
-        found[name] = value.lower()
-    return found
 
 
 #: File systems that other machines may write too, or whose memory maps are not shared: WAL must not be used there.

@@ -149,7 +149,7 @@ def _budgets(db: sqlite3.Connection, affected: Sequence[str], amount: Amount) ->
     if budgets:
         return budgets
     for scope in affected:
-        units = rows.units_of(db, scope)
+        units = [budget.unit for budget in rows.find_budgets(db, "scope = ? ORDER BY unit", (scope,))]
         if units:
             message = "{} has no budget in {}; it has one in {}.".format(scope, unit, ", ".join(units))
             raise _mismatch(message, scope, unit, units)

@@ -77,7 +77,6 @@ _BUDGETS_OF = [
     "SELECT {} FROM budgets WHERE unit = ? AND scope IN ({}) ORDER BY scope".format(_BUDGET, ",".join("?" * count))
     for count in range(_DEEPEST + 1)
 ]
-_UNITS_OF = "SELECT unit FROM budgets WHERE scope = ? ORDER BY unit"
 _SAVE_AMOUNTS = (
     "UPDATE budgets SET allocated = ?, spent = ?, reserved = ?, debt = ?, is_over_limit = ?"
     " WHERE scope = ? AND unit = ?"
@@ -96,13 +95,8 @@ def budgets_of(db: sqlite3.Connection, affected: Sequence[str], unit: str) -> Bu
     return tuple([_budget(row) for row in db.execute(_BUDGETS_OF[len(affected)], (unit, *affected)).fetchall()])
 
 
-def units_of(db: sqlite3.Connection, scope: str) -> list[str]:
-    """The units that a scope has budgets in."""
-    return [unit for (unit,) in db.execute(_UNITS_OF, (scope,)).fetchall()]
-
-
 def find_budgets(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[Budget]:
-    """Budgets by a condition, in the order of scope and unit."""
+    """Budgets by a condition, which says their order too."""
     statement = f"SELECT {_BUDGET} FROM budgets WHERE {where}"
     return [_budget(row) for row in db.execute(statement, values).fetchall()]
 
