@@ -254,10 +254,9 @@ class CyclesClient:
             unknown = sorted(set(filters) - {entry.name for entry in kind.layout()})
             if unknown:
                 raise ValidationError(f"{unknown[0]} is not a field of {name}")
-            request = kind(**filters)
         elif filters or not isinstance(request, kind):
             raise refuse("request", request, f"a {name}, or its fields as keywords")
-        query = wire.query(request)
+        query = wire.query(kind(**filters) if request is None else request)
         if self.config.tenant:
             query.setdefault("tenant", self.config.tenant)
         if kind is models.BalanceRequest and not any(level in query for level in SUBJECT_LEVELS):
