@@ -152,17 +152,13 @@ class ApiError(CyclesError):
         self._keep(status or None, code, self.details or None, told, note or None)
 
     def __str__(self) -> str:
-        parts = ["{} ({})".format(self.code or "refused", self.status)]
-        if self.message:
-            parts.append(": " + self.message)
+        text = "{} ({})".format(self.code or "refused", self.status) + (f": {self.message}" if self.message else "")
         facts = [f"{name}={self.details[name]}" for name in _SHOWN_DETAILS if name in self.details]
         if self._note:
             facts.append(self._note)
         if self.request_id:
             facts.append("request_id=" + self.request_id)
-        if facts:
-            parts.append(" [" + ", ".join(facts) + "]")
-        return "".join(parts)
+        return f"{text} [{', '.join(facts)}]" if facts else text
 
 
 def _evidence(told: CyclesEvidenceRef | Mapping[str, Any] | None) -> CyclesEvidenceRef | None:

@@ -291,11 +291,10 @@ class _Plan:
 class Checked:
     """The base of frozen dataclasses: objects that are legal if they exist, and stay as they are."""
 
-    __signature__: ClassVar[Any] = AsDataclass()
-    __dataclass_fields__: ClassVar[Any] = AsDataclass()
-    __dataclass_params__: ClassVar[Any] = AsDataclass()
-    __match_args__: ClassVar[Any] = AsDataclass()
-    __replace__: ClassVar[Any] = AsDataclass()
+    __signature__ = AsDataclass()
+    __dataclass_fields__ = AsDataclass()
+    __dataclass_params__ = AsDataclass()
+    __replace__ = AsDataclass()
 
     _plan: ClassVar[_Plan] = _Plan(())
 
@@ -310,6 +309,7 @@ class Checked:
                 delattr(cls, entry.name)
             else:
                 setattr(cls, entry.name, entry.default)
+        type.__setattr__(cls, "__match_args__", tuple(entries))  # mypy lets nobody assign it
         cls._plan = _Plan(tuple(entries.values()))
 
     @classmethod

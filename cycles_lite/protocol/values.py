@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from functools import total_ordering
-from typing import TYPE_CHECKING, Any, ClassVar, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, Mapping, TypeVar
 
 from ..errors import ValidationError
 from ..runtime.words import WordEnum
-from .checks import INT64_MAX, INT64_MIN, integer, is_a, refuse
+from .checks import INT64_MAX, integer, is_a, refuse
 from .fields import (
     COUNT,
     JSON,
@@ -86,8 +86,6 @@ Q = TypeVar("Q", bound="_Quantity")
 class _Quantity(Model):
     """A number of a unit. Quantities of one unit compare and add up, with or without a sign; `str` is for people."""
 
-    _least: ClassVar[int]
-
     unit: Unit
     amount: int
 
@@ -126,7 +124,8 @@ class _Quantity(Model):
             return NotImplemented
         amount = self.amount + sign * self._of_one_unit(other)
         made = object.__new__(type(self))
-        made.__dict__.update(unit=self.unit, amount=integer(name, amount, self._least, INT64_MAX))
+        _, counted = self.layout()
+        made.__dict__.update(unit=self.unit, amount=counted.kind.check(name, amount))
         return made
 
     def _of_one_unit(self, other: _Quantity) -> int:
@@ -178,8 +177,6 @@ class Amount(_Quantity):
     >>> str(Amount.tokens(1000)), str(Amount.usd("0.05") - Amount.usd_microcents(1))
     ('1000 TOKENS', '0.04999999 USD')
     """
-
-    _least = 0
 
     unit: Unit = field(OneOf(Unit))
     amount: int = field(COUNT)
@@ -238,8 +235,6 @@ def _as_text(dollars: Any) -> str:
 class SignedAmount(_Quantity):
     """Like `Amount`, but an overdraft makes it negative: -2^63..2^63-1. The two compare; a sum or a difference of both
     is of the left one's class."""
-
-    _least = INT64_MIN
 
     unit: Unit = field(OneOf(Unit))
     amount: int = field(SIGNED)
