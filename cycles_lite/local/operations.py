@@ -15,11 +15,12 @@ from typing import Sequence
 
 from ..protocol import models
 from ..protocol.checks import INT64_MAX
-from ..protocol.values import Amount
+from ..protocol.values import Amount, ReservationStatus
 from ..protocol.wire import dumps
 from . import rows, rules, scopes, tenants
 from .rows import Json, Once, Reservation
 from .rules import Budgets, Refused
+from .tenants import Settings
 
 DEFAULT_GRACE_MS = 5000
 
@@ -78,7 +79,7 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
 
 
 @functools.lru_cache(maxsize=128)
-def _defaults(settings: tenants.Settings) -> tuple[Json, str]:
+def _defaults(settings: Settings) -> tuple[Json, str]:
     """What a request leaves to its tenant, also as canonical JSON."""
     defaults = {
         "ttl_ms": settings.default_ttl_ms,
@@ -100,12 +101,7 @@ def decide(db: sqlite3.Connection, now: int, request: models.DecisionRequest, te
 
 
 def _evaluated(
-    db: sqlite3.Connection,
-    settings: tenants.Settings,
-    tenant: str,
-    affected: Sequence[str],
-    estimate: Amount,
-    is_dry_run: bool,
+    db: sqlite3.Connection, settings: Settings, tenant: str, affected: Sequence[str], estimate: Amount, is_dry_run: bool
 ) -> Json:
     """What is answered to a request that only asks. A wrong unit is the request's fault, and no decision."""
     answer: Json
@@ -127,7 +123,7 @@ def _evaluated(
 
 
 def _allowed(
-    db: sqlite3.Connection, settings: tenants.Settings, tenant: str, affected: Sequence[str], estimate: Amount
+    db: sqlite3.Connection, settings: Settings, tenant: str, affected: Sequence[str], estimate: Amount
 ) -> tuple[Json, Budgets, Budgets]:
     """The decision with the caps of the deepest scope's budget, and the budgets before and after it is held.
 
@@ -178,7 +174,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
     """Settle a reservation with what the action really cost."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
-    replayed = rows.find_settled(db, found, "COMMITTED", payload)
+    replayed = rows.find_settled(db, found, ReservationStatus.COMMITTED, payload)
     if replayed is not None:
         return replayed
     _demand_active(db, found)
@@ -188,7 +184,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
         raise _mismatch(message, found.scope_path, unit, [found.unit])
     budgets = rows.budgets_of(db, found.held_scopes, unit)
     made = rules.charge(budgets, found.reserved, request.actual.amount, found.overage_policy)
-    answer: Json = {"status": "COMMITTED", "charged": {"unit": unit, "amount": made.charged}}
+    answer: Json = {"status": ReservationStatus.COMMITTED.value, "charged": {"unit": unit, "amount": made.charged}}
     if made.released:
         answer["released"] = {"unit": unit, "amount": made.released}
     answer["balances"] = rules.balances(made.budgets)
@@ -200,13 +196,13 @@ def release(db: sqlite3.Connection, now: int, id: str, request: models.ReleaseRe
     """Give a hold back unused."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
-    replayed = rows.find_settled(db, found, "RELEASED", payload)
+    replayed = rows.find_settled(db, found, ReservationStatus.RELEASED, payload)
     if replayed is not None:
         return replayed
     _demand_active(db, found)
     budgets = rules.free(rows.budgets_of(db, found.held_scopes, found.unit), found.reserved)
     released = {"unit": found.unit, "amount": found.reserved}
-    answer = {"status": "RELEASED", "released": released, "balances": rules.balances(budgets)}
+    answer = {"status": ReservationStatus.RELEASED.value, "released": released, "balances": rules.balances(budgets)}
     rows.save_amounts(db, budgets)
     return rows.finish(db, now, found, None, payload, answer)
 
@@ -234,7 +230,7 @@ def extend(
     if extended.deadline_ms > INT64_MAX:
         raise Refused("INVALID_REQUEST", "The new expiry would leave the range of times.")
     answer = {
-        "status": "ACTIVE",
+        "status": ReservationStatus.ACTIVE.value,
         "expires_at_ms": extended.expires_at_ms,
         "remaining_ttl_ms": extended.expires_at_ms - now,
         "balances": rules.balances(rows.budgets_of(db, found.held_scopes, found.unit)),
@@ -245,15 +241,15 @@ def extend(
     return once.keep(answer, extended.expires_at_ms)
 
 
-def _demand_active(db: sqlite3.Connection, found: Reservation) -> tenants.Settings:
+def _demand_active(db: sqlite3.Connection, found: Reservation) -> Settings:
     """The settings of a reservation's tenant, which must be open, while the reservation must hold its amount.
 
     Holds that are due were freed before, so an ACTIVE reservation is within its grace.
     """
     settings = tenants.demand_open(db, found.tenant)
-    if found.status == "EXPIRED":
+    if found.status == ReservationStatus.EXPIRED:
         raise expired(found)
-    if found.status != "ACTIVE":
+    if found.status != ReservationStatus.ACTIVE:
         message = f"The reservation was {found.status.lower()} before."
         raise Refused("RESERVATION_FINALIZED", message, {"reservation_id": found.id, "status": found.status})
     return settings

@@ -158,7 +158,7 @@ def _instant(given: Mapping[str, str], name: str) -> int | None:
 def get_reservation(db: sqlite3.Connection, now: int, id: str, owner: str | None) -> Json:
     """All that is known of one reservation; 410 once its hold was freed."""
     found = owned(db, now, id, owner)
-    if found.status == "EXPIRED":
+    if found.status == ReservationStatus.EXPIRED:
         raise expired(found)
     return rows.summary(db, found, _EVERYTHING)
 

@@ -12,6 +12,7 @@ import json
 import sqlite3
 from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Sequence
 
+from ..protocol.values import ReservationStatus
 from ..protocol.wire import dumps
 from . import scopes
 from .rules import Budget, Budgets, Refused
@@ -52,7 +53,7 @@ class Reservation(NamedTuple):
     defaults: str
     answer: bytes
     reply_until_ms: int
-    status: str = "ACTIVE"
+    status: str = ReservationStatus.ACTIVE.value
     extensions: int = 0
     committed: int | None = None
     finalized_at_ms: int | None = None
@@ -183,7 +184,7 @@ def summary(db: sqlite3.Connection, of: Reservation, include: Collection[str]) -
         shown["finalized_at_ms"] = of.finalized_at_ms
     if "metadata" in include and "metadata" in request:
         shown["metadata"] = request["metadata"]
-    if "committed_metadata" in include and of.status == "COMMITTED":
+    if "committed_metadata" in include and of.status == ReservationStatus.COMMITTED:
         settlement = db.execute(_FIND_SETTLEMENT, (of.number,)).fetchone()
         if settlement is not None and settlement[3] is not None:
             shown["committed_metadata"] = json.loads(settlement[3])
@@ -277,5 +278,5 @@ def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: 
 
 def refreshed(answer: Json, of: Reservation, now: int) -> Json:
     """The answer with `remaining_ttl_ms` as of now: 0 once the hold is gone."""
-    answer["remaining_ttl_ms"] = max(0, answer["expires_at_ms"] - now) if of.status == "ACTIVE" else 0
+    answer["remaining_ttl_ms"] = max(0, answer["expires_at_ms"] - now) if of.status == ReservationStatus.ACTIVE else 0
     return answer
