@@ -118,7 +118,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 
 __all__ = sorted(_HOME)
 
-#: What the official SDK calls otherwise, and what takes its place here.
+#: Names of the official SDK that do not exist here, and what to use instead.
 _ELSEWHERE = {
     "AsyncCyclesClient": "CyclesClient, which is blocking (for asyncio there is the official SDK, runcycles)",
     "AsyncStreamReservation": "CyclesClient.reserve, which is blocking (for asyncio there is runcycles)",
@@ -138,7 +138,7 @@ _ELSEWHERE = {
     "stream_reservation": "CyclesClient.reserve and ReservationGuard.stream",
 }
 
-if not TYPE_CHECKING:  # a checker would take it for a module that has every name
+if not TYPE_CHECKING:  # because of a `__getattr__`, a type checker would believe that the module has every name
 
     def __getattr__(name):
         if name not in _HOME:
@@ -157,7 +157,7 @@ def _missing(name: str) -> Exception:
     import sys
 
     message = f"{__name__} has no {name}: use {_ELSEWHERE[name]}"
-    # `from cycles_lite import name` would make a message of its own out of an AttributeError.
+    # `from cycles_lite import name` would replace the message of an AttributeError, so it gets an ImportError.
     if sys._getframe(2).f_code.co_filename == "<frozen importlib._bootstrap>":
         return ImportError(message, name=name)
     return AttributeError(message)

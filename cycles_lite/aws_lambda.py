@@ -4,10 +4,10 @@
     def handler(event, context):
         current_guard().spend(742)
 
-The reservation lives as long as the invocation may, so that it needs no heartbeat; nothing here needs a thread, and
-everything that is sent has to fit into the time that the invocation has left. An environment may be frozen after any
-answer: nothing is left to be done in the background, and what could not be settled is in the journal (in the temporary
-folder, where the home is read-only) for the next invocation.
+The reservation lives as long as the invocation may, so that it needs no heartbeat. Nothing here needs a thread, and
+everything that is sent has to fit into the time that the invocation has left. Lambda may freeze the process after any
+answer, so no work is left for the background: spend that could not be settled is in the journal (in the temporary
+folder where the home is read-only), and the next invocation settles it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MARGIN_MS = 5_000
 #: How long before the invocation is cut off what was metered is committed, in milliseconds.
 LAST_CALL_MS = 500
 
-#: What is kept back from every call's deadline, in seconds, so that the handler's own answer still gets out.
+#: Seconds by which every call's deadline is earlier than the invocation's end, so that the handler can still answer.
 _KEPT_BACK = 0.1
 
 #: The protocol's bounds of a TTL, in milliseconds.

@@ -89,7 +89,7 @@ class CyclesClient:
         return CyclesClient(config, traceparent=ours.traceparent, observer=ours.observer, transport=transport)
 
     def warm_up(self) -> bool:
-        """Connect ahead of the first call, for a cold start. Says whether the authority answered; raises nothing."""
+        """Connect before the first call, to save it the time. Return whether the authority answered; raise nothing."""
         told = self.session.send(wire.GET_EVIDENCE_KEYS, retries=False)
         if getattr(told, "stale", False):  # the server had closed an idle connection; the next attempt makes a new one
             return self.warm_up()
@@ -107,8 +107,8 @@ class CyclesClient:
         return flush(settler_of(self.session), self.config.flush_timeout if timeout is None else timeout)
 
     def close(self) -> None:
-        """Flush, and let the connections go. Reads that wait to be retried give up; later calls connect anew, so that
-        no settlement is lost to an early close."""
+        """Flush, then close the connections. Reads that wait to be retried give up. Later calls open new connections,
+        so that closing too early loses no settlement."""
         if self.session.settler is not None:
             self.flush()
             self.session.settler.close()
@@ -299,7 +299,7 @@ def _finish_imports() -> None:
             __import__(name)
         except ImportError:  # the thread that imports it is told
             continue
-    codecs.lookup("idna")  # which `getaddrinfo` imports at its first use
+    codecs.lookup("idna")  # `getaddrinfo` would import this codec at its first use, perhaps in the child
 
 
 if hasattr(os, "register_at_fork"):

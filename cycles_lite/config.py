@@ -38,18 +38,18 @@ class _Setting(Kind):
         self._parse = parse
 
     def check(self, field: str, value: Any) -> Any:
-        """The value as it is kept. `field` is what the user knows the setting by."""
+        """The value to keep. `field` is the name by which the user has set it: the setting's or the variable's."""
         try:
             return self._parse(value)
         except ValueError as e:
             raise ConfigError(f"{field}: {self._shown(value)} is not {e}") from None
-        except Exception as e:  # what looking at the value raises
+        except Exception as e:  # the value is an object of the program's, whose methods may raise anything
             raise ConfigError(f"{field}: {self._shown(value)} cannot be used: {type(e).__name__}") from None
 
     def _shown(self, value: Any) -> str:
         try:
             is_secret = self._is_secret or "@" in str(value)
-        except Exception:  # the value's own str
+        except Exception:  # the value's own `__str__` has raised
             is_secret = True
         return "its value" if is_secret else shown(value)
 
@@ -124,7 +124,7 @@ def _proxy(value: Any) -> str:
 
 @_Secret
 def _secret(value: Any) -> str:
-    """An API key without the blanks around it. What is wrong with one is said without showing it."""
+    """An API key without the blanks around it. An error about one does not show it."""
     key = value.strip() if isinstance(value, str) else ""
     if not re.match(r"[\x21-\x7e]+\Z", key):
         raise ValueError("visible ASCII characters without blanks between them")
@@ -171,7 +171,8 @@ def _number(expected: str, low: float, high: float, beyond: str = "") -> _Settin
     return _Setting(parse)
 
 
-#: Seconds that a timeout may be at the most, and a delay between attempts: more are milliseconds by mistake.
+#: The longest timeout and the longest delay between attempts, in seconds. A larger value is one in milliseconds by
+#: mistake.
 _LONGEST_TIMEOUT, _LONGEST_DELAY = 600.0, 3600.0
 _SECONDS, _BEYOND = "a number of seconds", ": seconds, not milliseconds"
 _timeout = _number(_SECONDS, 0.001, _LONGEST_TIMEOUT, _BEYOND)
@@ -326,12 +327,13 @@ _ELSEWHERE = {"retry_flush_timeout": "flush_timeout"}
 #: Variables of the command line and of this project's tests.
 _OTHERS = ("SERVE_API_KEY", "SERVE_ADMIN_KEY", "TEST_BASE_URL", "TEST_API_KEY")
 
-#: The variables that were warned of.
+#: The variables that a warning was logged for in this process.
 warned_of: set[str] = set()
 
 
 def doubtful_variables(prefix: str = "CYCLES_") -> Iterator[tuple[str, str]]:
-    """The variables that look like settings and are none, each with what there is to say of it: never its value."""
+    """The environment's variables that look like settings and are none, each with a sentence that does not show its
+    value."""
     known = {*_OTHERS, *(setting.name.upper() for setting in CyclesConfig.layout())}
     for variable in sorted(os.environ):
         name = variable[len(prefix) :]
@@ -342,7 +344,7 @@ def doubtful_variables(prefix: str = "CYCLES_") -> Iterator[tuple[str, str]]:
 
 
 def _meant(name: str) -> str | None:
-    """The setting that somebody meant who wrote something else."""
+    """The setting that is probably meant by a name that is none; None where nothing is close."""
     if name in _ELSEWHERE:
         return _ELSEWHERE[name]
     from difflib import get_close_matches  # costly, and needed for mistakes alone
@@ -358,7 +360,8 @@ def _refuse_unknown(changes: Mapping[str, Any]) -> None:
 
 
 def _refuse_missing(settings: Mapping[str, Any], name: Callable[[str], str]) -> None:
-    """What must be set depends on the mode and on the kind of authority; `name` says it as the user would set it."""
+    """Raise a `ConfigError` if a setting is missing that this mode and kind of authority need. `name` makes a setting's
+    name into the one by which the user would set it."""
     if settings.get("mode") == "off":
         return
     if settings.get("base_url") is None:

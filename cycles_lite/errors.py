@@ -11,7 +11,7 @@ others rebuild errors. So each constructor takes what it knows by position as we
     ResponseError  message status retry_after request_id trace_id
     the others     message retry_after request_id trace_id
 
-Those at the end that tell nothing are left out of `args`.
+Values at the end that are None are left out of `args`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CyclesError(Exception):
         self._keep()
 
     def _keep(self, *known: Any) -> None:
-        """Fill `args`: what the class alone knows goes after the message."""
+        """Fill `args`: the message, then the values that only this class has, then those of every class."""
         args = [self.message, *known, self.retry_after, self.request_id, self.trace_id]
         while len(args) > 1 and args[-1] is None:
             args.pop()
@@ -60,14 +60,14 @@ class CyclesError(Exception):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.message!r})"
 
-    if not TYPE_CHECKING:  # a checker knows without it which attributes there are
+    if not TYPE_CHECKING:  # a type checker would believe that every attribute exists
 
         def __getattr__(self, name: str) -> NoReturn:
             instead = f": use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{instead}")
 
 
-#: What the errors of the official SDK have under another name.
+#: Attributes of the official SDK's errors that have another name here.
 _ELSEWHERE = {
     "error_code": "`code`",
     "reason_code": "`code`",
@@ -124,7 +124,7 @@ class ResponseError(CyclesError):
 class ApiError(CyclesError):
     """The authority said no (protocol: `ErrorResponse`).
 
-    Also what an error code that this version does not know becomes: codes are an open set.
+    An error code that this version does not know becomes this class itself, because codes are an open set.
     """
 
     def __init__(
@@ -331,7 +331,7 @@ CODES: dict[str, Code] = {code.value: code.row for code in ErrorCode}
 #: What a code means that this version does not know: a refusal that denies, settles and ends nothing.
 _UNKNOWN = Code(ApiError)
 
-#: Statuses that say enough, whatever code a proxy or a newer server puts beside them.
+#: The statuses that decide the class alone, whatever code a proxy or a newer server puts beside them.
 _BY_STATUS = {row.status: row.kind for row in CODES.values() if row.status in (401, 403, 410, 429)}
 
 

@@ -116,7 +116,7 @@ class HeartbeatFailed(NamedTuple):
 
 
 class JournalFailed(NamedTuple):
-    """Durability is impaired: a record could not be written, read or removed."""
+    """A record could not be written to the journal, read from it or removed: spend may be lost if the process dies."""
 
     #: What went wrong, in words.
     problem: str

@@ -7,14 +7,14 @@
     FINISHED   GuardFinalized-    GuardFinalized-    nothing                                   nothing
                Error              Error
 
-A guard belongs to the process that made it: in a forked child it is FINISHED. Whatever else needs an active guard
-(`spend`, `extend`, a second `with`) raises `GuardFinalizedError` too, because what it told would be lost.
+A guard belongs to the process that made it: in a forked child it is FINISHED. On a finished guard `spend`, `extend` and
+a second `with` raise `GuardFinalizedError` too, because spend that it is told of then would be lost.
 
-A signal handler may raise at any instruction. Between ACTIVE and FINISHED stands one assignment, `Spend.is_kept`: what
-is raised before it leaves an active guard, what is raised after it a spend that the settler answers for.
+A signal handler may raise at any instruction. One assignment, `Spend.is_kept`, turns ACTIVE into FINISHED: an exception
+before it leaves the guard active, an exception after it leaves spend that the settler settles.
 
-What stands behind a guard is one of three, and decides what settling means: a reservation (a commit), the authority's
-silence where `on_unavailable="allow"` let the work through (an event), or nothing (modes `shadow` and `off`).
+What settling means depends on what stands behind the guard: with a reservation it is a commit; where the authority did
+not answer and `on_unavailable="allow"` let the work run, it is an event; in the modes `shadow` and `off` it is nothing.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ class ReservationGuard:
         self._action = request.action
         self.estimate = request.estimate
         self.reservation_id = response.reservation_id if response else None
-        #: The answer's bytes alone, because programs have thousands of guards, and seldom ask them for more.
+        #: The answer as bytes, which take less memory than models do: programs may have thousands of guards.
         self._answer = response.body if response else None
         self._pid = os.getpid()
         self._meter = Meter()
-        #: What ends this guard, once something does: a spend or a release. Whoever puts it there first ends it.
+        #: The spend or the release that has ended this guard; empty while it is active. `setdefault` lets one win.
         self._end_of: dict[str, object] = {}
         #: Whether the library itself has ended the guard, though its work goes on.
         self._is_cut_off = False
@@ -160,7 +160,7 @@ class ReservationGuard:
 
     @property
     def reserved(self) -> Amount:
-        """What is held: the estimate."""
+        """The amount that is held, which is the estimate."""
         return getattr(self._granted, "reserved", None) or self.estimate
 
     @property
@@ -175,7 +175,7 @@ class ReservationGuard:
 
     @property
     def is_active(self) -> bool:
-        """Whether it still can be committed or released here."""
+        """Whether this guard can still be committed or released, in this process."""
         return not self._end_of and self._pid == os.getpid()
 
     # ---- While the work runs ----
@@ -354,9 +354,8 @@ class ReservationGuard:
     def end(self, exception: BaseException | None) -> None:
         """End as leaving the `with` block does: what was metered is committed, else the reservation is released. The
         exception that ends the work, where there is one, wins over an error of ours."""
-        if (
-            not self.is_active or sys.is_finalizing()
-        ):  # in the end nothing can be sent, and the meter was committed before
+        # An interpreter that ends cannot send; its end has committed what was metered before.
+        if not self.is_active or sys.is_finalizing():
             return
         try:
             owed = self._owed or _interrupted_commit(self, exception)
@@ -382,8 +381,9 @@ class ReservationGuard:
             return
 
     def cut_off(self, waits: bool = True) -> Settlement | None:
-        """End it although its work goes on, because there is no more time: what was metered is committed, and further
-        spend is reported instead of raised. A guard without any is left to expire: its work may still commit.
+        """End this guard although its work goes on, because there is no more time. What was metered is committed, and
+        spend that comes later is reported and raises nothing. A guard that has metered nothing stays active, so that
+        its work may still commit, or else expires.
 
         Where it does not wait, as at the interpreter's end, the record is written now, and sent afterwards.
         """
@@ -397,8 +397,8 @@ class ReservationGuard:
             return None
 
     def __del__(self) -> None:
-        # Finalizers run at any moment, while any lock may be held: this one only leaves a note, which keeps the guard
-        # alive until it is settled. Python runs a finalizer once (PEP 442).
+        # A finalizer may run at any moment, while any lock is held. So this one only puts a method of the guard into a
+        # deque, which keeps the guard alive until the worker has settled it. Python runs a finalizer once (PEP 442).
         try:
             is_abandoned = self.is_active and self._backing is not Backing.NOTHING
         except AttributeError:  # the constructor did not get that far

@@ -1,6 +1,6 @@
 """Work in one call: `with_cycles` for a function at hand, `@cycles` for one that is defined.
 
-Once the work has returned, its value is never lost: what goes wrong in settling is logged, kept and retried.
+Once the work has returned, the caller gets its value: an error in settling is logged, and the spend kept and retried.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ def with_cycles(
 
 # ---- The client of decorated functions ----
 
-#: At most one client, under this name: what is done to a dictionary at once needs no lock, which a fork or an
-#: interruption might leave held.
+#: The key of the one client in the dictionary below. Single operations of a dictionary are atomic, so that no lock is
+#: needed, which a fork or an interruption might leave held.
 _DEFAULT = "default"
 _clients: dict[str, CyclesClient] = {}
 
 
 def set_default_client(client: CyclesClient | None) -> None:
-    """What `@cycles` uses where it is given no client; None lets the environment make one at the next use."""
+    """Set the client of `@cycles` without one of its own; with None the next use makes one from the environment."""
     if client is None:
         _clients.pop(_DEFAULT, None)
     else:
@@ -175,7 +175,8 @@ def cycles(
 def _refuse_bare_use(estimate: Any, caller: FrameType) -> None:
     """Refuse `@cycles` without parentheses, which takes the function below it for a callable estimate.
 
-    The code of that function is a part of the code that calls us, where nothing has its name yet.
+    Such a function is recognised by two things: its code is a constant of the calling code, and its name is not bound
+    there yet.
     """
     code = getattr(inspect.unwrap(estimate), "__code__", None) if callable(estimate) else None
     if code is None or code.co_name == "<lambda>" or all(code is not part for part in caller.f_code.co_consts):
@@ -246,7 +247,7 @@ def _decorated(plan: _Plan, dry_run: bool, fn: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if dry_run:
             return plan.ask(args, kwargs)
-        if is_generator:  # calling it runs nothing of it, and refuses wrong arguments
+        if is_generator:  # calling it here runs none of its work, but raises for wrong arguments
             return GuardedGenerator(fn(*args, **kwargs), plan.settle, functools.partial(plan.reserve, args, kwargs))
         guard = plan.reserve(args, kwargs)
         try:
@@ -269,7 +270,7 @@ def _finished(plan: _Plan, guard: ReservationGuard, fn: Any, result: Any) -> Any
 
 
 class _Plan(NamedTuple):
-    """The decorator's parameters; what is left out is not there."""
+    """The decorator's parameters, without those that were left out."""
 
     constants: Mapping[str, Any]
     callables: Mapping[str, Callable[..., Any]]

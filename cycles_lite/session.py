@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .events import Event, Observer
     from .transport.http import Transport
 
-#: A W3C `traceparent`, or what makes one for each request; None sends none.
+#: A W3C `traceparent`, or a callable that makes one for each request; with None the header is not sent.
 Traceparent = Union[None, str, Callable[[], Optional[str]]]
 
 _TRACEPARENT = r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
@@ -47,7 +47,7 @@ _USER_AGENT = "cycles-lite/{} Python/{}.{}.{}".format(__version__, *sys.version_
 class Session:
     """Sends calls through a transport, again where `retry` says so, and tells the observer what becomes of them."""
 
-    #: What settles the spend of its guards, made for the first of them: see `settlement.settler.settler_of`.
+    #: The settler of this session's guards; `settlement.settler.settler_of` makes it for the first of them.
     settler: Any = None
 
     def __init__(
@@ -66,7 +66,7 @@ class Session:
         #: The levels of a subject that the configuration fills in.
         self._subject = config.subject_defaults()
         self._is_closed = False
-        #: The locks of those who wait to send again; releasing one wakes its owner.
+        #: A lock for each thread that waits before it sends again; releasing the lock wakes the thread.
         self._bells: dict[Any, None] = {}
 
     def observe(self, event: Event) -> None:
@@ -95,14 +95,14 @@ class Session:
         query: Mapping[str, str] = _NO_QUERY,
         retries: bool = True,
     ) -> Any:
-        """Make a call: the response in the answer, or the error that came instead, which is the caller's to raise."""
+        """Make a call. Return the response, or the error that came instead, which the caller raises."""
         config, unit = self.config, None
         if "{id}" not in operation.path:
             id = None
         elif type(id) is not str or not _is_plain_id(id):
             try:
                 id = text("reservation_id", id, 128)
-                if id in (".", ".."):  # quoting leaves them as they are, and in a path they mean a folder
+                if id in (".", ".."):  # quoting does not change these, and in a path they mean a folder
                     raise refuse("reservation_id", id, "an id")
             except ValidationError as e:
                 return without_frames(e)
@@ -130,17 +130,17 @@ class Session:
             delay = retry_delay(config, operation.method == "GET", attempt, told) if retries else None
             if delay is None or not self._wait(delay):
                 return without_frames(told)
-            # Where one connection led nowhere, the idle ones beside it are not tried.
+            # After a connection has failed, the next attempt opens a new one: the idle ones may be dead too.
             call = call._replace(fresh=isinstance(told, TransportError))
             attempt += 1
 
     def close(self) -> None:
-        """Let the connections go; calls that wait to be sent again give up."""
+        """Close the connections. Calls that wait to be sent again give up."""
         self._is_closed = True
         for bell in list(self._bells):
             try:
                 bell.release()
-            except RuntimeError:  # it was rung before
+            except RuntimeError:  # another thread has released it
                 pass
         self.transport.close()
 
@@ -160,8 +160,8 @@ class Session:
         except CyclesError as e:
             if is_from_handler(e):
                 raise
-            # The key is blotted out of an error, should the server have echoed it. Good answers are data, and stay as
-            # they are.
+            # A server may echo the API key in an error, so it is blotted out there. A success is data, and is left as
+            # it is.
             shown = redacted(call, answer)
             if shown is answer:
                 return e
@@ -179,8 +179,8 @@ class Session:
             return False
         if not delay:
             return True
-        # A lock that `close` releases, and not an event: a signal handler may close the client while its own thread is
-        # within the wait, and would wait for what that thread holds.
+        # The wait is for a lock that `close` releases, and not for a `threading.Event`: a signal handler may close the
+        # client while its own thread is within the wait, and would wait for the event's inner lock for ever.
         bell = threading.Lock()
         bell.acquire()
         try:
@@ -190,7 +190,7 @@ class Session:
             self._bells.pop(bell, None)
 
     def _trace(self) -> str | None:
-        """The caller's trace. Tracing never stops a call: what its callable gets wrong is logged."""
+        """The caller's trace. Tracing never stops a call: an error of the callable is logged, and no trace is sent."""
         value: Any = self.traceparent
         if callable(value):
             try:
@@ -205,7 +205,7 @@ class Session:
 
 
 def response_in(told: Any) -> Any:
-    """The response, or else the error that came instead, raised here: no frame from here on up holds the API key."""
+    """Return the response, or raise the error that came instead: here, where no frame holds the API key."""
     if not isinstance(told, CyclesError):
         return told
     try:
@@ -215,8 +215,9 @@ def response_in(told: Any) -> Any:
 
 
 def _within(left: float, call: wire.Call, may_retry: bool) -> wire.Call:
-    """The call with its timeouts shortened to what the ambient deadline leaves. An old connection gets no more than
-    half of that where another attempt can follow: it may lead nowhere, such as after a frozen process has thawed."""
+    """The call with its timeouts shortened to what the ambient deadline leaves. Where another attempt can follow, an
+    attempt on an old connection gets half of that time: the server may have forgotten the connection, for example
+    while this process was frozen."""
     bound = call.connect_timeout + call.read_timeout
     if left < bound:
         connect = min(call.connect_timeout, left)
@@ -238,10 +239,10 @@ def _open_transport(config: CyclesConfig) -> Transport:
 
 
 class _NoTransport:
-    """What a client without an authority (mode `off`) has."""
+    """The transport of a client that has no authority to ask (mode `off`)."""
 
     def send(self, call: wire.Call) -> wire.Answer | CyclesError:
         return ConfigError(f"{call.operation.name}: base_url is not set, so there is no authority to ask")
 
     def close(self) -> None:
-        """There is nothing to let go."""
+        """Do nothing: there are no connections."""

@@ -14,7 +14,7 @@ from .runtime.clock import now_ms
 
 
 class _Fault(NamedTuple):
-    """What happens to one call."""
+    """What is to go wrong with one of the next calls."""
 
     operation: str | None
     status: int | None
@@ -24,7 +24,7 @@ class _Fault(NamedTuple):
 
 
 class TestAuthority(Authority):
-    """The embedded authority with what tests need beside: `budget`, `expire`, `fail_next`."""
+    """The embedded authority, with three more methods for tests: `budget`, `expire` and `fail_next`."""
 
     __test__ = False  # its name begins as test classes' names do
 
@@ -100,4 +100,4 @@ class _Transport(LocalTransport):
         self._authority = authority
 
     def close(self) -> None:
-        """The authority is the test's to close."""
+        """Do nothing: the test closes the authority itself."""

@@ -207,7 +207,7 @@ def _request(environ: Environ) -> str:
 
 
 def _checked(answer: Any) -> Answer:
-    """What `on_error` gave, unless a server could not send it."""
+    """The answer that `on_error` gave; raises for one that a server could not send."""
     status, headers, body = answer
     lines = [status, *(text for header in headers for text in header)]
     if not (all(isinstance(text, str) and text.isprintable() for text in lines) and isinstance(body, bytes)):

@@ -23,12 +23,12 @@ from .worker import Job, worker
 if TYPE_CHECKING:
     from ..session import Session
 
-#: How much earlier than its bound an attempt is ended, so that a late wake-up and noticing it stay within the bound.
+#: Milliseconds by which an attempt is ended before its bound, which leaves time for waking up late and noticing.
 _AIM_BELOW_MS = 250
 
 
 class Heartbeat:
-    """The beats of one reservation. Whoever holds it keeps it beating; the worker does not."""
+    """The heartbeat of one reservation. It beats while its guard refers to it; the worker's reference is a weak one."""
 
     __slots__ = ("__weakref__", "_is_stopped", "_job", "_key", "_lease", "_reservation_id", "_session")
 
@@ -69,7 +69,7 @@ class Heartbeat:
         self._follow(step, error)
 
     def _follow(self, step: Step, error: CyclesError | None) -> None:
-        """Schedule what comes next, and tell of it where something went wrong."""
+        """Schedule the next step, and report it if something went wrong."""
         if self._job is not None:  # the program has extended while a beat was under way, and scheduled the next
             self._job.cancel()
         if step.next is Next.STOP:
@@ -80,9 +80,9 @@ class Heartbeat:
             beat = _Beat()
             job = Job(delay, beat, delay / 2 if step.next is Next.BEAT else None)
             beat.of = weakref.ref(self, job.go_with)
-            self._job = job  # before it is posted: `beat` asks here whether its job is still wanted
+            self._job = job  # set before the job is posted, because `beat` compares its own job with this one
             worker.post(job)
-            if self._is_stopped:  # the program's thread did so while this one took in an answer
+            if self._is_stopped:  # the program's thread has finished the guard while this one read an answer
                 job.cancel()
             disposition = f"tried again in {step.delay_ms / 1000:.1f} s with the same key"
         if error is not None or step.next is Next.STOP:
@@ -110,7 +110,7 @@ class Heartbeat:
                     wire.EXTEND_RESERVATION, request.to_json(), self._reservation_id, retries=False
                 )
         except Exception as e:
-            # A fault of ours, or of what instruments the transport, must not end the heartbeat in silence either.
+            # An error of this library, or of one that instruments the transport, must not end the heartbeat silently.
             told = e if isinstance(e, CyclesError) else TransportError(f"the extension failed: {e!r}")
         if self._job is not job:
             return

@@ -141,7 +141,7 @@ def created(
 def extended(
     lease: Lease, remaining_ttl_ms: int | None, sent_ms: float | None, received_ms: float | None
 ) -> tuple[Lease, Step]:
-    """After a valid success: the schedule comes from this answer alone; of the past only the longest rtt counts."""
+    """The lease after a valid success. It depends on this answer alone, and on the longest round trip so far."""
     rtt = _between(sent_ms, received_ms)
     max_rtt = max(lease.max_rtt_ms, rtt or 0)
     lease = lease._replace(max_rtt_ms=max_rtt, established_ms=received_ms, failed_after_ms=None)
@@ -158,7 +158,7 @@ def extended(
 
 
 def failed(lease: Lease, error: CyclesError, now_ms: float | None) -> tuple[Lease, Step]:
-    """After an extension that failed, or whose answer proves nothing. `now_ms` is when that was known."""
+    """The lease after an extension that failed or whose answer proves nothing; `now_ms` is when that was known."""
     failure = classify(error)
     if failure in _FINAL:
         return lease, Step(Next.STOP, reason=_FINAL[failure])
@@ -208,5 +208,5 @@ def _between(start_ms: float | None, end_ms: float | None) -> int | None:
 
 
 def _up(span_ms: float | None) -> int | None:
-    """A span in whole milliseconds; None where it is not known, which a negative or an infinite one is not either."""
+    """A span, rounded up to whole milliseconds; None where it is unknown. Negative and infinite spans are unknown."""
     return math.ceil(span_ms) if span_ms is not None and 0 <= span_ms < math.inf else None

@@ -2,11 +2,11 @@
 
 Threads are few and start late. One of them, the leader, waits for the next job that is due; the one that takes a job
 gives the lead to another, so that a request that hangs holds up nobody. Jobs are posted without a lock: the leader
-looks into the post at least every second, so a job that is due later wakes nobody, and one that is cancelled before
-then never costs more than its post.
+takes new jobs out of the deque `_post` at least every second, so that a job which is due later wakes no thread, and one
+that is cancelled before costs nothing more.
 
-Where no thread is to be had (limits of the process, uWSGI without threads, the interpreter's end) jobs run inline when
-the library is next called.
+Where no thread can be started (limits of the process, uWSGI without threads, the interpreter's end), jobs that are due
+run within the program's next call of this library.
 
 A signal handler may use the library, or raise, while the main thread is anywhere in here. So what the program's threads
 run holds no lock: they append to a deque, ring a bell that is a `SimpleQueue`, and start a thread. The heap is the
@@ -115,10 +115,10 @@ class Worker:
         self._has_rung = False
         #: Until when the leader sleeps.
         self._sleeps_until = 0.0
-        #: The threads that there are, and those of them that wait for the lead or for a job. Each adds itself.
+        #: The worker's threads, and those of them that wait for the lead or for a job. Each thread adds itself.
         self._threads: set[int] = set()
         self._waiting: set[int] = set()
-        #: When a thread was started that has not been seen yet; 0 where there is none.
+        #: When the thread was started that has not begun to run yet; 0 where there is none.
         self._started = 0.0
         #: Seconds that a job takes: a guess at first, then a moving average.
         self._pace = 0.05
@@ -173,7 +173,7 @@ class Worker:
         """Whether the first job, which as a guest has started no thread, is due by now."""
         try:
             first = self._post[0] if self._post else self._heap[0][2]
-        except IndexError:  # there is none, or a thread has just taken it
+        except IndexError:  # there is no job, or a thread has just taken it
             return False
         return first.due <= monotonic()
 

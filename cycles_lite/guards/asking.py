@@ -1,4 +1,4 @@
-"""Asking for a reservation, as the client's mode and `on_unavailable` say: what comes of it is a guard."""
+"""Asking for a reservation as the settings `mode` and `on_unavailable` say, and making the guard of it."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
         return ReservationGuard(session, request, Backing.EVENT, session.body_of(request)["subject"])
     if is_shadow:
         return ReservationGuard(session, request, Backing.NOTHING, None, response)
-    # The guard is made when the observer has been told: what the log keeps of an observer's error leads to this frame,
-    # and would keep alive a guard that nobody finishes.
+    # The observer is told before the guard is made. If the observer raises, a log handler may keep the error, whose
+    # traceback refers to this frame, and a guard in it would stay alive although nobody has it to finish it.
     try:
         session.observe(events.Reserved(response.reservation_id, request.estimate, request.action, response))
     except BaseException:  # the observer or a signal handler ends the program, and nobody gets the guard

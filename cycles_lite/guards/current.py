@@ -1,7 +1,8 @@
 """Which guard is the current one: a context variable, because threads, greenlets and contexts each have their own.
 
-It holds guards weakly, each with the one around it: an exception that a signal handler raises while a block is being
-left may keep its guard from being taken away here, which must neither keep it alive nor hide the one around it.
+The variable refers to the guard weakly, and to its own value before. An exception that a signal handler raises while a
+block is being left may keep `leave` from being called; the guard in the variable must then neither stay alive nor hide
+the guard around it.
 """
 
 from __future__ import annotations

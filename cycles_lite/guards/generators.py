@@ -126,8 +126,8 @@ class GuardedStream(_InTurns, Generic[T]):
                 raise
 
 
-#: The guards of generators under way, by the `id` of the generator. Objects that are collected together are finalized
-#: in any order: a guard that went with its generator might be released before that could say what it costs.
+#: The guards of generators under way, by the `id` of the generator. They are kept here because objects that are
+#: collected together are finalized in any order: the guard could be released before its generator commits its cost.
 _under_way: dict[int, ReservationGuard] = {}
 
 
@@ -153,7 +153,7 @@ class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
         reserve: Callable[[], ReservationGuard] | None = None,
         guard: ReservationGuard | None = None,
     ) -> None:
-        """Either `reserve` gives the guard before the first step, or there is one already."""
+        """`reserve` is called before the first step and returns the guard; without it, `guard` is given."""
         super().__init__()
         self._steps, self._settle, self._reserve = steps, settle, reserve
         if guard is not None:
@@ -164,7 +164,7 @@ class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
 
     @property
     def gi_frame(self) -> Any:
-        """As every generator's: None once it is over."""
+        """The frame, as every generator has it; None once the generator is over."""
         return getattr(self._steps, "gi_frame", None)
 
     def send(self, value: Any) -> Any:
@@ -179,8 +179,8 @@ class GuardedGenerator(_InTurns, Generator[Any, Any, Any]):
         return self._in_turn(self._close)
 
     def __del__(self) -> None:
-        # Finalizers run while any lock may be held: what is to be sent is left to the worker. The body's `finally`
-        # blocks run here, as those of every generator do, and what they meter counts.
+        # A finalizer may run while any lock is held, so the worker does the sending. The `finally` blocks of the
+        # generator run here, as those of every generator do, and what they meter still counts.
         guard = _under_way.pop(id(self), None)
         if guard is not None and guard.is_active and not sys.is_finalizing():
             self._is_collected = True

@@ -26,7 +26,7 @@ _Handler = Callable[[Authority, Mapping[str, Any], Optional[str]], Tuple[int, Di
 def answer_admin_call(
     path: str, authority: Authority, body: bytes, headers: Mapping[str, str], caller: Caller | None
 ) -> Answer:
-    """Answer one admin call. Who calls is asked before what they sent is read."""
+    """Answer one admin call. The caller is checked before the body is read."""
     handler, fields, is_for_tenants = ADMIN_ROUTES[path]
     try:
         if caller is None or not (caller.admin or is_for_tenants):
@@ -41,7 +41,7 @@ def answer_admin_call(
 
 
 def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
-    """The JSON object that a body is, which may have the known fields alone."""
+    """The JSON object in a body, which must have no unknown field."""
     data = read_body(body)
     if not isinstance(data, dict):
         raise ValidationError("body: not an object")
@@ -52,7 +52,7 @@ def _object(body: bytes, known: Container[str]) -> Mapping[str, Any]:
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:
-    """A text that must be there and say something."""
+    """The text in a field, which must be there and not be blank."""
     value = data.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ValidationError(f"{name}: a text is needed")
@@ -73,7 +73,8 @@ def _milliseconds(data: Mapping[str, Any], name: str) -> int | None:
 
 
 def _instant(milliseconds: int | None) -> str | None:
-    """A time of ours as text; those that a program has set may be past all years, and are shown as the last instant."""
+    """A time in milliseconds as text. A program may have set one after the year 9999, which is shown as the last
+    instant of that year."""
     if milliseconds is None:
         return None
     seconds = min(milliseconds, _LAST_MS) // 1000
@@ -169,7 +170,7 @@ def _tenant_id(authority: Authority, data: Mapping[str, Any]) -> str:
 
 
 def _demand_unit(name: str, amount: Amount, unit: object) -> None:
-    """Refuse an amount of another unit than the budget's. Whether that is one at all is asked first."""
+    """Refuse an amount in another unit than the budget's; before that, refuse a budget's unit that does not exist."""
     if unit is None or unit == amount.unit:
         return
     if unit not in list(Unit):

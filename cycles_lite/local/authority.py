@@ -1,4 +1,4 @@
-"""The embedded authority: who asks, for whom, and which operation of the ledger answers."""
+"""The embedded authority: it finds out who asks and for whom, and lets an operation on the ledger answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Caller(NamedTuple):
         return tenant or ""
 
     def reading_of(self, named: str | None) -> str | None:
-        """The tenant that a read is limited to; None for all. A blank one is nobody's, and has nothing.
+        """The tenant that a read is limited to; None for all tenants. A blank tenant exists nowhere and has nothing.
 
         An operator, who acts for no tenant, must name one.
         """
@@ -56,7 +56,7 @@ class Caller(NamedTuple):
         return self.tenant if named is None else named
 
 
-#: Whoever may use the file; also who needs no key for what is public.
+#: The caller that is anybody who may use the file; over HTTP, the caller of an operation that needs no key.
 ANYONE = Caller()
 
 #: What an operator's key serves (protocol: `security` of these operations, AdminKeyAuth).
@@ -68,8 +68,8 @@ class Authority(BudgetMethods, TenantMethods):
 
     `url` is `sqlite:///absolute/path`, `sqlite:relative/path` or `sqlite://` (memory of this process); with
     `?synchronous=full` commits also survive a power cut. `create` says whether a missing file is made. `clock` gives
-    milliseconds since 1970. A lock that is not had within `timeout` seconds is a `TransportTimeout` with nothing
-    written; whatever else SQLite reports is a `TransportError`, and an unusable file a `ConfigError`.
+    milliseconds since 1970. If a lock cannot be had within `timeout` seconds, `TransportTimeout` is raised and nothing
+    is written; any other error of SQLite is a `TransportError`, and an unusable file is a `ConfigError`.
 
     Safe for threads, for many processes on one file, and after a fork. Use it as a context manager or call `shutdown`.
     """
@@ -98,11 +98,11 @@ class Authority(BudgetMethods, TenantMethods):
         self._ledger.close()
 
     def answer(self, call: Call, caller: Caller = ANYONE) -> Answer:
-        """Answer one request of the protocol. Its own faults and refusals are answers, and so is a crash of ours (500).
+        """Answer one request of the protocol. A faulty request and a refusal get answers, and so does a bug here (500).
 
-        Raises `TransportError` when the file cannot be used: over HTTP that is a 500 too, in process it is the
-        transport's own kind of failure. Waits for locks no longer than the call's timeouts together, or the
-        authority's own timeout where the call has none.
+        Raises `TransportError` when the file cannot be used; the server answers 500 then, and the transport in process
+        returns the error. Waits for locks no longer than the sum of the call's timeouts, or the authority's own timeout
+        if the call has none.
         """
         operation, tenant = call.operation, caller.tenant
         try:
@@ -138,7 +138,8 @@ _Prepared = Tuple[Tuple[Any, ...], Optional[str]]
 
 
 class _Handler(NamedTuple):
-    """How one operation is answered: what it takes is proven legal first, then it runs in a transaction."""
+    """How one operation is answered: its arguments are read from the call and proven legal, then it runs in a
+    transaction."""
 
     prepare: Callable[[Call, Caller], _Prepared]
     #: Given the database, the time and what was prepared, returns decoded JSON.
@@ -147,7 +148,7 @@ class _Handler(NamedTuple):
 
 
 def _for_subject(model: type[Model], operate: Callable[..., Any]) -> _Handler:
-    """For an operation whose body names a subject."""
+    """The handler of an operation whose body names a subject."""
 
     def prepare(call: Call, caller: Caller) -> _Prepared:
         request = messages.read_request(model, call)
@@ -158,7 +159,7 @@ def _for_subject(model: type[Model], operate: Callable[..., Any]) -> _Handler:
 
 
 def _on_reservation(model: type[Model], operate: Callable[..., Any]) -> _Handler:
-    """For an operation that changes a reservation."""
+    """The handler of an operation that changes a reservation."""
 
     def prepare(call: Call, caller: Caller) -> _Prepared:
         return (messages.path_id(call), messages.read_request(model, call), caller.tenant), caller.tenant
@@ -167,7 +168,7 @@ def _on_reservation(model: type[Model], operate: Callable[..., Any]) -> _Handler
 
 
 def _page(filters: Callable[[Mapping[str, str]], Any], operate: Callable[..., Any]) -> _Handler:
-    """For an operation that reads a page of what the filters in the query match."""
+    """The handler of an operation that reads a page of the rows that the query's filters match."""
 
     def prepare(call: Call, caller: Caller) -> _Prepared:
         asked = filters(call.query)
@@ -187,7 +188,8 @@ def _evidence(call: Call, caller: Caller) -> _Prepared:
 
 
 def _no_keys(*_: Any) -> None:
-    """Refused only in a transaction, because clients warm up with this operation: it opens the file."""
+    """Refuse to give keys. The refusal comes within a transaction, because `warm_up` calls this operation to open the
+    file."""
     raise Refused("NOT_FOUND", "This authority signs nothing, so it has no keys to publish.")
 
 
@@ -207,12 +209,11 @@ _HANDLERS = {
 
 
 class LocalTransport:
-    """What clients send calls through where the URL is a `sqlite:` one: to the ledger in a file that exists, without a
-    server or a socket. The file's permissions are the authentication.
+    """The transport of clients whose URL is a `sqlite:` one. It asks the authority on an existing file, without a
+    server or a socket; the file's permissions are the authentication.
 
-    The tenant of a call's configuration is the caller's; without one, requests say themselves for whom they act.
-    What is returned instead of an answer is a `ConfigError` for an unusable file, or a `TransportError` where a request
-    has none.
+    The caller's tenant is that of the call's configuration; without one, each request's subject names the tenant. Where
+    there is no answer, an error is returned: a `ConfigError` for an unusable file, else a `TransportError`.
     """
 
     def __init__(self, config: CyclesConfig) -> None:
@@ -224,7 +225,7 @@ class LocalTransport:
         return f"<LocalTransport to {self._authority.url}>"
 
     def send(self, call: Call) -> Answer | CyclesError:
-        """The authority's answer to one call, within the call's timeouts together."""
+        """The authority's answer to one call, within the sum of the call's timeouts."""
         try:
             return self._authority.answer(call, Caller(call.tenant))
         except CyclesError as e:
@@ -233,5 +234,5 @@ class LocalTransport:
             return e
 
     def close(self) -> None:
-        """Let idle connections to the file go. A later call opens new ones."""
+        """Close idle connections to the file. A later call opens new ones."""
         self._authority.shutdown()

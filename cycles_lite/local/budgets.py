@@ -20,8 +20,8 @@ _HOLDS = "SELECT unit, reserved, held FROM reservations WHERE status = 'ACTIVE'"
 
 
 class BudgetMethods:
-    """The methods of `Authority` for budgets. Each opens its own transaction, and raises `ValidationError` for what
-    cannot be."""
+    """The methods of `Authority` for budgets. Each opens its own transaction, and raises `ValidationError` for values
+    that are illegal and budgets that do not exist."""
 
     _ledger: Ledger
 
@@ -40,7 +40,7 @@ class BudgetMethods:
     def add_budget(
         self, scope: str, amount: Amount, *, overdraft_limit: int | Amount | None = None, caps: Caps | None = None
     ) -> bool:
-        """Like `set_budget`, but an existing budget is left as it is; whether one was made."""
+        """Like `set_budget`, but leaves an existing budget as it is. Return whether one was made."""
         scope, unit = _place(scope, amount)
         with self._ledger.writing() as (db, _):
             if _find(db, scope, unit):
@@ -63,7 +63,7 @@ class BudgetMethods:
         return self._set_status(scope, unit, FROZEN)
 
     def unfreeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
-        """Take a freeze back."""
+        """Let a scope's frozen budget, or with no unit all of them, take reservations and events again."""
         return self._set_status(scope, unit, ACTIVE)
 
     def close(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
@@ -76,7 +76,7 @@ class BudgetMethods:
             return _all(db)
 
     def check(self) -> list[str]:
-        """Verify the ledger's invariants over the whole file; what is wrong, a sentence each."""
+        """Verify the ledger's invariants over the whole file. Return a sentence for each violation."""
         with self._ledger.reading() as (db, _):
             damage = [line for (line,) in db.execute("PRAGMA quick_check").fetchall() if line != "ok"]
             return [f"SQLite: {line}" for line in damage] or list(_violations(db))
@@ -136,7 +136,7 @@ def _find(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
 
 
 def _known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
-    """As `_find`, where there must be one."""
+    """As `_find`; raises a `ValidationError` if there is none."""
     found = _find(db, scope, unit)
     if not found:
         raise ValidationError("scope {}: it has no budget{}".format(scope, "" if unit is None else " in " + unit))
@@ -158,7 +158,7 @@ def _all(db: sqlite3.Connection) -> list[Budget]:
 
 
 def _violations(db: sqlite3.Connection) -> Iterator[str]:
-    """What is wrong with the budgets and with what reservations hold of them, one sentence each."""
+    """A sentence for each violation, in the budgets and in what reservations hold of them."""
     held: dict[tuple[str, str], int] = {}
     for unit, reserved, scope_paths in db.execute(_HOLDS).fetchall():
         for scope in scope_paths.split(" "):

@@ -1,15 +1,15 @@
 """The connections of one process to one budget file: who may use them, and what becomes of them at a fork.
 
-SQLite keeps book of a process's locks by file, and a forked child inherits the book but not the locks: a connection
-that the child opened afterwards would believe in locks that nobody holds. So before a fork all connections are closed,
-once the transactions at work have ended. A child may inherit a connection all the same, where the fork ran no hooks or
-a transaction did not end. It never touches such a connection, because to close it could remove the WAL under the
-parent; so it stays referenced for good.
+SQLite remembers the locks of a process by file. A forked child inherits this memory, but not the locks: a connection
+that it opens would rely on locks that nobody holds. So before a fork the transactions at work are waited for, and all
+connections are closed. A child may inherit a connection nevertheless, where the fork ran no hooks or a transaction did
+not end. It never uses or closes such a connection, because closing it could remove the WAL that its parent uses; so a
+reference to it is kept for good.
 
-An exception from a signal handler may come between any two instructions, so nothing here is counted and no lock is
-held. What a transaction has is in a list, its box, and moves by one expression, `there.append(here.pop())`. Where an
-interruption comes in the midst of that, nobody refers to the object any more: a connection then closes, and a right to
-write is replaced.
+A signal handler may raise between any two instructions, so nothing here is counted, and no lock is held. A transaction
+keeps its connection and its right to write in lists of one item, called boxes. An item moves from box to box by one
+expression, `there.append(here.pop())`. If that is interrupted between the two steps, nobody refers to the item any
+more: a connection is then closed, and a right is replaced.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ T = TypeVar("T", "Connection", "Transaction")
 _FORK_PATIENCE = 10.0
 _FORK_PAUSE = 0.002
 
-#: What this process inherited from the one that forked it, and must never close.
+#: The connections that this process has inherited by a fork, and must neither use nor close.
 INHERITED: list[object] = []
 
-#: The transactions that did not end, each of which enters itself, and the connections that were not closed, by id.
+#: The transactions that have not ended and the connections that are not closed, by `id`. Each adds itself.
 live: dict[int, weakref.ref[Transaction]] = {}
 _open: dict[int, weakref.ref[Connection]] = {}
 
@@ -54,7 +54,7 @@ Inode = Optional[Tuple[int, int]]
 
 
 class Place(NamedTuple):
-    """A file that a connection has open: while it does, no other file gets these numbers."""
+    """The file that a connection has open. No other file can get its inode while it is open."""
 
     path: str
     #: The path without links, as SQLite names the journal.
@@ -72,7 +72,7 @@ def inode(path: str) -> Inode:
 
 
 def stamp(path: str) -> tuple[int, int, int] | None:
-    """Device, inode, and when that was last changed, which shows a name that came back."""
+    """Device, inode, and the inode's last change; that tells whether a name has led elsewhere and back meanwhile."""
     try:
         found = os.stat(path)
     except OSError:
@@ -89,7 +89,7 @@ class Connection:
 
     #: The process that opened it.
     pid = 0
-    #: False once it was closed, here or for a fork.
+    #: Whether it is open. It is not once it was closed, by its user or before a fork.
     is_open = False
     #: The file that it has open, once that is certain; None in memory.
     place: Place | None = None
@@ -101,7 +101,7 @@ class Connection:
         _open[id(self)] = weakref.ref(self)
 
     def close(self) -> None:
-        self.is_open = False  # first: whoever finds it idle must not use what an interruption left half closed
+        self.is_open = False  # this comes first, so that nobody uses a connection whose closing was interrupted
         self.db.close()
         _open.pop(id(self), None)
 
@@ -118,7 +118,7 @@ def open_connections() -> list[Connection]:
 
 
 def live_transactions() -> list[Transaction]:
-    """This process's transactions that did not end."""
+    """This process's transactions that have not ended."""
     return _still_there(live)
 
 
@@ -131,7 +131,8 @@ def _still_there(references: Mapping[int, weakref.ref[T]]) -> list[T]:
 def execute(
     db: sqlite3.Connection, statement: str, deadline: float, is_in_vain: Callable[[], bool] = lambda: False
 ) -> None:
-    """Run a statement, again and again while others hold the lock, up to a monotonic time unless that is in vain."""
+    """Run a statement, again and again while somebody else holds the lock, until a monotonic time. `is_in_vain` tells
+    that waiting cannot help."""
     while True:
         try:
             db.execute(statement).fetchall()
@@ -161,17 +162,18 @@ class Rights:
     many, and two writers on one connection in memory would mix their transactions.
     """
 
-    #: Seconds after which whoever waits looks whether the right was lost.
+    #: Seconds between two looks of a waiting thread at whether the right was lost.
     LOOK_AGAIN = 0.05
 
     def __init__(self) -> None:
-        # By its module: gevent puts a queue of its own there.
+        # Looked up in the module each time, because gevent may replace the class there.
         self._free: Any = queue.SimpleQueue()
         self._replacing = threading.RLock()  # a signal handler may ask for the right as well
         self._make()
 
     def take(self, box: list[Right], deadline: float, is_in_vain: Callable[[], bool]) -> bool:
-        """Put the right into the box, waited for up to a monotonic time unless that is in vain; whether it was had."""
+        """Wait for the right until a monotonic time, and put it into the box. False if it did not come in time, or
+        `is_in_vain` tells that it cannot come."""
         wait = 0.0
         while True:
             try:
@@ -212,7 +214,7 @@ class Pool:
 
     def __init__(self, open: Callable[[float], Connection]) -> None:
         self.pid = os.getpid()
-        #: Threads of one process that want to write queue here, fairly, instead of at the file.
+        #: The right to write. Threads of one process wait for it in a fair order, and not for the file's lock.
         self.rights = Rights()
         self._open = open
         self._idle: list[Connection] = []
@@ -220,12 +222,12 @@ class Pool:
         weakref.finalize(self, _close_left, self._idle, self.pid)
 
     def take(self, transaction: Transaction, deadline: float) -> bool:
-        """Put a connection into the empty box of a transaction; whether that was done before a fork could end."""
-        # In this order: either a fork sees that the transaction is at work, or this sees that a fork is under way.
+        """Put a connection into the empty box of a transaction. False if a fork does not end in time."""
+        # The order matters: either the fork sees the transaction at work, or this sees that a fork is under way.
         transaction.is_at_work = True
         while _forking:
             transaction.is_at_work = False
-            if _forker == threading.get_ident() or monotonic() >= deadline:  # a thread that forks waits in vain
+            if _forker == threading.get_ident() or monotonic() >= deadline:  # the forking thread cannot wait
                 return False
             time.sleep(_FORK_PAUSE)
             transaction.is_at_work = True
@@ -244,7 +246,7 @@ class Pool:
         box.append(self._open(deadline))
 
     def end(self, transaction: Transaction, is_sound: bool = True) -> None:
-        """Take back all that a transaction has; what was not committed is rolled back. To do so twice is nothing."""
+        """Take back all that a transaction has, and roll back what it did not commit. A second call does nothing."""
         if transaction.connection and self.pid != os.getpid():
             INHERITED.append(transaction.connection.pop())
         elif transaction.connection:
@@ -273,7 +275,8 @@ class Pool:
 
 
 class Memory(Pool):
-    """A ledger in memory: there is one connection, whoever has the right has it, and no error closes it."""
+    """The pool of a ledger in memory. Its one connection belongs to whoever has the right to write, and no error closes
+    it."""
 
     def __init__(self) -> None:
         super().__init__(_gone)
@@ -283,14 +286,14 @@ class Memory(Pool):
 
     def _take(self, box: list[Connection], deadline: float) -> None:
         box.append(self._only or _gone(deadline))
-        _roll_back(box[-1].db)  # what an interrupted transaction may have left
+        _roll_back(box[-1].db)  # an interrupted transaction may have left changes behind
 
     def _give_back(self, box: list[Connection], is_sound: bool) -> None:
         _roll_back(box[-1].db)
         box.pop()
 
     def close(self) -> None:
-        self._only = None  # closes when the transaction that has it ends
+        self._only = None  # a transaction that has the connection keeps it alive until it ends
 
 
 def _gone(deadline: float) -> Connection:
@@ -298,17 +301,18 @@ def _gone(deadline: float) -> Connection:
 
 
 def _roll_back(db: sqlite3.Connection) -> bool:
-    """Undo what was not committed; whether that was possible."""
+    """Undo what was not committed. Return whether that was possible."""
     try:
         if db.in_transaction:
             db.execute("ROLLBACK")
     except sqlite3.Error:
-        return False  # what broke the transaction is reported; to close the connection rolls back too
+        return False  # the error that broke the transaction is reported, and closing the connection rolls back too
     return True
 
 
 def _close_left(idle: list[Connection], pid: int) -> None:
-    """Close what is idle, also of a pool that is collected or sees the interpreter end; never in a forked child."""
+    """Close idle connections. A finalizer does so for a pool that is collected or lives until the interpreter's end. In
+    a forked child nothing is closed."""
     while idle and os.getpid() == pid:
         try:
             idle.pop().close()
@@ -320,7 +324,7 @@ def _close_left(idle: list[Connection], pid: int) -> None:
 
 
 def _before_fork() -> None:
-    """Close every connection, also where a signal handler raises meanwhile: the fork goes on then."""
+    """Close every connection, even if a signal handler raises meanwhile, because the fork goes on."""
     try:
         _wait_for_others()
     finally:
@@ -331,7 +335,7 @@ def _before_fork() -> None:
 
 
 def _wait_for_others() -> None:
-    """Wait for transactions at work, but not for an own one, around a signal handler that forks."""
+    """Wait for the transactions at work, except for those of this thread, whose signal handler has called `fork`."""
     global _forker
     _forker = me = threading.get_ident()
     deadline = monotonic() + _FORK_PATIENCE
@@ -341,8 +345,8 @@ def _wait_for_others() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork)
-    # This runs before `_before_fork`, because what registers last runs first. It is C alone, so that no interruption
-    # keeps `_forking` from being set or cleared.
+    # Functions that are registered last run first before a fork, so this one runs before `_before_fork`. It is written
+    # in C, so that no interruption keeps `_forking` from being set or cleared.
     os.register_at_fork(
         before=functools.partial(_forking.append, None), after_in_parent=_forking.pop, after_in_child=_forking.clear
     )

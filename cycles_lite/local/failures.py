@@ -1,4 +1,4 @@
-"""What SQLite's errors mean to a caller: each of them leaves this package as an error of ours."""
+"""What SQLite's errors mean to a caller. Each leaves this package as one of the library's own errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import TransportError, TransportTimeout
 _BUSY_CODES = (5, 6, 15)
 _BUSY = (TransportTimeout, "stayed locked by others for too long; nothing was written")
 
-#: What SQLite's messages mean, by a part of them: Python has SQLite's codes since 3.11 only.
+#: What SQLite's errors mean, by a part of their messages, because Python gives SQLite's codes from 3.11 on only.
 _MEANINGS: dict[str, tuple[type[TransportError], str]] = {
     "database is locked": _BUSY,
     "database table is locked": _BUSY,
@@ -36,11 +36,11 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def translated(error: sqlite3.Error, name: str) -> TransportError:
-    """The error to raise for SQLite's; `name` is how the ledger is called in messages."""
+    """The error to raise for one of SQLite's; `name` is what messages call the ledger."""
     kind, meaning = _meaning(error)
     return kind(f"the budget file {name} {meaning} (SQLite: {error})")
 
 
 def not_in_time(name: str, seconds: float) -> TransportTimeout:
-    """The error for a lock that was not had within a caller's time."""
+    """The error for a lock that could not be had within a caller's time."""
     return TransportTimeout(f"the budget file {name} stayed locked for {seconds:.3g} s; nothing was written")

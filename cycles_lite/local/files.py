@@ -1,8 +1,8 @@
-"""Budget files: telling ours from others, making and opening them, and noticing when another takes one's place.
+"""Budget files: recognising, making and opening them, and noticing when another file takes the place of an open one.
 
-A file that is not ours is never written, and neither is anything beside it. All looking is done through SQLite and
-through the file's directory entry: a plain open and close of a database that this very process has in use would drop
-its POSIX locks.
+A file that is no budget file is never written, and neither is anything beside it. Files are looked at through SQLite
+and `os.stat` alone: if this process opened and closed a database that it has in use, the system would drop the POSIX
+locks of all its connections.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ try:
 except ImportError:  # Windows, where an open file is neither removed nor replaced
     fcntl = None  # type: ignore[assignment]
 
-#: Seconds that SQLite itself waits for a lock before it reports back; whoever calls it tries again.
+#: Seconds that SQLite itself waits for a lock before it reports that it is busy. The caller then tries again.
 BUSY_TIMEOUT = 0.05
 
-#: Pages of 4 KiB that the WAL grows to before they are copied to the file: fewer copies, fewer waits for the disk.
+#: Pages of 4 KiB that the WAL may have before they are copied to the file. The more, the fewer waits for the disk.
 _CHECKPOINT_PAGES = 4000
 
 #: Seconds between two tries for the lock on a folder.
@@ -79,8 +79,8 @@ def _open(path: str, journal: str, synchronous: str, deadline: float) -> Connect
             set_aside(other.place, deadline)
     made = connect(path)
     try:
-        # SQLite itself has written nothing yet. The time of the last change, which the stamp has, tells whether the
-        # name led elsewhere in between.
+        # SQLite itself has written nothing yet, so the inode is unchanged if the name has led to this file all the
+        # time.
         if before is not None and before == stamp(path):
             _set_up(made.db, path, journal, synchronous, deadline)
             made.place = place_of(path, before[:2])
@@ -108,12 +108,12 @@ def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, d
 
 
 # ---- Files that are replaced while they are open ----
-# SQLite finds the journal by name: whoever opens the new file while the old one's WAL is still beside it would mix the
-# two. So the old WAL is renamed, and its index removed, before the old file is let go.
+# SQLite finds the WAL by its name. A process that opens the new file while the old file's WAL is still there would mix
+# the two. So the old WAL is renamed, and its index removed, before the old file is closed.
 
 
 def demand_same(place: Place, deadline: float) -> None:
-    """Raise a `TransportError` where the path leads to another file, or to none; up to a monotonic time."""
+    """Raise a `TransportError` if the path leads to another file, or to none. Wait for locks until a monotonic time."""
     found = inode(place.path)
     if found == place.inode:
         return
@@ -126,10 +126,10 @@ def demand_same(place: Place, deadline: float) -> None:
 
 
 def set_aside(place: Place, deadline: float) -> str | None:
-    """Rename the WAL of a file that was replaced, as the new file's WAL is to have its name; return where it is now.
+    """Rename the WAL of a file that was replaced, because the new file's has the same name. Return its new name.
 
-    The caller has the old file open still, so that no other file can have its inodes by now. Where several processes
-    do this, the lock on the folder keeps one from taking the WAL that another has just made for the new file.
+    The caller still has the old file open, so that its inode is no other file's. Where several processes do this, the
+    lock on the folder keeps one from renaming the WAL that another has just made for the new file.
     """
     if place.wal is None or place.wal != inode(place.real + "-wal"):
         return None
@@ -177,7 +177,7 @@ class _FolderLock:
 
 
 def prepare(path: str, create: bool, timeout: float) -> None:
-    """See to it that there is a budget file at `path`; raises `ConfigError` for all that is none."""
+    """Make sure that there is a budget file at `path`. Raises `ConfigError` if something else is there."""
     size = _size(path)
     if not size:
         if not create:
@@ -211,9 +211,9 @@ def _size(path: str) -> int | None:
 def _identity(path: str) -> tuple[int, int]:
     """The application id and the schema version of a file, read without locks and without a WAL.
 
-    `immutable` writes nothing, and the two numbers never change. What does is the number of pages that page 1 tells: a
-    process that is killed within a checkpoint leaves more there than the file has, which `writable_schema` makes SQLite
-    overlook.
+    With `immutable` SQLite writes nothing; that is safe here, because these two numbers never change. The number of
+    pages on page 1 does change, and a process that is killed within a checkpoint leaves one that is larger than the
+    file. `writable_schema` makes SQLite ignore that.
     """
     try:
         made = connect(path, "mode=ro&immutable=1")
@@ -234,7 +234,7 @@ def _make(path: str, size: int | None, deadline: float) -> None:
     It is finished under another name first, so that whoever finds the name finds a whole file, also after a crash.
     """
     if size is not None:
-        _fill(path, deadline)  # an empty file that somebody provided
+        _fill(path, deadline)  # the file exists and is empty
         return
     try:
         _link_whole(path, deadline)
@@ -244,7 +244,7 @@ def _make(path: str, size: int | None, deadline: float) -> None:
         folder = os.path.dirname(path)
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
             raise ConfigError(f"{printable(path)} cannot be made: {e.strerror}") from e
-        with contextlib.suppress(FileExistsError):  # a file system without hard links
+        with contextlib.suppress(FileExistsError):  # this is for file systems without hard links
             _touch(path)
         _fill(path, deadline)
 

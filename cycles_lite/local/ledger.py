@@ -26,19 +26,19 @@ from .failures import is_busy, not_in_time, translated
 #: The most seconds between two tries for the write lock, because SQLite has no queue to wait in.
 _PAUSE = 0.004
 
-#: Holds freed in one transaction, and records pruned in one step: others wait meanwhile.
+#: How many holds are freed in one transaction, and how many records pruned in one step; others wait meanwhile.
 FREE_AT_ONCE = 200
 PRUNE_AT_ONCE = 200
 
-#: Writes of one process from one pruning step to the next; each adds at most two records.
+#: How many writes of one process come between two steps of pruning. A write adds two records at the most.
 PRUNE_EVERY = 100
 
 
 class Ledger:
     """Budgets and reservations in a file, or in memory, and their transactions.
 
-    `clock` gives milliseconds since 1970. `timeout` is in seconds: a lock that is not had in time raises
-    `TransportTimeout`, with nothing written. All that SQLite reports is raised as a `TransportError`.
+    `clock` gives milliseconds since 1970. `timeout` is in seconds: if a lock cannot be had in time, `TransportTimeout`
+    is raised and nothing is written. Every error of SQLite is raised as a `TransportError`.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class Ledger:
     ) -> None:
         where = location.parse(url)
         self.url = where.url
-        #: How messages call it.
+        #: What messages call this store.
         self.name = location.printable(where.path) if where.path else "in memory"
         self.timeout, self.clock = timeout, clock
         self.is_memory = where.path is None
-        # The count starts anywhere: a process may end before it has made as many writes as lie between two prunings.
+        # The count starts at random, so that processes which end after a few writes prune now and then too.
         self._writes = random.randrange(PRUNE_EVERY)
         self._pruned_to: int | None = None
         if where.path is None:
@@ -65,9 +65,9 @@ class Ledger:
         raise TypeError("a Ledger has connections to its file, and does not pickle: make one in each process")
 
     def writing(self, timeout: float | None = None) -> Transaction:
-        """A transaction that may write, within `timeout` seconds. What the block raises rolls it back.
+        """A transaction that may write, begun within `timeout` seconds. An exception of the block rolls it back.
 
-        Holds are freed in transactions of their own, so that a refusal does not undo it.
+        Due holds are freed in transactions of their own before it, so that rolling back does not bring them back.
         """
         return Transaction(self, timeout, True)
 
@@ -76,9 +76,9 @@ class Ledger:
         return Transaction(self, timeout, False)
 
     def close(self) -> None:
-        """Close this process's connections, those in use when their transaction ends.
+        """Close this process's connections; those in use are closed when their transactions end.
 
-        A file can still be used afterwards, with a connection per transaction; memory is gone.
+        A file can still be used afterwards, with a new connection for each transaction. Memory is gone.
         """
         pool = self._pools.get(os.getpid())
         if pool is not None:
@@ -96,8 +96,8 @@ class Ledger:
         return pool
 
     def prune_now_and_then(self, db: sqlite3.Connection, now: int) -> None:
-        """Count a write, and drop old records with every so many."""
-        self._writes += 1  # a lost count between threads only delays a step
+        """Count a write, and drop some old records with every `PRUNE_EVERY`th."""
+        self._writes += 1  # if two threads count at once and one count is lost, a step comes later
         if self._writes % PRUNE_EVERY == 0:
             self._pruned_to = prune(db, now, self._pruned_to)
 
@@ -106,24 +106,24 @@ class Ledger:
 
 
 class Transaction:
-    """Begun when entered, committed when left, rolled back on any exception. SQLite's errors become ours.
+    """A transaction that begins when it is entered, is committed when it is left, and rolled back by an exception.
 
     `with ledger.writing() as (db, now)` gives the database, and the time in milliseconds since 1970.
 
-    A transaction owns what it takes, the connection and the right to write, and no interruption keeps it from giving
-    them back, although one may come where no `try` can help: before the first instruction of a method `__exit__`, or
-    after the last one of `__enter__`. The traceback keeps the frames of these methods, and so their `self`, for as long
-    as somebody keeps the exception. So here the `with` statement itself has the only reference to the transaction,
-    beside those of frames that are within a `try` that ends it. When the statement is left in whatever way, its
-    reference goes, and what the transaction still owned is given back with the object. For that reason the object must
-    not be assigned to a variable before it is entered, where it is to survive interruptions.
+    It owns a connection and perhaps the right to write, and gives them back whatever interruption comes. One may come
+    where no `try` helps: before the first instruction of `__exit__`, or after the last one of `__enter__`. Then only
+    the collector can help, and the object must be collected at once. But if these were ordinary methods, the traceback
+    would keep their frames, and so `self`, for as long as somebody keeps the exception. So `__enter__` and `__exit__`
+    are properties that give functions without such a reference. The `with` statement alone refers to the transaction,
+    and frames within a `try` that ends it. When the statement is left in any way its reference goes, the object is
+    collected, and what it owned is given back. So the object must not be assigned to a variable before it is entered.
     """
 
     def __init__(self, ledger: Ledger, timeout: float | None, may_write: bool) -> None:
         self._ledger, self.pool, self._name = ledger, ledger.pool(), ledger.name
         self._seconds = ledger.timeout if timeout is None else min(timeout, ledger.timeout)
         self._prunes = may_write
-        # In memory there is one connection, so reading waits for its turn as writing does.
+        # A ledger in memory has one connection, so a reader waits for the right to write, too.
         self.writes = may_write or ledger.is_memory
         self.pid = self.pool.pid
         self.thread = threading.get_ident()
@@ -140,14 +140,14 @@ class Transaction:
     @property
     def __exit__(self) -> Callable[..., None]:
         leave = partial(_run, weakref.ref(self), Transaction.finish)
-        vars(leave)["transaction"] = self  # an attribute, and no argument, which a frame would keep
+        vars(leave)["transaction"] = self  # an attribute, because a frame of `_run` would keep an argument
         return leave
 
     def begin(self) -> tuple[sqlite3.Connection, int]:
         """What the `with` statement calls first: begin, once more for each batch of holds that had to be freed."""
         while True:
             db = self._begin()
-            self._now = now = self._ledger.clock()  # under the lock: whoever waited for it must not act on the past
+            self._now = now = self._ledger.clock()  # read once the lock is held, because waiting for it may take long
             if db.execute(_ANY_DUE, (now,)).fetchone() is None:
                 return db, now
             if self.writes:
@@ -160,7 +160,7 @@ class Transaction:
                     pass
 
     def finish(self, error: BaseException | None) -> None:
-        """What the `with` statement calls last: commit, or hand SQLite's error to whoever ends the transaction."""
+        """Commit and end, or raise the block's error if it is SQLite's; the `with` statement calls this last."""
         if isinstance(error, sqlite3.Error):
             raise error
         if error is None:
@@ -193,7 +193,8 @@ class Transaction:
             except sqlite3.OperationalError as e:
                 if not self.writes or not is_busy(e) or monotonic() >= self._deadline or self._waits_for_itself():
                     raise
-            # Nothing is held meanwhile: other threads get their try, and a gevent hub cannot lock itself up.
+            # The connection and the right are given back while this waits, so that other threads, or greenlets of this
+            # thread, can go on.
             self.pool.end(self)
             time.sleep(_PAUSE * random.random())
         if not self.writes:
@@ -232,7 +233,7 @@ class Transaction:
         mine, its = self._place(), other._place()
         if other.pool is not self.pool and (mine is None or its is None or mine.inode != its.inode):
             return False
-        # Readers only hold writers up where there is no WAL.
+        # A reader keeps a writer waiting only where there is no WAL.
         return bool(other.right) or (self.writes and its is not None and its.wal is None)
 
     def _place(self) -> connections.Place | None:
@@ -240,11 +241,11 @@ class Transaction:
 
 
 def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any) -> Any:
-    """Do one half of a transaction, and end the transaction if that fails. `owner` is dead only after its end.
+    """Begin or finish a transaction, which `owner` refers to, and end it if that fails.
 
     `raised` are the error's type, the error and its traceback, as `__exit__` gets them. This frame refers to the
-    transaction only where its `finally` is sure to run. The second one is for a signal handler that raises within the
-    first.
+    transaction only within `try`, whose `finally` ends it. There are two of these, because a signal handler may raise
+    within the first `finally`.
     """
     transaction = None
     try:
@@ -296,12 +297,12 @@ def free_due(db: sqlite3.Connection, now: int) -> None:
 def prune(db: sqlite3.Connection, now: int, position: int | None) -> int:
     """Drop a bounded number of finished reservations and answers that are kept no longer.
 
-    Reservations age in about the order they were made in, so most are found among the oldest, without an index. Those
-    that a jump of the clock made old late may stand before others that are due: what is left of a step goes on from
-    `position`, where the last one ended, or from anywhere; where this one ended is returned.
+    Reservations can be dropped in about the order in which they were made, so a step looks at the oldest first, without
+    an index. After a jump of the clock, old ones may have to stay longer than younger ones. So the rest of a step goes
+    on from `position`, where the last step ended, or from a random place; the place where this one ends is returned.
     """
     old = [number for number, is_due in db.execute(_ROWS, (now, -1, PRUNE_AT_ONCE)).fetchall() if is_due]
-    if position is None:  # a process that ends soon would always look at the same ones
+    if position is None:  # a fixed place would make processes that end soon always look at the same records
         position = random.randrange((db.execute(_LAST).fetchone()[0] or 0) + 1)
     rest = PRUNE_AT_ONCE - len(old)
     more = db.execute(_ROWS, (now, position, rest)).fetchall()

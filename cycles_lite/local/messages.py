@@ -1,7 +1,7 @@
 """Requests as they come and answers as they leave (design: section 9, Validation and HTTP).
 
-A request is proven legal before it reaches the ledger, and what is wrong with it is a 400. Each answer carries the ids
-that tell it from others, and an error is the protocol's `ErrorResponse`.
+A request is proven legal before it reaches the ledger; an illegal one is answered with 400. Each answer carries its own
+request id and a trace id, and an error is the protocol's `ErrorResponse`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_request(model: type[Model], call: Call) -> Any:
 
 
 def _demand_legal(request: Any) -> None:
-    """Refuse levels that have no stable scope, and actions that say nothing (protocol: `Subject`, `Action`)."""
+    """Refuse levels without a stable scope, and actions with a blank kind or name (protocol: `Subject`, `Action`)."""
     for level in SUBJECT_LEVELS:
         value = getattr(request.subject, level)
         if value is not None and scopes.is_value(value) is None:

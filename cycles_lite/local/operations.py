@@ -1,8 +1,8 @@
 """The operations that change something: reserve and decide, commit, release and extend, and events.
 
-Each runs in a transaction that may write, and goes the same way: give a stored answer again where the key has one;
-demand what must be so; let `rules` work out the budgets; write the rows; answer, as decoded JSON. The rows keep the
-answer's text, so that nobody who changes what was answered changes what is answered the next time.
+Each runs in a transaction that may write, and takes the same steps: return the stored answer if the idempotency key has
+one; demand what must be so; let `rules` work out the budgets; write the rows; return the answer, as decoded JSON. The
+rows keep the answer as text, so that a caller who changes the returned object does not change the stored answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .tenants import Settings
 
 DEFAULT_GRACE_MS = 5000
 
-#: How an evaluation calls what an operation refuses under another name (protocol: DecisionReasonCode).
+#: The reason codes of `decide` that differ from the error codes of other operations (protocol: DecisionReasonCode).
 _REASONS = {"NOT_FOUND": "BUDGET_NOT_FOUND"}
 
 
@@ -34,7 +34,7 @@ _REASONS = {"NOT_FOUND": "BUDGET_NOT_FOUND"}
 def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateRequest, tenant: str) -> Json:
     """Hold an estimate in every budgeted scope, or with `dry_run` tell what would happen."""
     payload = request.to_json()
-    once = Once(db, now, tenant, "reserve", payload)  # dry runs share the keys
+    once = Once(db, now, tenant, "reserve", payload)  # a dry run and a reservation share their keys
     replayed = once.reserved()
     if replayed is not None:
         return replayed
@@ -80,7 +80,7 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
 
 @functools.lru_cache(maxsize=128)
 def _defaults(settings: Settings) -> tuple[Json, str]:
-    """What a request leaves to its tenant, also as canonical JSON."""
+    """The values of the tenant that a request has left out, as a mapping and as canonical JSON."""
     defaults = {
         "ttl_ms": settings.default_ttl_ms,
         "grace_period_ms": DEFAULT_GRACE_MS,
@@ -103,7 +103,7 @@ def decide(db: sqlite3.Connection, now: int, request: models.DecisionRequest, te
 def _evaluated(
     db: sqlite3.Connection, settings: Settings, tenant: str, affected: Sequence[str], estimate: Amount, is_dry_run: bool
 ) -> Json:
-    """What is answered to a request that only asks. A wrong unit is the request's fault, and no decision."""
+    """The answer to a request that only asks. A wrong unit is the request's fault, and is refused."""
     answer: Json
     budgets: Budgets = ()
     try:
@@ -161,7 +161,8 @@ def _mismatch(message: str, scope: str, unit: str, expected: Sequence[str]) -> R
 
 
 def owned(db: sqlite3.Connection, now: int, id: str, owner: str | None) -> Reservation:
-    """The reservation of an id: 404 before 403. An owner of None may act on every tenant's."""
+    """The reservation of an id. If there is none, that is refused (404) before another tenant's is (403). An owner of
+    None may act on every tenant's."""
     found = rows.find(db, id, now)
     if found is None:
         raise Refused("NOT_FOUND", "There is no reservation with this id.", {"reservation_id": id})

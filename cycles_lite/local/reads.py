@@ -43,14 +43,14 @@ WINDOWS = (
     ("finalized_from", "finalized_to", "finalized_at_ms"),
 )
 
-#: Of the filters, a blank one counts as unset for the time windows alone: a blank level or key is one that nothing
-#: has, a blank status or sort none that can be meant. A blank `limit` or `cursor` filters nothing, and is unset.
+#: The parameters for which a blank value counts as unset: the time windows, `limit` and `cursor`. A blank level or key
+#: matches nothing, and a blank status or sort is refused.
 _UNSET_IF_BLANK = frozenset(["limit", "cursor", *[name for window in WINDOWS for name in window[:2]]])
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 
-#: All that a reservation alone shows, and a list only where its `include` says so.
+#: The fields that a single reservation always shows, and a list only if `include` names them.
 _EVERYTHING = frozenset(["metadata", "committed_metadata"])
 
 #: A condition of a statement, and its values.
@@ -70,7 +70,7 @@ class Bound(NamedTuple):
 
 
 class Filters(NamedTuple):
-    """What a list asks for; that of balances only the first four."""
+    """The parameters of a list. A list of balances has only the first four."""
 
     tenant: str | None
     segments: list[str]
@@ -79,7 +79,7 @@ class Filters(NamedTuple):
     idempotency_key: str | None = None
     status: str | None = None
     bounds: Sequence[Bound] = ()
-    #: How to sort; None where the cursor says so, or else the usual way is meant.
+    #: What to sort by; None if the cursor tells it, or the default is meant.
     sort_by: str | None = None
     sort_dir: str | None = None
     include: frozenset[str] = frozenset()
@@ -116,9 +116,9 @@ def _given(query: Mapping[str, str]) -> dict[str, str]:
 
 
 def _common(given: Mapping[str, str], levels: Sequence[str]) -> tuple[str | None, list[str], int, str | None]:
-    """What all lists ask for: the tenant, the scope segments that a row's path must have, the limit and the cursor.
+    """The parameters of every list: the tenant, the segments that a row's scope path must have, the limit, the cursor.
 
-    Segments are lower-cased like paths; no path has one with a blank value.
+    Segments are in lower case as paths are. A blank value matches no path.
     """
     segments = [f"{level}:{given[level].lower()}" for level in levels if level in given]
     limit = given.get("limit", str(DEFAULT_LIMIT))
@@ -194,7 +194,7 @@ def list_reservations(db: sqlite3.Connection, now: int, asked: Filters, owner: s
 def _place(asked: Filters, cursor: str, binding: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
     """The sort that a cursor carries, which the parameters must not contradict, and the position in it."""
     *position, sort_by, sort_dir = _read_cursor(cursor, binding, 4)
-    # Only here is it known by which column the list was sorted, and so of which type the value at the place must be.
+    # The cursor alone tells the column, and so the type that its value must have.
     is_known = sort_by in SORTS and type(position[0]) is SORTS[sort_by][1] and sort_dir in _DIRECTIONS
     if not is_known or asked.sort_by not in (None, sort_by) or asked.sort_dir not in (None, sort_dir):
         raise _unusable()
@@ -202,7 +202,8 @@ def _place(asked: Filters, cursor: str, binding: Mapping[str, Any]) -> tuple[str
 
 
 def _after(column: str, sort_dir: str, position: Sequence[Any]) -> Condition:
-    """The rows behind a position; ties go by id, ascending. The first term lets SQLite start at the place."""
+    """The condition for the rows after a position; equal ones are ordered by id. Its first term lets SQLite use the
+    index."""
     value, id = position
     sign = "<" if sort_dir == SortDirection.DESC else ">"
     if column == "id":
@@ -233,7 +234,8 @@ def get_balances(db: sqlite3.Connection, now: int, asked: Filters, owner: str | 
 
 
 def _has_segment(column: str, segment: str) -> Condition:
-    """Whole segments, by instr and not by LIKE, whose wildcards are legal in scopes. One with a slash is none."""
+    """The condition for a path that has a segment. It uses `instr`, because the wildcards of LIKE are legal in scopes.
+    No segment has a slash."""
     return ("0", ()) if "/" in segment else (f"instr('/' || {column} || '/', ?) > 0", (f"/{segment}/",))
 
 
@@ -242,9 +244,9 @@ def _joined(where: Sequence[Condition]) -> tuple[str, list[Any]]:
 
 
 # ---- Cursors ----
-# A cursor says where a page ended, and is opaque to clients (protocol: Cursor). It is bound to what it pages through:
-# with another filter it is refused, as is one that was changed. Anybody can work out its digest, so what is in it
-# proves nothing.
+# A cursor tells where a page ended, and is opaque to clients (protocol: Cursor). It is bound to the filters of its
+# list: it is refused with others, and if it was changed. Its digest has no secret, so anybody can make a cursor, and
+# its content must be checked.
 
 _DIGEST = 16
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -257,7 +259,7 @@ def make_cursor(position: Sequence[Any], binding: Mapping[str, Any]) -> str:
 
 
 def _read_cursor(cursor: str, binding: Mapping[str, Any], length: int) -> list[Any]:
-    """The position in a cursor, of so many values."""
+    """The position in a cursor, a list of `length` values."""
     try:
         data = json.loads(base64.b64decode(cursor.encode("ascii"), b"-_", validate=True).decode("ascii"))
     except (ValueError, RecursionError):  # binascii's and JSON's errors are ValueErrors
@@ -271,7 +273,7 @@ def _read_cursor(cursor: str, binding: Mapping[str, Any], length: int) -> list[A
 
 
 def _is_storable(value: object) -> bool:
-    """Whether it is text or an integer that SQLite takes, which is no half of a surrogate pair and none past int64."""
+    """Whether a value is an integer or a text that SQLite can store: an int64, or text without lone surrogates."""
     if type(value) is str:
         return _SURROGATE.search(value) is None
     return type(value) is int and abs(value) <= INT64_MAX

@@ -1,8 +1,8 @@
 """Rows of budgets, reservations, settlements and replies as values, and the statements that read and write them.
 
-Replies are what idempotency rests on: what was answered to which key (protocol: IDEMPOTENCY; design: section 9). Only
-successes are kept, as the text that was sent. The payloads compared are the requests after defaults; as a tenant's
-settings may change between a request and its replay, the defaults of the first time are kept with the answer.
+A reply is the stored answer for an idempotency key (protocol: IDEMPOTENCY). Only successes are stored, as text. A
+replay must have the payload of the first request, which is compared with the tenant's defaults filled in; as these may
+change, those of the first request are stored with the answer.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ KEEP_RESERVE_MS = 24 * _HOUR_MS  # or the reservation's lifetime, if that is lon
 KEEP_EVALUATION_MS = 24 * _HOUR_MS
 KEEP_EVENT_MS = 7 * 24 * _HOUR_MS
 
-#: JSON in its one canonical form.
+#: Encodes JSON in its one canonical form.
 encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 #: Decoded JSON, as operations answer it.
 Json = Dict[str, Any]
 
-#: Of an operation that leaves nothing to the tenant's settings.
+#: The defaults of an operation that has none in the tenant's settings.
 NO_DEFAULTS: Json = {}
 
 
@@ -103,14 +103,14 @@ def find_budgets(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> l
 
 
 def save_amounts(db: sqlite3.Connection, changed: Iterable[Budget]) -> None:
-    """Write what operations change; limits, status and caps are changed by operators alone."""
+    """Write the amounts of budgets, which operations change. Only operators change limits, status and caps."""
     db.executemany(
         _SAVE_AMOUNTS, [(b.allocated, b.spent, b.reserved, b.debt, b.is_over_limit, b.scope, b.unit) for b in changed]
     )
 
 
 def save_budget(db: sqlite3.Connection, made: Budget) -> None:
-    """Write a budget whole."""
+    """Write all columns of a budget."""
     caps = None if made.caps is None else json.dumps(made.caps, separators=(",", ":"))
     db.execute(_SAVE_BUDGET, (*made[:9], caps))
 
@@ -137,20 +137,20 @@ def add(db: sqlite3.Connection, made: Reservation) -> None:
 
 
 def find(db: sqlite3.Connection, id: str, now: int) -> Reservation | None:
-    """The reservation of an id, unless it is to be forgotten."""
+    """The reservation of an id, unless the time to keep it is over."""
     row = db.execute(_FIND, (id, now)).fetchone()
     return None if row is None else Reservation._make(row)
 
 
 def find_all(db: sqlite3.Connection, where: str, order: str, values: Sequence[Any]) -> list[Reservation]:
-    """Reservations by a condition and an order, with the most to find as the last value."""
+    """Reservations by a condition and an order. The last of the values is the most to find."""
     return [Reservation._make(row) for row in db.execute(_LIST.format(where, order), values).fetchall()]
 
 
 def finish(
     db: sqlite3.Connection, now: int, of: Reservation, committed: int | None, payload: Json, answer: Json
 ) -> Json:
-    """Write how a reservation ended, and keep the answer, which is returned."""
+    """Write how a reservation ended, store the answer for replays, and return it."""
     db.execute(_FINISH, (answer["status"], committed, now, now + KEEP_FINISHED_MS, of.number))
     metadata = encode(payload["metadata"]) if "metadata" in payload else None
     settlement = (of.number, payload["idempotency_key"], _fingerprint(payload, {}), dumps(answer), metadata)
@@ -223,12 +223,12 @@ def _demand_same(kept: object, given: object, key: str) -> None:
         raise Refused("IDEMPOTENCY_MISMATCH", message, {"idempotency_key": key})
 
 
-#: An answer that was kept.
+#: Decodes a stored answer.
 _decoded: Callable[[bytes], Json] = json.loads
 
 
 class Once:
-    """A request that is done once for its key: what was answered before, and where the answer is kept.
+    """One idempotency key in use: it finds the stored answer for the key, and stores a new one.
 
     A key is unique within a tenant and an operation, and for an extension within its `target`, the reservation.
     """
@@ -240,7 +240,7 @@ class Once:
         self._slot = (tenant, operation, target, payload["idempotency_key"])
 
     def replayed(self) -> Json | None:
-        """The answer kept for the key. Raises `Refused` when the payload was another."""
+        """The answer that is stored for the key. Raises `Refused` if the key was used with another payload."""
         row = self._db.execute(_FIND_REPLY, (*self._slot, self._now)).fetchone()
         if row is None:
             return None
@@ -257,13 +257,13 @@ class Once:
         return refreshed(_decoded(made.answer), made, self._now)
 
     def keep(self, answer: Json, until: int, defaults: Json = NO_DEFAULTS) -> Json:
-        """Keep the answer, which is returned, up to a time in milliseconds."""
+        """Store the answer until a time in milliseconds since 1970, and return it."""
         kept = (_fingerprint(self._payload, defaults), encode(defaults), dumps(answer), until)
         self._db.execute(_ADD_REPLY, (*self._slot, *kept))
         return answer
 
     def keep_others(self, until: int) -> None:
-        """Let the other answers of the target live as long as its newest."""
+        """Keep the other answers of the target for as long as the newest."""
         self._db.execute(_KEEP_LONGER, (until, *self._slot[:3]))
 
 
@@ -277,6 +277,6 @@ def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: 
 
 
 def refreshed(answer: Json, of: Reservation, now: int) -> Json:
-    """The answer with `remaining_ttl_ms` as of now: 0 once the hold is gone."""
+    """A stored answer with a new `remaining_ttl_ms`, which is 0 once the reservation has ended."""
     answer["remaining_ttl_ms"] = max(0, answer["expires_at_ms"] - now) if of.status == ReservationStatus.ACTIVE else 0
     return answer

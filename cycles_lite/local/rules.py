@@ -80,9 +80,9 @@ def balances(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
 
 
 class Refused(Exception):
-    """Why an operation does not happen: the protocol's code, a sentence, and facts for `details`.
+    """The refusal of an operation, with the protocol's code, a sentence, and facts for `details`.
 
-    Raised within an operation's transaction, it rolls that back.
+    It is raised within the operation's transaction, which is rolled back by it.
     """
 
     def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
@@ -96,11 +96,11 @@ def invalid(message: str, **details: Any) -> Refused:
 
 
 class Charge(NamedTuple):
-    """What settling an amount does."""
+    """What becomes of the budgets and the hold when an amount is charged."""
 
     budgets: Budgets
     charged: int
-    #: What goes back of a hold; 0 where there was none.
+    #: The part of the hold that is given back; 0 where there was no hold.
     released: int
 
 
@@ -142,7 +142,7 @@ RESERVE_CHECKS = (
     _COVERED,
 )
 
-#: Events record what has happened: debt and over-limit do not stop them. A policy that covers nothing adds a check.
+#: Events record work that has happened, so debt and over-limit do not stop them. With REJECT, the amount must be left.
 EVENT_CHECKS = {REJECT: (*_SPENDABLE, _COVERED), ALLOW_IF_AVAILABLE: _SPENDABLE, ALLOW_WITH_OVERDRAFT: _SPENDABLE}
 
 
@@ -165,9 +165,9 @@ def _refused(code: str, message: str, budget: Budget, requested: int) -> Refused
 
 
 def hold(budgets: Budgets, amount: int) -> Budgets:
-    """The budgets with an amount reserved. Raises `Refused`: all checks of a scope come before those of the next.
+    """The budgets with an amount reserved. Raises `Refused`; each scope passes all its checks before the next one.
 
-    Where the checks allow an amount, it cannot take what is reserved out of int64.
+    An amount that passes the checks cannot take the reserved sum out of int64.
     """
     for budget in budgets:
         _demand(budget, amount, RESERVE_CHECKS)

@@ -11,7 +11,7 @@ import sqlite3
 #: "cycL": how a budget file is told from other SQLite databases.
 APPLICATION_ID = 0x6379634C
 
-#: Of the tables below. A file with a higher one was written by a newer cycles_lite and is left alone.
+#: The version of the tables below. A file with a higher one was written by a newer cycles_lite and is not touched.
 VERSION = 1
 
 #: `NULL` settings of a tenant are the protocol's fallbacks. Of an API key's secret only its SHA-256 is kept.

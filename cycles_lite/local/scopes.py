@@ -31,7 +31,7 @@ def tenant_id(tenant: object) -> str:
 
 def derive(subject: Subject | None) -> tuple[str, ...]:
     """The affected scopes of a subject in canonical order; the last is its `scope_path`. Gaps are skipped."""
-    assert subject is not None  # a program may leave it to the configuration, a body may not
+    assert subject is not None  # a program may leave the subject to its configuration, but every body has one
     made = []
     path = ""
     for level in SUBJECT_LEVELS:

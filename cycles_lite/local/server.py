@@ -44,7 +44,7 @@ _log = logging.getLogger("cycles_lite")
 
 
 class _Request(NamedTuple):
-    """What a WSGI environment says."""
+    """A request, as a WSGI environment describes it."""
 
     method: str
     path: str
@@ -82,7 +82,7 @@ class Application:
             answer = self._route(_Request(environ["REQUEST_METHOD"], path, query, body, headers))
             return answer._replace(content=answer.body)  # what cannot be encoded is a failure of the server, too
         except (TransportError, ConfigError) as e:  # the budget file is locked, broken or gone
-            _log.error("%s", e.message)  # it names the file, which is no caller's business
+            _log.error("%s", e.message)  # the message names the file, which a caller must not learn
             message = "The budget file cannot be used at present; the server's log tells why."
         except Exception:
             _log.exception("the server failed on %s", environ["REQUEST_METHOD"])
@@ -150,7 +150,7 @@ def _headers(environ: dict[str, Any]) -> dict[str, str]:
 
 
 def _utf8(value: str) -> str:
-    """A header's text: WSGI gives its bytes as Latin-1, idempotency keys of other scripts come as UTF-8."""
+    """The text of a header. WSGI decodes its bytes as Latin-1; an idempotency key in another script is UTF-8."""
     try:
         return value.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -168,7 +168,7 @@ def _not_allowed(request: _Request, allowed: list[str]) -> Answer:
 
 
 class _FaultTask(ErrorTask):  # type: ignore[misc]
-    """The answer to what is not proper HTTP, and so never reaches the application."""
+    """Answers a request that is not proper HTTP, and so does not reach the application."""
 
     def execute(self) -> None:
         request: Any = self.request
@@ -223,14 +223,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     error_task_class = _FaultTask
 
     def __init__(self, *given: Any, **options: Any) -> None:
-        #: Whether a request with a valid key came.
+        #: Whether a request with a valid key has come on this connection.
         self.is_proven = False
-        #: Since when nothing is under way here, or only half a request.
+        #: Since when the server waits for this client: for its next request, or for the rest of one.
         self.waits_since = monotonic()
         super().__init__(*given, **options)
 
     def received(self, data: bytes) -> Any:
-        """Take what came; the time of a request runs from its first byte."""
+        """Take the bytes that came. The time for a request runs from its first byte."""
         was_idle = self.request is None
         taken = super().received(data)
         if was_idle and self.request is not None and self.is_proven:
@@ -272,14 +272,14 @@ class Server:
             ident=None,
             connection_limit=2 * MOST,  # never reached: who was here longest goes, and newcomers do not wait
             max_request_body_size=_READ_AT_MOST,
-            clear_untrusted_proxy_headers=True,  # as waitress 3 does; 2.1 warns where it is not said
+            clear_untrusted_proxy_headers=True,  # the default of waitress 3; waitress 2.1 warns if it is not given
         )
         self._server.channel_class = Channel
         address = self._socket.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        #: A key to give to clients with it, where whoever serves has made one.
+        #: An API key for clients of this server, if the one who started it has made one.
         self.api_key: str | None = None
-        #: The address to give to clients as `base_url`.
+        #: The URL that clients take as `base_url`.
         self.url = f"http://{shown}:{address[1]}"
 
     def __enter__(self) -> Server:
@@ -293,7 +293,7 @@ class Server:
         most, next_look = most_connections(), 0.0
         try:
             while not self._ending:
-                # Only for a second: a signal that comes just before the wait does not interrupt it.
+                # The wait is a second at the most, because a signal that comes just before it does not interrupt it.
                 wasyncore.loop(timeout=_LOOK, use_poll=True, map=self._map, count=1)
                 if len(self._map) > most or monotonic() >= next_look:
                     next_look = monotonic() + _LOOK
@@ -304,7 +304,7 @@ class Server:
     def stop(self) -> None:
         """Let `run()` return, from any thread or signal handler."""
         self._ending = True
-        if not self._closed:  # else the trigger's descriptor may be another file's by now
+        if not self._closed:  # after closing, another file may have the trigger's descriptor
             self._server.pull_trigger()
 
     @contextmanager
@@ -319,7 +319,7 @@ class Server:
             thread.join()
 
     def close(self) -> None:
-        """Let the address, the connections and the threads go."""
+        """Stop listening, close the connections, and end the threads."""
         self._closed = True
         self._server.task_dispatcher.shutdown()
         wasyncore.close_all(self._map)
@@ -328,7 +328,7 @@ class Server:
 
 def _listen(host: str, port: int) -> socket.socket:
     """One listening socket, on the first address that the host has."""
-    if not 0 <= port <= 65535:  # the resolver takes others too, and makes something of them
+    if not 0 <= port <= 65535:  # the resolver would take a larger number too, and turn it into another port
         raise ConfigError(f"cannot listen on {host}:{port}: a port is in 0..65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -338,10 +338,10 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
-            listening.listen(1024)  # two that are bound at once can only be told apart here
+            listening.listen(1024)  # where two sockets could be bound to one port, the second fails here
         except BaseException:
             listening.close()
             raise
         return listening
-    except (OSError, UnicodeError) as e:  # a UnicodeError is a name that cannot be one
+    except (OSError, UnicodeError) as e:  # a UnicodeError means that the host's name is impossible
         raise ConfigError(f"cannot listen on {host}:{port}: {getattr(e, 'strerror', None) or e}") from e

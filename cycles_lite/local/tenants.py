@@ -37,7 +37,7 @@ _SETTINGS = {
 
 
 class AlreadyExists(ValidationError):
-    """What was to be made is there already, and it is another."""
+    """Something of this name exists already, and is not the same."""
 
 
 class Tenant(NamedTuple):
@@ -95,8 +95,8 @@ _FIND_SETTINGS = "SELECT {} FROM tenants WHERE id = ?".format(", ".join(Settings
 
 
 def settings(db: sqlite3.Connection, tenant: str) -> Settings:
-    """A tenant's settings. A record that cannot be read is refused: it could be a closed tenant's (protocol: ERROR
-    SEMANTICS, malformed record)."""
+    """A tenant's settings. A record that cannot be read is an error, because the tenant might be closed (protocol:
+    ERROR SEMANTICS, malformed record)."""
     row = db.execute(_FIND_SETTINGS, (tenant,)).fetchone()
     if row is None:
         return FALLBACK

@@ -16,18 +16,18 @@ from ..errors import ValidationError
 INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
 
-#: Nesting that metadata may have: deeper values are cyclic or hostile, and `json` stops at about a thousand.
+#: Levels of nesting that metadata may have. Deeper values are cyclic or hostile; `json` fails at about a thousand.
 _MAX_DEPTH = 200
 
-#: Bits of an integer in metadata: as decimal digits always fewer than Python may refuse to convert (640).
+#: Bits that an integer in metadata may have: its decimal digits are fewer than the 640 that Python always converts.
 _MAX_BITS = 2048
 
-#: Characters of an error message that a value may take, and those that a field's path may.
+#: How many characters of an error message a value may take, and how many a field's path.
 _SHOWN = 60
 
 
 class _Shortened(reprlib.Repr):
-    """A repr that takes no longer for a huge value, and that Python's limit on digits does not stop."""
+    """A repr that is as quick for a huge value as for a small one, and does not fail for an integer of many digits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ def shown(value: object) -> str:
     """A value as an error message shows it: short, whatever it is."""
     try:
         text = _shortened.repr(value)
-    except Exception:  # the value's own repr, or a class that is named like a built-in one
+    except Exception:  # the value's `__repr__` has raised, or its class only has the name of a built-in one
         return f"<{type(value).__name__}>"
-    if not text.isprintable():  # a repr of several lines, or one that no log can encode
+    if not text.isprintable():  # such as a repr of several lines, or with characters that a log cannot encode
         text = repr(text)[1:-1]
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
@@ -57,7 +57,7 @@ def refuse(field: str, value: object, expected: str) -> ValidationError:
 
 
 def is_a(value: object, kind: Any) -> bool:
-    """As `isinstance`, of which a proxy (`flask.request` outside of one) may make an exception."""
+    """As `isinstance`, and False where that raises, as it does for `flask.request` outside of a request."""
     try:
         return isinstance(value, kind)
     except Exception:
@@ -71,7 +71,7 @@ def integer(field: str, value: Any, low: int, high: int) -> int:
             raise refuse(field, value, "an integer")
         try:
             value = int.__index__(operator.index(value))
-        except Exception as e:  # a TypeError, or what the program's own method raises
+        except Exception as e:  # a TypeError, or an error of the program's own `__index__`
             raise refuse(field, value, "an integer") from e
     if low <= value <= high:
         return value  # type: ignore[no-any-return]
@@ -81,7 +81,7 @@ def integer(field: str, value: Any, low: int, high: int) -> int:
 def rounded(field: str, value: Any, high: int) -> int:
     """A real number of 0..high as the nearest integer, halves to the even one: floats, Decimals, Fractions, numpy's."""
     try:
-        # Compared before it is rounded: as an integer, Decimal("1e999999999") would take all memory.
+        # The range is checked before rounding: as an integer, Decimal("1e999999999") would take all memory.
         if 0 <= value <= high:
             return int(operator.index(round(value)))
     except Exception as e:  # no number, or a Decimal's NaN
@@ -116,7 +116,7 @@ def words(field: str, value: Any, longest: int) -> str:
 
 
 def text(field: str, value: Any, longest: int) -> str:
-    """What a header, a path or a query carries: 1..longest characters, none of them a control character."""
+    """Text for a header, a path or a query: 1..longest characters, none of them a control character."""
     made = words(field, value, longest)
     if not made.isprintable() and re.search("[\x00-\x1f\x7f-\x9f]", value):
         raise refuse(field, value, "free of control characters")
@@ -137,20 +137,20 @@ def dimensions(field: str, value: Any) -> dict[str, str]:
 
 
 def items(field: str, value: Any) -> Any:
-    """What is in a list or a tuple."""
+    """The items of a list or a tuple; any other value is refused."""
     return list(value) if type(value) in (list, tuple) else _plain(field, value, "a list", (list, tuple))
 
 
 def json_object(field: str, value: Any) -> dict[str, Any]:
     """A JSON object: string keys, and only values that JSON has. Copied, so that later changes do not reach it.
 
-    Whatever the value is, and whatever its methods raise: it is copied, or refused with a `ValidationError`.
+    A value that is no such object, or whose methods raise anything, is refused with a `ValidationError`.
     """
     if type(value) is not dict:
         value = _plain(field, value, "a mapping", Mapping)
     try:
         copied: dict[str, Any] = _json_value(field, value, _MAX_DEPTH)
-    except RecursionError as e:  # in a program that is deep down already
+    except RecursionError as e:  # the program's own calls are nested nearly as deeply as Python allows
         raise refuse(field, value, "nested less deep") from e
     return copied
 
@@ -168,7 +168,7 @@ def _json_value(field: str, value: Any, depth: int) -> Any:
         if kind is list:
             return [_json_value(field, entry, depth - 1) for entry in value]
         copied = {}
-        for name, entry in list(value.items()):  # copied at once: another thread may be adding to it
+        for name, entry in list(value.items()):  # a list, because another thread may add to the mapping meanwhile
             name = free_text(field, name, INT64_MAX)
             copied[name] = _json_value(_below(field, name), entry, depth - 1)
         return copied
@@ -181,7 +181,7 @@ def _json_value(field: str, value: Any, depth: int) -> Any:
 
 _JSON = frozenset((str, bool, int, float, type(None), dict, list))
 
-#: What an instance of a subclass becomes, without asking it: its methods are the program's.
+#: How an instance of a subclass becomes the built-in value, without calling its own methods, which are the program's.
 _PLAIN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
     (int, int.__index__),
@@ -192,10 +192,10 @@ _PLAIN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 
 
 def _plain(field: str, value: Any, expected: str, wanted: Any = object) -> Any:
-    """The built-in value that one of another class stands for. Proxies, lazy mappings and the like may raise anything
-    when they are looked at, and that is told as what it is: a value that cannot be used.
+    """The built-in value that a value of another class stands for. Proxies, lazy mappings and the like may raise
+    anything when they are looked at; they are refused then.
 
-    Never for a value that is a built-in one: what is raised there is none of its doing, but a signal handler's.
+    This is never called for a built-in value, which raises nothing: an exception there is a signal handler's.
     """
     try:
         if isinstance(value, wanted):
@@ -208,6 +208,6 @@ def _plain(field: str, value: Any, expected: str, wanted: Any = object) -> Any:
 
 
 def _below(field: str, name: str) -> str:
-    """The path of an entry, or its parent's where that would be long or unreadable."""
+    """The path of an entry, as error messages show it; its parent's path if its own would be long or unreadable."""
     path = f"{field}.{name}"
     return path if len(path) <= _SHOWN and path.isprintable() else field

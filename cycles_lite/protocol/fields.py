@@ -1,11 +1,11 @@
-"""The base of the models: each field says its kind once, for the constructor, for sending and for reading.
+"""The base of the models. Each field has a kind, which serves constructors, sending and reading.
 
-A kind *checks* what a program gives (ranges, lengths, what a header cannot carry: it is refused here, before anything
-is sent), *takes* what a server is sent (by the protocol's letter) and *reads* what a server answers (types only:
-unknown enum values, longer texts and further fields of a newer server are carried along).
+A kind *checks* a program's value: one that is out of range, too long, or impossible in a header is refused before
+anything is sent. It *takes* a value from a request that the embedded authority got, by the letter of the protocol. It
+*reads* a value from an answer, where the type alone must be right: what a newer server may add is kept as it is.
 
-The models are dataclasses for whoever asks (`dataclasses.fields`, `replace`, `asdict`; type checkers), but are made
-without that module: to import it, and to let it write each class's methods, took a third of the package's own import.
+The models look like dataclasses to `dataclasses.fields`, `replace`, `asdict` and type checkers, but are made without
+that module: importing it and generating methods for each class took a third of the package's own import.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ M = TypeVar("M", bound="Model")
 class Kind:
     """What may stand in a field. Each check is given the field's name, with which its `ValidationError` begins."""
 
-    #: What `json` encodes for a value that this kind holds; None where it is the value itself.
+    #: The function that makes of a value what `json` can encode; None if it can encode the value itself.
     write: Callable[[Any], Any] | None = None
 
     def check(self, field: str, value: Any) -> Any:
@@ -37,7 +37,7 @@ class Kind:
         return self.check(field, value)
 
     def read(self, field: str, value: Any, strict: bool) -> Any:
-        """The value for a decoded JSON value in an answer. With `strict`, nulls that stand for nothing are refused."""
+        """The value for the decoded JSON in an answer. With `strict`, a null in the place of no value is refused."""
         return self.take(field, value)
 
 
@@ -50,7 +50,7 @@ class FreeText(Kind):
         self.longest = longest
 
     def check(self, field: str, value: Any) -> str:
-        # What is printable holds neither control characters nor surrogates.
+        # Printable text has neither control characters nor surrogates.
         if type(value) is str and 0 < len(value) <= self.longest and value.isprintable():
             return value
         return self._check(field, value, self.longest)
@@ -82,7 +82,7 @@ class Key(Text):
 
 
 def new_idempotency_key() -> str:
-    """128 random bits from the operating system, read now: a pool would be shared by forked children."""
+    """128 random bits, which the operating system makes now; forked children would share a supply of older ones."""
     return os.urandom(16).hex()
 
 
@@ -140,7 +140,7 @@ class Object(Kind):
 
     def __init__(self, model: type[Model]) -> None:
         self.model = model
-        # The methods themselves: nothing in an answer or a request is read or written more often.
+        # The model's own methods, without a call in between, because nothing is read or written more often.
         self.take, self.read = model.take, model.read  # type: ignore[method-assign]
         self.write = model.to_json
 
@@ -220,7 +220,7 @@ COUNT = Integer()
 SIGNED = Integer(INT64_MIN)
 BOOLEAN = Boolean()
 JSON = Json()
-#: Text that only servers write, so that nothing here bounds it.
+#: Text that only servers write, whose length is therefore not limited here.
 SERVER_TEXT = FreeText(INT64_MAX)
 
 _NOTHING: Any = object()
@@ -237,11 +237,11 @@ class Entry:
         self.kind, self.default, self.make, self.json_name, self.shown = kind, default, make, json_name, shown
         #: The name of the attribute, which is also that in JSON unless another was given.
         self.name = ""
-        #: None stands for absent.
+        #: Whether None stands for an absent value.
         self.optional = default is None
         #: An answer must have it, because it has no default. (Neither has a key, which is made if it is left out.)
         self.required = default is _NOTHING
-        #: A request must send it.
+        #: Whether every request must contain the field.
         self.on_the_wire = self.required or on_the_wire
 
     def __set_name__(self, model: type[Any], name: str) -> None:
@@ -261,35 +261,35 @@ def field(
     on_the_wire: bool = False,
     repr: bool = True,
 ) -> Any:
-    """A field of that kind. One whose default is None may be absent; one with a `default_factory`, which makes what a
-    program leaves out, may not. `on_the_wire` marks what a request must send though a program may omit it."""
+    """A field of a kind. With the default None it may be absent; with a `default_factory`, which makes the value that a
+    program leaves out, it may not. `on_the_wire` marks one that a request must have and a program may leave out."""
     return Entry(kind, default, default_factory, json_name, on_the_wire, repr)
 
 
 class _Plan:
-    """What the generic code needs of one class, worked out once."""
+    """What the generic code needs to know of one class, worked out once."""
 
     def __init__(self, entries: tuple[Entry, ...]) -> None:
         self.entries = entries
-        #: By the field's name: what checks it, and whether None stands for absent.
+        #: By the field's name: the function that checks its value, and whether None stands for an absent one.
         self.checkers = {entry.name: (entry.kind.check, entry.optional) for entry in entries}
-        #: By the name in JSON: the field's name, and what takes it in a request.
+        #: By the name in JSON: the field's name, and the function that takes its value from a request.
         self.takers = {entry.json_name: (entry.name, entry.kind.take) for entry in entries}
-        #: Likewise, and what reads it in an answer.
+        #: By the name in JSON: the field's name, and the function that reads its value from an answer.
         self.readers = {entry.json_name: (entry.name, entry.kind.read) for entry in entries}
-        #: By the field's name: the name in JSON, and what writes it.
+        #: By the field's name: the name in JSON, and the function that writes its value.
         self.writers = {entry.name: (entry.json_name, entry.kind.write) for entry in entries}
-        #: The fields for which absent is not None.
+        #: The fields that are never absent, because their defaults are not None.
         self.defaults = [entry for entry in entries if not entry.optional]
         #: The fields that a request must have, by their names in JSON.
         self.sent = [entry.json_name for entry in entries if entry.on_the_wire]
-        #: The fields that an answer must have, likewise.
+        #: The fields that an answer must have, by their names in JSON.
         self.needed = [entry.json_name for entry in entries if entry.required]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Checked:
-    """The base of frozen dataclasses: objects that are legal if they exist, and stay as they are."""
+    """The base of the models and the configuration. Their objects are legal from the start and never change."""
 
     __signature__ = AsDataclass()
     __dataclass_fields__ = AsDataclass()
@@ -299,7 +299,7 @@ class Checked:
     _plan: ClassVar[_Plan] = _Plan(())
 
     def __init_subclass__(cls) -> None:
-        """Lay the fields out, those of a base class first, and leave the defaults in their places."""
+        """Collect the fields, those of a base class first, and make each field's default the class's attribute."""
         entries: dict[str, Entry] = {}
         for base in reversed(cls.__mro__):
             entries.update({entry.name: entry for entry in getattr(base, "_plan", cls._plan).entries})
@@ -318,7 +318,7 @@ class Checked:
         return cls._plan.entries
 
     def __init__(self, *positional: Any, **given: Any) -> None:
-        # None for what is optional is not kept: the class has it.
+        # An optional value that is None is not stored in the object, because the class has None as an attribute.
         values, checkers = self.__dict__, self._plan.checkers
         for name, value in (_named(self, positional, given) if positional else given).items():
             if name not in checkers:
@@ -329,7 +329,7 @@ class Checked:
         self._complete()
 
     def _complete(self) -> None:
-        """Hold the defaults of what was not given."""
+        """Store the defaults of the fields that were not given."""
         values = self.__dict__
         for entry in self._plan.defaults:
             if entry.name not in values:
@@ -339,7 +339,7 @@ class Checked:
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        """For rules that concern several fields; those of one are its kind's."""
+        """Check the rules that concern several fields. Those of one field are its kind's."""
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{entry.name}={getattr(self, entry.name)!r}" for entry in self.layout() if entry.shown)
@@ -439,7 +439,7 @@ def _absent(field: str, json_name: str, data: Mapping[str, Any]) -> ValidationEr
 
 
 def _named(made: Checked, positional: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name."""
+    """The arguments of a constructor, the positional ones by their names too."""
     names = made._plan.checkers
     if len(positional) > len(names):
         raise TypeError(f"{type(made).__name__}() has {len(names)} fields, not {len(positional)}")

@@ -1,4 +1,4 @@
-"""What may be given by keyword: for type checkers, so that a misspelt name or word is found before a program runs."""
+"""The keyword arguments of some functions, for type checkers, which find misspelt names and words with these."""
 
 from __future__ import annotations
 

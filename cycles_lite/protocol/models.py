@@ -98,8 +98,8 @@ class CommitRequest(Model):
 
     @classmethod
     def of_spend(cls, actual: Amount, **decoration: Any) -> tuple[CommitRequest, list[ValidationError]]:
-        """A request for spend that must be settled, whatever its metrics and metadata are: those that cannot be sent
-        are left out, and what was wrong with them is told."""
+        """A request for spend that must be settled, whatever its metrics and metadata are. Those that cannot be sent
+        are left out, and the errors about them are returned beside the request."""
         faults: list[ValidationError] = []
         try:
             return cls(actual=actual, **decoration), faults
@@ -181,13 +181,13 @@ class BalanceRequest(Levels):
 
 
 class Response(Model):
-    """What every answer carries beside its body: the headers, and what they say."""
+    """The base of all responses, with the headers of the answer and what they say."""
 
     #: The answer's headers, names in lower case.
     headers: ClassVar[Mapping[str, str]] = {}
     #: The answer's bytes, as they came.
     body: ClassVar[bytes] = b""
-    #: When the attempt that was answered was sent, and when its answer was there: monotonic milliseconds, if known.
+    #: When the attempt was sent and when its answer had come, in monotonic milliseconds; None where that is unknown.
     attempt_ms: ClassVar[tuple[float | None, float | None]] = (None, None)
 
     @property

@@ -135,20 +135,21 @@ class _Quantity(Model):
 
 
 def _in_dollars(microcents: int) -> str:
-    """Without an exponent, and without zeros that say nothing."""
+    """Microcents as a decimal number of dollars, without an exponent and without zeros at the end."""
     whole, rest = divmod(abs(microcents), MICROCENTS_PER_USD)
     return "-" * (microcents < 0) + f"{whole}.{rest:0{_PLACES}d}".rstrip("0").rstrip(".")
 
 
 _DOLLARS = 'a decimal string such as "0.05", an integer or a Decimal'
 
-#: A number in ASCII, so that whatever it is, there is one way to read it: endless digits take no longer than they must.
+#: A decimal number in ASCII. The parts of the pattern match in one way only, so that many digits take linear time.
 _DECIMAL = r"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?)([0-9]+))?\Z"
 
 
 def _microcents(text: str) -> int | None:
-    """The microcents in a decimal number of dollars, a fraction of one rounded up; None where it is no number, and a
-    number out of range where the dollars are. Powers of ten are never made, so that none is too large to make."""
+    """The microcents in a decimal number of dollars, a fraction of one rounded up; None if the text is no number. A
+    number of dollars that is out of range gives microcents that are too. No power of ten is computed for the exponent,
+    because a hostile one would take all memory."""
     match = re.match(_DECIMAL, text)
     if match is None:
         return None
@@ -158,7 +159,7 @@ def _microcents(text: str) -> int | None:
         return 0
     if sign == "-":
         return -1
-    # More digits of an exponent than 15 say no more.
+    # An exponent of 15 digits is already so large or small that further digits change nothing.
     exponent = exponent_sign + "0" + exponent.lstrip("0")[:15]
     places = len(digits) - len(fraction) + int(exponent) + _PLACES
     if places > len(str(INT64_MAX)):

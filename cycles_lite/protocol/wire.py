@@ -1,7 +1,7 @@
-"""The protocol's operations, and what travels: requests to JSON, answers to responses or errors.
+"""The protocol's operations, requests as they are sent, and answers read as responses or errors.
 
-An answer counts as success only when it proves it: exactly the operation's status, the required fields with their
-types, and for what moves money the status word and known units. All else is an error answer or a `ResponseError`.
+An answer counts as success only with proof: it has exactly the operation's status and the required fields with their
+types, and where money moves also the right status word and known units. Anything else is an error.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Operation(NamedTuple):
     proof: str | None = None
     #: The one status that means success.
     status: int = 200
-    #: Denial codes are a `BudgetDenied`: the work has not run yet.
+    #: Whether a code that denies is raised as `BudgetDenied`, because the work has not run yet.
     reserves: bool = False
-    #: Denial codes are a `SettlementRejectedError`: the work has run.
+    #: Whether a code that denies is raised as `SettlementRejectedError`, because the work has run.
     settles: bool = False
-    #: No API key is sent (protocol: `security: []`).
+    #: Whether the request is sent without an API key (protocol: `security: []`).
     public: bool = False
     #: The HTTP method: what has no body only reads.
     method: str = "POST"
@@ -119,7 +119,7 @@ class Call(NamedTuple):
     read_timeout: float
     #: Whether the attempt must open a new connection.
     fresh: bool = False
-    #: Seconds for the attempt on a connection that has served before, which may lead nowhere by now.
+    #: Seconds for the attempt if it is made on an old connection, which may be dead; None gives it the whole time.
     reused_bound: float | None = None
 
     def __repr__(self) -> str:
@@ -139,7 +139,7 @@ class Answer(NamedTuple):
     """
 
     status: int
-    #: Names in lower case.
+    #: The headers by their names in lower case.
     headers: Mapping[str, str]
     #: The bytes as they came from a socket, or decoded JSON, which nobody else holds on to.
     content: Any
@@ -175,7 +175,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-#: Nothing of the protocol has more than 19.
+#: Digits that an integer may have. The protocol's have 19 at the most; metadata may have longer ones.
 _MOST_DIGITS = 640
 
 _decode = json.JSONDecoder(parse_constant=_no_constant).decode
@@ -183,9 +183,9 @@ _decode_wary = json.JSONDecoder(parse_constant=_no_constant, parse_int=_integer)
 
 
 def loads(body: bytes) -> Any:
-    """Decoded JSON. Raises `ValueError` for whatever is not: NaN, bad UTF-8, bottomless nesting and endless integers
-    included."""
-    # To look at each integer takes a third of the time; nearly always all digits together are too few for a long one.
+    """The JSON in a body, decoded. Raises `ValueError` if it is none, also for NaN, bad UTF-8, deep nesting and long
+    integers."""
+    # Checking each integer takes a third of the time, and is needed only if the body has enough digits for a long one.
     digits = len(body) - len(body.translate(None, b"0123456789"))
     try:
         return (_decode if digits <= _MOST_DIGITS else _decode_wary)(body.decode("utf-8"))
@@ -247,7 +247,7 @@ def _error(operation: Operation, answer: Answer, unit: str | None) -> ApiError:
     try:
         told: ErrorResponse = _model("ErrorResponse").from_json(answer.data)
     except ValueError:
-        # A proxy's page or a broken body: the status is all that is known.
+        # The body is a proxy's page or is broken, so the status is all that is known.
         kind = error_class(answer.status, None, reserves=False, settles=False)
         return kind("the answer is not the protocol's", **_facts(answer, None))
     kind = error_class(answer.status, told.error, reserves=operation.reserves, settles=operation.settles)

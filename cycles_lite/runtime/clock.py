@@ -1,7 +1,7 @@
-"""The two clocks: one that only goes forward, for deadlines, and the one of the world, for records.
+"""The two clocks: a monotonic one, for deadlines, and the wall clock, for records.
 
-Tests freeze `time.monotonic` (freezegun does), and a bound that is counted by a frozen clock never ends. What the
-system calls its monotonic clock is read directly where there is such a call, so that no library puts its own there.
+Libraries for tests, such as freezegun, freeze `time.monotonic`, and a deadline by a frozen clock never passes. So the
+system's monotonic clock is read directly where that is possible.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The library's logger, found when there is something to say: programs that never hear from it do not pay for it."""
+"""The library's logger. `logging` is imported when there is something to log, to keep the package's import cheap."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from enum import Enum
 class WordEnum(str, Enum):
     """Members are strings, print as their value, and are JSON as they are."""
 
-    # As methods of its own: before Python 3.12 an enumeration puts Enum's in the place of those of `str`.
+    # These are defined here because Python before 3.12 would use those of `Enum`, and not those of `str`.
     def __str__(self) -> str:
         return str.__str__(self)
 

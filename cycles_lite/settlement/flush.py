@@ -15,31 +15,32 @@ from ..transport.deadline import deadline_in
 from .settler import Settler, open_settlers
 from .spend import until
 
-#: The longest pause between two glances at what is waited for, in seconds.
+#: The longest pause, in seconds, between two looks at whether the spend has been settled.
 _GLANCE = 0.02
 
 
 def flush(settler: Settler, timeout: float) -> int:
-    """Try whatever waits and may be sent now, for at most `timeout` seconds; says how much is not settled."""
+    """Try to settle all pending spend that may be sent now, for at most `timeout` seconds. Return how much is left."""
     return Flush(settler, monotonic() + timeout).begin().wait()
 
 
 class Flush:
-    """One flush: an attempt for each spend that began after the flush did, up to a monotonic time.
+    """One flush. It waits, up to a monotonic time, for one attempt for each pending spend that begins after the flush.
 
-    It looks, instead of being told: what tells would need a lock, and a signal handler may flush within a flush.
+    It looks again and again whether that has happened, instead of being told: a condition that tells it would need a
+    lock, and a signal handler may flush within a flush.
     """
 
     def __init__(self, settler: Settler, end: float) -> None:
         self._settler, self._end = settler, end
         #: The number of the attempt that is waited for, by reservation id.
         self._wanted: dict[str, int] = {}
-        #: The ids of what was pending when the flush began.
+        #: The reservations whose spend was pending when the flush began.
         self._before: set[str] = set()
         self._look: Job | None = None
 
     def begin(self) -> Flush:
-        """Have everything tried that may be sent now, and the journal looked at."""
+        """Start an attempt for all spend that may be sent now, and a look at the journal."""
         settler = self._settler
         settler.open()
         drain()
@@ -48,7 +49,7 @@ class Flush:
             # An observer that flushes when it is told of a failure must not undo the pause before the next attempt.
             self._end = monotonic()
         else:
-            # The look is begun first, so that what it has taken up by then is already among the pending.
+            # The look starts first: records that it finds at once are then among the pending ones below.
             self._look = settler.look_around(True) if settler.unseen() else None
             pending = list(settler.pending.items())
             self._before = {id for id, _ in pending}
@@ -57,7 +58,7 @@ class Flush:
         return self
 
     def wait(self) -> int:
-        """Wait for what was begun; says how much is not settled."""
+        """Wait for these attempts. Return how much is not settled."""
         with deadline_in(max(0.0, self._end - monotonic())):  # where there are no threads, jobs run within this
             pause = 0.001
             while not self._is_through():
@@ -67,7 +68,7 @@ class Flush:
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, _GLANCE)
         settler = self._settler
-        # When another thread closes the client meanwhile, what it forgets is on disk, and counts there.
+        # Where another thread has closed the client meanwhile, its spend is not pending any more, but on disk.
         unseen = settler.unseen() if self._look is not None or not settler.is_open else 0
         return len(settler.pending) + len(settler.releasing) + len(left_over) + unseen
 
@@ -82,7 +83,7 @@ class Flush:
         return not (self._wanted or self._look or self._settler.releasing) and is_drained()
 
     def _hasten(self) -> None:
-        """Wait no more for what is settled or has been tried; have the rest tried now."""
+        """Stop waiting for spend that is settled or was tried, and start attempts for the rest."""
         pending = self._settler.pending
         for id, attempt in list(self._wanted.items()):
             spend = pending.get(id)
@@ -108,8 +109,8 @@ weakref.finalize(metered, int).detach()
 
 @atexit.register
 def _at_exit() -> None:
-    """The interpreter's end waits for pending spend as long as its client's `flush_timeout` says, and no longer: for
-    all clients at once, and not for what closed ones have left on disk. Every record comes first, then sending."""
+    """Wait for pending spend at the interpreter's end, for all clients at once, each as long as its `flush_timeout`.
+    All records are written before anything is sent. Spend that closed clients have left on disk is not waited for."""
     worker.expect_refusal()
     drain()
     for held in metered.valuerefs():

@@ -41,7 +41,7 @@ _claims: list[int] = []
 
 
 def _forget_claims() -> None:
-    """Close the claims' files in a forked child: its parent's claims would last as long as the child does."""
+    """Close the claims' files in a forked child; else its parent's claims would last as long as the child lives."""
     while _claims:
         os.close(_claims.pop())
 
@@ -125,7 +125,7 @@ def file_name(reservation_id: str, suffix: str = PENDING) -> str:
 
 
 def normalised(base_url: str) -> str:
-    """A base URL as records and identities hold it: equal for equal servers."""
+    """A base URL in the form that records and identities have, which is the same for every spelling of a server's."""
     return base_url.strip().rstrip("/")
 
 
@@ -243,7 +243,7 @@ class Journal:
             return False
 
     def peek(self, suffix: str = PENDING) -> list[Record]:
-        """The readable records, the oldest first; nothing is changed."""
+        """The readable records, the oldest first. No file is changed or moved."""
         found = []
         for name in sorted(self.names(suffix)):
             try:
@@ -306,7 +306,7 @@ def _remove(path: str) -> bool:
 
 
 def _read(path: str) -> bytes:
-    """A record's file; without waiting for a writer, should it be a pipe."""
+    """The content of a record's file. Should it be a pipe, this does not wait for a writer."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -375,7 +375,7 @@ def make_private(folder: str) -> None:
 
 
 def usable_folder(wanted: str | None) -> tuple[str, str | None]:
-    """Where the identity folders go, and a sentence to log where it is not the default.
+    """The folder for the identity folders, and a sentence to log where it is not the default one.
 
     A folder that the user names is taken as it is. The default one, `~/.cycles-lite/journal`, may lie in a home that is
     read-only, as on Lambda, or unknown: then it is a folder of ours below the temporary one. Raises `OSError` where

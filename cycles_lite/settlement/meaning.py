@@ -42,7 +42,7 @@ class Meaning(Enum):
 
 
 def meaning_of(mode: str, error: CyclesError) -> Meaning:
-    """What an error in answer to a settlement means. Success is decided before (`wire.read_answer`)."""
+    """What an error in answer to a settlement means. `wire.read_answer` has told success from error before."""
     if isinstance(error, (ConfigError, ValidationError)):  # a record that cannot even be sent
         return Meaning.HELD
     if not isinstance(error, ApiError) or error.status >= 500:
@@ -97,7 +97,7 @@ LONGEST_WAIT = 3600.0
 def retry_in(config: Any, meaning: Meaning, attempt: int, retry_after: float | None) -> float:
     """Seconds from a failed attempt to the next one in the background."""
     if meaning is Meaning.WAIT:
-        # Less than a second is taken at its word once: a server that always says 0 does not mean a busy loop.
+        # A Retry-After below one second counts once only; a server that always says 0 must not cause a busy loop.
         if retry_after is None or (retry_after < 1.0 and attempt > 1):
             return backoff(config, attempt)
         return min(retry_after, LONGEST_WAIT)
@@ -119,7 +119,7 @@ _CLOCK_IS_SET_MS = 1_600_000_000_000
 def is_too_old(record: Record, now: int) -> bool:
     """Whether sending the record could charge twice, because the authority may have forgotten its key.
 
-    An age between two times of which one is of a clock that was not set says nothing.
+    If one of the two times comes from a clock that was not set yet, the age says nothing and the record is not too old.
     """
     if min(record.recorded_at_ms, now) < _CLOCK_IS_SET_MS:
         return False

@@ -1,6 +1,6 @@
 """The settler acts on what an answer means (`meaning`), for a session's guards and for what earlier processes left.
 
-An amount belongs to the settler from the moment that its `Spend` counts as kept. From then on it is settled once or
+An amount belongs to the settler from the moment that its `Spend` is marked as kept. From then on it is settled once or
 reported as refused, and never released: whatever is raised afterwards, it stays among the pending ones, which are tried
 again. The program's threads hold no lock here, because a signal handler may flush, commit or raise at any instruction.
 """
@@ -48,13 +48,13 @@ class Settler:
         self.is_open = False
         #: One entry until a thread has told where the journal is and looked into it. Popping it is atomic.
         self._unsaid = [True]
-        #: Problems of the journal that were told before, because each look finds them again.
+        #: The problems of the journal that were reported; each look at it would find and report them again.
         self._told: set[str] = set()
         #: The next look at the journal, and when it is due.
         self._look: Job | None = None
         #: The spend that is not settled yet, by reservation id. Single operations of a dictionary are atomic.
         self.pending: dict[str, Spend] = {}
-        #: What releases guards that were collected unfinished, while it is on its way.
+        #: The releases, under way or to come, of guards that were collected unfinished, by `id`.
         self.releasing: dict[int, Callable[[], None]] = {}
 
     # ---- From the guard ----
@@ -125,7 +125,7 @@ class Settler:
             else:
                 charged = told.charged or amount_of(body)
                 done = Settlement(SettlementStatus.RECORDED, charged, None, told.balances, told)
-            # Whoever removes the record tells of it: another process may have sent the same with the same key.
+            # Only the process that removes the record tells its observer; another may have sent it with the same key.
             is_first = self._end(spend, Journal.remove) or not spend.is_written
             if is_first and self.session.observer is not None:
                 self.session.observe(events.Settled(record.reservation_id, amount_of(body), done))
@@ -227,8 +227,8 @@ class Settler:
             self._end(spend, Journal.refuse)
 
     def _end(self, spend: Spend, take_away: Callable[[Journal, str], Any] | None = None) -> bool:
-        """Let go of spend of which nothing is sent any more, once its record has been taken away. Says whether this
-        was the one to do that: False where another process was first, or there is no record."""
+        """Take the record away, then end the spend, of which nothing is sent any more. Return whether this process took
+        the record away; False if another one was first, or there is no record."""
         id, was_ours = spend.record.reservation_id, False
         if take_away is not None and spend.journal is not None and spend.is_written:
             try:
@@ -274,7 +274,7 @@ class Settler:
         return Journal(os.path.join(folder, name), config.journal_fsync), notice
 
     def look_around(self, is_needed: bool) -> Job:
-        """Have somebody look for what other processes have left: now where that `is_needed`, and again later on."""
+        """Have the worker look for records that other processes have left: at once if that `is_needed`, else later."""
         look = self._look
         if look is not None and (look.is_waiting or (is_needed and not look.is_over)):
             if not is_needed or look.due <= monotonic():
@@ -289,7 +289,7 @@ class Settler:
         return look
 
     def take_up(self) -> None:
-        """Take up what other processes have left, unless another process is looking just now."""
+        """Take up the records that other processes have left, unless one of them is doing that just now."""
         for journal in self._journals():
             try:
                 if journal is self._given:
@@ -302,7 +302,7 @@ class Settler:
                 self._tell_once(f"the journal {journal.folder} cannot be read: {e}")
 
     def _journals(self) -> list[Journal]:
-        """The journal, and the one of the same key from when no tenant was configured."""
+        """The journal, and that in which the same API key's records are while no tenant is configured."""
         journal, config = self._journal, self.session.config
         if journal is None:
             return []
@@ -313,7 +313,7 @@ class Settler:
         return journals
 
     def _take_up(self, journal: Journal) -> None:
-        """Schedule every record of a journal that is owed to this server, and that no client of this process has."""
+        """Schedule every record of a journal that is owed to this server and not pending in this process yet."""
         records, problems = journal.load(_known())
         for problem in problems:
             self._tell_once(problem)
@@ -359,7 +359,7 @@ class Settler:
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether the interpreter's end waits for it: not for what a closed client has left on disk."""
+        """Whether the interpreter's end waits for it; not if the client is closed and all spend is on disk."""
         return self.is_open or not all(spend.is_written for spend in list(self.pending.values()))
 
     def close(self) -> None:
@@ -379,7 +379,7 @@ _settlers: weakref.WeakValueDictionary[int, Settler] = weakref.WeakValueDictiona
 
 
 def settler_of(session: Session) -> Settler:
-    """What settles a session's spend. It is made when it is first asked for."""
+    """The settler of a session, which is made when it is first asked for."""
     ours: dict[str, Any] = session.__dict__
     # `setdefault` is atomic: there is one for all threads.
     settler: Settler = ours.get("settler") or ours.setdefault("settler", Settler(session))

@@ -15,7 +15,7 @@ from .meaning import LONGEST_WAIT
 if TYPE_CHECKING:
     from ..background.worker import Job
 
-#: What `commit` is told: an amount, and what stands beside it.
+#: The arguments of `commit`: amount, metrics and metadata.
 Told = Tuple[Amount, Optional[CyclesMetrics], Optional[Mapping[str, Any]]]
 
 #: How many entries of a meter are summed up at once.
@@ -26,8 +26,7 @@ _EVENT_POLICY = CommitOveragePolicy.ALLOW_IF_AVAILABLE.value
 
 
 class Meter:
-    """A sum of whole numbers from 0 up, to which threads, and signal handlers in the midst of it, add without losing
-    anything.
+    """A sum of whole numbers, to which threads and signal handlers add without losing anything.
 
     `sum += n` is several instructions; what is added between them is lost, and a lock around them would be met a second
     time by a signal handler that adds too. Appending to a list is one instruction. So the meter is a list whose sum is
@@ -40,7 +39,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._entries: list[int] = []
-        #: One entry while nobody sums up. Popping it is atomic.
+        #: One entry, which is popped by the thread that sums up, and put back. Popping is atomic.
         self._may_fold = [True]
 
     @property
@@ -55,24 +54,24 @@ class Meter:
             return
         try:
             self._may_fold.pop()
-        except IndexError:  # another thread sums up, or the code that this signal handler interrupts
+        except IndexError:  # another thread is summing up, or the code that this signal handler has interrupted
             return
         self._entries[:_FOLD] = [sum(self._entries[:_FOLD])]
         self._may_fold.append(True)
 
 
 class Spend:
-    """Spend of one reservation; first its guard's, then the settler's."""
+    """Spend of one reservation. It belongs to the guard until `is_kept`, then to the settler."""
 
     #: What is known of it, as it is on disk.
     record: Record
-    #: From here on the settler answers for it.
+    #: Whether the settler has it, and will settle it or report it as refused.
     is_kept = False
-    #: It was settled, or reported as refused.
+    #: Whether it was settled or reported as refused.
     is_done = False
-    #: The record is on disk, in `journal`.
+    #: Whether the record is on disk, in `journal`.
     is_written = False
-    #: The record was found there: other processes may have found it too.
+    #: Whether the record was found in the journal, where other processes may find it too.
     is_found = False
     #: Where the record is kept; None where there is no journal.
     journal: Journal | None = None
@@ -87,8 +86,8 @@ class Spend:
 
 
 def record_of(base_url: str, reservation_id: str | None, subject: Any, action: Action, told: Told) -> Record:
-    """Spend as the journal keeps it: the commit, and the event that may have to stand in for it. What is told beside
-    the amount never keeps it from being settled: what cannot be sent is left out."""
+    """The record of spend: the body of the commit, and that of the event that may have to replace it. Metrics and
+    metadata that cannot be sent are left out, because they must not keep the amount from being settled."""
     actual, metrics, metadata = told
     commit, faults = CommitRequest.of_spend(actual, metrics=metrics, metadata=metadata)
     for fault in faults:
@@ -116,7 +115,7 @@ def record_of(base_url: str, reservation_id: str | None, subject: Any, action: A
 
 
 def amount_of(body: dict[str, Any]) -> Amount | None:
-    """The amount in a settlement's body; None for one that another SDK wrote in a way of its own."""
+    """The amount in a settlement's body; None where another SDK wrote one that this library cannot read."""
     try:
         return Amount.parse(body.get("actual"), "actual")
     except ValidationError:

@@ -29,8 +29,8 @@ else:
 #: Larger answers are refused: the largest legal page is far below.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
-#: Seconds that a connection may have been idle. Balancers and NAT gateways forget it after 60 to 350 seconds, and a
-#: request on one that was forgotten, or that slept with a frozen process, may never be answered.
+#: Seconds after which an idle connection is not used again. Balancers and NAT gateways forget a connection after 60 to
+#: 350 seconds, and nobody may ever answer a request on one that was forgotten, such as while this process was frozen.
 MAX_IDLE = 50.0
 
 #: How much of a body without a length is asked for at once: http.client of Python 3.7 to 3.9 fills a buffer that large.
@@ -62,28 +62,28 @@ def known_headers(items: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 class Attempt:
-    """What the connections must know of the attempt that they serve, and what they tell of it."""
+    """One attempt: what the connection that serves it must know, and what the connection reports back."""
 
     def __init__(self, bound: float, fresh: bool, has_body: bool, reused_bound: float | None) -> None:
         now = monotonic()
         self._whole = self.deadline = now + bound
         self._sooner = self._whole if reused_bound is None else now + reused_bound
-        #: Whether it must not reuse a connection.
+        #: Whether this attempt must use a new connection.
         self.fresh = fresh
-        #: Whether something follows the request's head.
+        #: Whether the request has a body.
         self.has_body = has_body
-        #: Whether it is sent on a connection that has served before.
+        #: Whether the connection of this attempt has served another one before.
         self.reused = False
         #: Whether a reused connection turned out to be closed by the peer.
         self.stale = False
-        #: The answer's headers, where a connection of our own class brought it.
+        #: The answer's headers, if the connection was of our own class; else urllib3's response has them.
         self.headers: dict[str, str] | None = None
-        #: The idle connections that it may use, the stack of them that its connection came from, and that connection
-        #: once urllib3 has done with it.
+        #: The pool's idle connections; the stack of them that this attempt's connection came from; and the connection,
+        #: once urllib3 has given it back.
         self.idle: Idle | None = None
         self.home: Any = None
         self.connection: Any = None
-        #: The reader of the answer that is under way: a socket that was closed stays open until its reader is, too.
+        #: The reader of the answer. It must be closed too, because a closed socket stays open while a reader has it.
         self.reader: BoundedReader | None = None
 
     def left(self) -> float:
@@ -94,11 +94,11 @@ class Attempt:
         return seconds
 
     def reuse(self) -> None:
-        """An old connection is tried, which may lead nowhere by now."""
+        """Note that an old connection is used. The shorter deadline counts, because it may be dead by now."""
         self.reused, self.deadline = True, self._sooner
 
     def renew(self) -> None:
-        """A new connection is made."""
+        """Note that a new connection is made. The whole attempt's deadline counts."""
         self.reused, self.deadline = False, self._whole
 
     def failed(self, e: OSError) -> None:
@@ -108,8 +108,8 @@ class Attempt:
         self.stale = self.reused and (hung_up or "unexpected eof" in str(e))
 
     def succeed(self) -> None:
-        """The answer was read whole: its connection waits for another request, unless the idle ones were let go since
-        it was taken. One that is not of our own class is closed by `end`, like all that an interruption leaves here."""
+        """Keep the connection for another request, because the answer was read whole; unless the idle ones were closed
+        since it was taken. A connection of another class is left to `end`, which closes it."""
         connection, idle = self.connection, self.idle
         if isinstance(connection, BoundedConnection):
             self.connection = None
@@ -120,7 +120,7 @@ class Attempt:
         self.reader = None
 
     def end(self) -> None:
-        """Close what has not been kept. http.client of Python 3.8 leaves its reader open where a proxy refuses."""
+        """Close what was not kept, the reader too: http.client of Python 3.8 leaves it open if a proxy refuses."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None
@@ -128,27 +128,27 @@ class Attempt:
             self.reader.close()
 
 
-#: The attempt that is under way. A context variable and not a thread's: greenlets share threads.
+#: The attempt that is under way. It is in a context variable and not a thread-local one: greenlets share threads.
 current: ContextVar[Attempt] = ContextVar("cycles_lite_attempt")
 
 
 class Idle:
-    """A stack of open connections, with as much of `queue.LifoQueue` as urllib3's pools call.
+    """A stack of open connections, with those methods of `queue.LifoQueue` that urllib3's pools call.
 
     urllib3's own queue is Python code around a lock. An exception that a signal handler raises within it leaves the
     lock held, and one between taking a connection and giving it back costs the pool a place for good. Here every step
-    is one operation of a deque, which happens as a whole or not at all; how many connections are in use is bounded
-    elsewhere (see `turns`).
+    is one operation of a deque, which happens as a whole or not at all. `turns` bounds how many connections are in
+    use.
     """
 
     def __init__(self, maxsize: int = 0) -> None:
-        #: Connections, each with the time at which it came, by two clocks: the one that only goes forward, and that of
-        #: the world, which goes on while the machine sleeps.
+        #: The connections, each with the time at which it became idle, by two clocks: the monotonic one, and the wall
+        #: clock, which goes on while the machine sleeps.
         self.stack: deque[tuple[Any, float, float]] = deque()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """The connection that was used last. None that is too old, and none at all for an attempt that wants a new
-        one: `queue.Empty` makes urllib3 open it."""
+        """The connection that was used last, if it is not too old. Raises `queue.Empty` where there is none, or the
+        attempt wants a new one; urllib3 opens one then."""
         attempt = self._user()
         stack = self.stack
         if attempt is not None:
@@ -158,18 +158,18 @@ class Idle:
                 connection, since, since_in_world = stack.pop()
             except IndexError:  # another thread was faster
                 break
-            if attempt is None:  # a pool that ends takes all of them, and closes them
+            if attempt is None:  # a pool that is being closed takes all connections out, to close them
                 return connection
             if not attempt.fresh and monotonic() - since < MAX_IDLE and world_time() - since_in_world < MAX_IDLE:
                 attempt.reuse()
                 return connection
             connection.close()
-            if attempt.fresh:  # it opens one new connection, and closes one idle one for that
+            if attempt.fresh:  # this attempt opens a new connection, and has closed an idle one in exchange
                 break
         raise queue.Empty
 
     def put(self, connection: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Take what urllib3 has done with. It waits here again only if the attempt succeeds (see `Attempt.succeed`)."""
+        """Take a connection that urllib3 gives back. It is idle again only if the attempt succeeds (`succeed`)."""
         attempt = self._user()
         if attempt is not None:
             attempt.connection = connection
@@ -177,12 +177,12 @@ class Idle:
             connection.close()
 
     def _user(self) -> Attempt | None:
-        """The attempt that this call is for: the one under way, unless another pool is collected in the midst of it."""
+        """The attempt that urllib3 calls this for; None where a pool is collected while an attempt of another runs."""
         attempt = current.get(None)
         return attempt if attempt is not None and attempt.idle is self else None
 
     def let_go(self) -> None:
-        """Close what is idle now; what is in use is closed when it comes back, because the stack is another then."""
+        """Close what is idle now. A connection in use is closed when it comes back, by its stack being an old one."""
         stack, self.stack = self.stack, deque()
         while stack:
             try:
@@ -191,11 +191,11 @@ class Idle:
                 break
 
     def qsize(self) -> int:
-        """urllib3 shows it in its warnings."""
+        """How many connections are idle. urllib3 shows this number in its warnings."""
         return len(self.stack)
 
     def empty(self) -> bool:
-        """vcrpy asks when it puts its own connections in."""
+        """Whether nothing is idle. vcrpy calls this when it replaces the connections by its own."""
         return not self.stack
 
 
@@ -229,7 +229,7 @@ class BoundedResponse(http.client.HTTPResponse):
         super().__init__(self, *args, **kwargs)  # type: ignore[arg-type]  # it takes this for the socket
 
     def makefile(self, mode: str) -> Any:
-        """The file that http.client reads from: all that it asks its socket for."""
+        """The file that http.client reads from. It asks its socket for nothing else."""
         raw = self._sock.makefile("rb", 0)
         self._reader = self._attempt.reader = BoundedReader(raw, self._sock, self._attempt)
         return io.BufferedReader(self._reader)
@@ -244,19 +244,19 @@ class BoundedResponse(http.client.HTTPResponse):
         if self._reader.ended:  # http.client takes the end of the connection for that of the headers
             raise http.client.HTTPException("the connection was closed within the headers")
         if self.msg.defects or self.msg.get_payload():
-            # What follows such a line is lost, such as the body's length; and urllib3 would log it, whatever it holds.
+            # http.client drops the headers after such a line, perhaps the length; and urllib3 would log the line.
             raise http.client.HTTPException("there is a line among the headers that is none")
         headers = known_headers(self.msg.raw_items())
         if len(set(headers.pop("content-length", "").replace(" ", "").split(","))) > 1:
-            # http.client believes the first length, and would take what follows for the next answer
+            # http.client takes the first of them, and would read the rest of the body as the next answer
             raise http.client.HTTPException("there are two lengths among the headers")
         self._attempt.headers = headers
         if self.length is not None and self.length > MAX_ANSWER_BYTES:
             raise self._too_large()
 
     def _read_status(self) -> Any:
-        """http.client skips no interim answer but 100 (RFC 9110, 15.2). Another must not be taken for the answer: the
-        real one would then be read as that of the next request."""
+        """Tell http.client that every interim answer (1xx; RFC 9110, 15.2) is a 100, the only one that it skips. It
+        would take another for the answer, and the real answer for that of the next request."""
         version, status, reason = super()._read_status()  # type: ignore[misc]
         return version, 100 if 100 <= status < 200 else status, reason
 
@@ -284,10 +284,10 @@ class BoundedResponse(http.client.HTTPResponse):
 
 
 class BoundedConnection(_Mixed):
-    """Mixed into urllib3's connections: the attempt's deadline, and noticing that a reused connection was dead."""
+    """Mixed into urllib3's connections, to keep the attempt's deadline and notice that a reused connection was dead."""
 
     sock: Any
-    #: The proxy's answer to CONNECT is one of these too.
+    #: The class of answers, that of a proxy to CONNECT included.
     response_class: Any = BoundedResponse
     _at_head = False
     _head = b""
@@ -319,7 +319,7 @@ class BoundedConnection(_Mixed):
             raise
 
     def __del__(self) -> None:
-        """An interrupted call drops its connection wherever it stands."""
+        """Close the socket: a call that was interrupted anywhere leaves its connection to the collector."""
         sock = self.__dict__.get("sock")
         if sock is not None:
             sock.close()

@@ -12,8 +12,8 @@ from ..runtime.clock import monotonic
 class deadline_in:  # it reads as what it does: `with deadline_in(2.0):`
     """Bound every call inside to `seconds` from now; an earlier deadline around it stays in force.
 
-    The context holds it weakly: an exception that a signal handler raises while the block is being entered or left may
-    keep it from being taken away there, and every later call would find its deadline passed.
+    The context variable refers to this object weakly. An exception that a signal handler raises while the block is
+    being left may keep `__exit__` from resetting the variable, and every later call would meet the old deadline.
     """
 
     __slots__ = ("__weakref__", "_seconds", "_token", "end")
@@ -25,7 +25,7 @@ class deadline_in:  # it reads as what it does: `with deadline_in(2.0):`
         around = _entry()
         here = monotonic() + self._seconds
         outer = around and around[0]()
-        #: A monotonic time.
+        #: The deadline, as a monotonic time in seconds.
         self.end: float = here if outer is None else min(here, outer.end)
         self._token = ambient.set((weakref.ref(self), around))
 
@@ -33,12 +33,12 @@ class deadline_in:  # it reads as what it does: `with deadline_in(2.0):`
         ambient.reset(self._token)
 
 
-#: The innermost deadline, and what was here before it. Where this is None, nothing bounds a call.
+#: The innermost deadline, and the variable's value before it. Where this is None, nothing bounds a call.
 ambient: ContextVar[tuple[weakref.ref[deadline_in], Any] | None] = ContextVar("cycles_lite_deadline", default=None)
 
 
 def _entry() -> tuple[weakref.ref[deadline_in], Any] | None:
-    """The innermost that is still there."""
+    """The entry of the innermost deadline that is still referred to."""
     entry = ambient.get()
     while entry is not None and entry[0]() is None:
         entry = entry[1]
@@ -53,6 +53,6 @@ def seconds_left() -> float | None:
 
 
 def has_time() -> bool:
-    """Whether the ambient deadline leaves any."""
+    """Whether the ambient deadline leaves any time."""
     left = seconds_left()
     return left is None or left > 0

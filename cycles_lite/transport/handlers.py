@@ -1,4 +1,4 @@
-"""Telling what a program's signal handler raised from what went wrong: it may come out of any line."""
+"""Telling an exception that a program's signal handler has raised, which may come out of any line, from an error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _getsignal: Any = getattr(signal, "_signal", signal).getsignal
 
 
 def is_from_handler(error: BaseException) -> bool:
-    """Whether an exception came out of a signal handler of the program: a time limit, say. It is nobody's answer, and
-    goes on its way."""
+    """Whether a signal handler of the program, such as a time limit's, has raised an exception. It says nothing about
+    the call that it interrupts, and must reach the program unchanged."""
     strangers = set()
     step = error.__traceback__
     while step is not None:

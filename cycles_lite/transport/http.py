@@ -2,8 +2,8 @@
 
 urllib3 makes the connections and drives each request, through its public `urlopen`; its own retries and redirects are
 off. What it lacks is one bound for a whole attempt: its read timeout starts afresh with each byte that arrives. So the
-connections here know the attempt's deadline and lower the socket's timeout to what is left of it before each connect,
-send and read.
+connections of `connections` know the attempt's deadline, and lower the socket's timeout to what is left of it before
+each connect, send and read.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ if TYPE_CHECKING:
             ...
 
 
-#: Neither retries nor redirects.
+#: Makes urllib3 neither retry nor follow redirects.
 _ONCE = urllib3.Retry(False, redirect=False)
 
 _timeout = lru_cache(maxsize=16)(urllib3.Timeout)
 
 
 class _Bounded(BoundedConnection):
-    """Mixed into urllib3's connections: the deadline, which bounds new connections as well."""
+    """Mixed into urllib3's connections, so that the attempt's deadline also bounds connecting."""
 
     def _new_conn(self: Any) -> socket.socket:
-        """urllib3 gives each of a host's addresses the whole connect timeout; here they share it."""
+        """Connect to one of the host's addresses. They share the connect timeout; urllib3 gives each all of it."""
         host, port = self.host, self.port
         try:
             addresses = socket.getaddrinfo(self._dns_host, port, 0, socket.SOCK_STREAM)
@@ -88,8 +88,8 @@ class _Bounded(BoundedConnection):
 
 @lru_cache(maxsize=4)
 def _bounded(kind: type[Any]) -> type[Any]:
-    """The class of a pool's connections: urllib3's with the deadline mixed in. Where something that records, replays
-    or instruments traffic has put a class of its own there, that class."""
+    """The class of a pool's connections: urllib3's own with the deadline mixed in. If a library that records, replays
+    or instruments traffic has put its class in the place of urllib3's, it is that class."""
     if kind.__module__ != HTTPConnection.__module__:
         return kind
     if not issubclass(kind, http.client.HTTPConnection):
@@ -111,15 +111,16 @@ class _Opened(NamedTuple):
 
     pool: Any
     idle: Idle
-    #: How many calls may use it at the same time: it never waits for a connection itself.
+    #: One turn for each call that may use the pool at the same time; the pool itself never makes a call wait.
     turns: Turns
-    #: What stands before a path; a forwarding proxy is asked for the whole URL.
+    #: What is put before a path: the base URL's own path, and for a forwarding proxy also scheme and host.
     prefix: str
 
 
 def _surroundings() -> tuple[int, Any, Any]:
-    """What a pool is made for: a process, for a forked child neither uses nor closes its parent's connections; and the
-    classes of connections that urllib3 makes, which other libraries replace for a while."""
+    """What a pool is valid for. It belongs to one process, because a forked child must neither use nor close its
+    parent's connections; and to the classes of connections that urllib3 makes, which other libraries may replace for a
+    while."""
     return os.getpid(), urllib3.HTTPConnectionPool.ConnectionCls, urllib3.HTTPSConnectionPool.ConnectionCls
 
 
@@ -155,7 +156,7 @@ class HttpTransport:
         token = current.set(attempt)
         try:
             return self._in_turn(self._pools.get(_surroundings()) or self._open(), call, body, attempt)
-        except Exception as e:  # libraries that replace parts of urllib3 or sockets raise what they like
+        except Exception as e:  # libraries that replace parts of urllib3 or of sockets may raise anything
             if isinstance(e, (ConfigError, TransportError, ResponseError)):
                 return e
             if isinstance(e, CyclesError):
@@ -225,7 +226,7 @@ class HttpTransport:
         for other in [other for other in list(self._pools) if other != key]:
             old = self._pools.pop(other, None)
             if other[0] != key[0]:
-                # A parent's connections stay referenced and unused, whatever process gets its id one day.
+                # A parent's connections must be neither used nor closed here, even by a child that gets its id later.
                 _inherited.append(old)
             elif old is not None:
                 old.idle.let_go()
@@ -258,19 +259,19 @@ class HttpTransport:
             raise ConfigError(f"base_url: {self._base!r} cannot be used: {e}") from e
 
     def close(self) -> None:
-        """Let the connections go; a later call opens new ones."""
+        """Close the idle connections; a later call opens new ones."""
         for key, opened in list(self._pools.items()):
             if key[0] == os.getpid():
                 opened.idle.let_go()
 
 
-#: Pools of parent processes: never used, never collected.
+#: The pools of parent processes, which are never used and never collected.
 _inherited: list[Any] = []
 
 
 def _innermost(e: BaseException, own: bool = True) -> Any:
-    """The error that urllib3 wrapped, and wrapped again; without `own`, the one that is no more urllib3's and so refers
-    to no pool or connection, if there is one."""
+    """The innermost of the errors that urllib3 wraps into each other; without `own`, the first that is not urllib3's,
+    and so refers to no pool or connection, or None."""
     while isinstance(e, HTTPError):
         inner: Any = e.args[-1] if e.args else None
         if not isinstance(inner, Exception):
@@ -284,7 +285,7 @@ def _innermost(e: BaseException, own: bool = True) -> Any:
 
 
 def _told(e: BaseException) -> str:
-    """A cause in a short line: urllib3 puts addresses of objects into its texts, peers what they like."""
+    """A cause in one short line, without the addresses of objects (urllib3's) and control characters (a peer's)."""
     if isinstance(e, (ReadTimeoutError, socket.timeout)):
         return "timed out"
     text = str(e.__cause__ or e) if isinstance(e, (NewConnectionError, ConnectTimeoutError)) else str(e)

@@ -15,7 +15,7 @@ class Proxy(NamedTuple):
 
     scheme: str
     host: str
-    #: Without credentials.
+    #: The proxy's URL without credentials.
     url: str
     #: The credentials, for the proxy alone.
     headers: Mapping[str, str] | None
@@ -41,7 +41,7 @@ def find_proxy(configured: str | None, scheme: str, host: str, port: int | None)
 
 
 def _read(name: str, value: str) -> Proxy:
-    """The proxy in a URL, which may lack its scheme. The `ConfigError` for another does not show it or its password."""
+    """The proxy in a URL, which may lack its scheme. Raises a `ConfigError` that shows neither URL nor password."""
     try:
         url = urlsplit(value if "://" in value else "http://" + value)
         host = url.hostname

@@ -1,4 +1,4 @@
-"""The API key kept out of errors: should a server or a proxy echo it, and in the frames that tracebacks hold on to."""
+"""Keeping the API key out of errors, where a server or a proxy echoes it, and out of the frames of tracebacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..protocol.wire import API_KEY_HEADER, Answer, Call
 if TYPE_CHECKING:
     from ..errors import CyclesError
 
-#: Shorter keys are no secrets, and occur in words that an answer needs.
+#: Shorter keys are not blotted out: they are no secrets, and may be part of words that an answer needs.
 _SHORTEST_SECRET = 8
 
 
@@ -35,21 +35,21 @@ def redacted_text(call: Call, text: str) -> str:
 
 
 def tells_key(call: Call, error: BaseException) -> bool:
-    """Whether the call's key is in an error or in one that it came of."""
+    """Whether the call's key is in an error, or in its cause or context."""
     texts = [text for each in _chain(error) for text in (str(each), repr(each.args))]
     return any(text != redacted_text(call, text) for text in texts)
 
 
 def without_frames(error: CyclesError) -> CyclesError:
-    """The error, and what it came of, without their tracebacks: these lead through frames that hold the key, and error
-    trackers send the variables of frames."""
+    """The error, its causes and its contexts without their tracebacks. These lead through frames that hold the key, and
+    error trackers send the variables of frames."""
     for each in _chain(error):
         each.__traceback__ = None
     return error
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error and all that it came of, each once: a chain of causes may lead back to where it began."""
+    """An error, its causes and its contexts, each once, because such a chain may lead back to where it began."""
     found: list[BaseException] = []
     ahead: list[BaseException | None] = [error]
     while ahead:
@@ -62,7 +62,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 @lru_cache(maxsize=256)
 def _spellings(key: str | None) -> tuple[re.Pattern[str], re.Pattern[bytes]] | None:
-    """What finds a key as it is, and as JSON, Python and URLs write it; None where there is nothing to hide."""
+    """Patterns that find a key as it is, and as JSON, Python and URLs write it; None where there is nothing to hide."""
     if key is None or len(key) < _SHORTEST_SECRET:
         return None
     spelt = "".join(character if character.isalnum() else _spelling(character) for character in key)
@@ -70,5 +70,6 @@ def _spellings(key: str | None) -> tuple[re.Pattern[str], re.Pattern[bytes]] | N
 
 
 def _spelling(character: str) -> str:
-    """Each quoting doubles the backslashes, and a few are enough: without a bound, many would take quadratic time."""
+    """A pattern for one character as it may be written. Each quoting doubles the backslashes before it; their number is
+    bounded, because a text of many backslashes would take quadratic time."""
     return rf"(?:\\{{0,3}}{re.escape(character)}|(?:\\{{1,4}}(?:u00|x)|%)(?i:{ord(character):02x}))"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, CyclesError, TransportError
 
-#: What keeps a file from being read for a while, and says nothing against its name.
+#: Errors that keep a file from being read for a while, and do not mean that its name is wrong.
 _PASSING = frozenset(
     getattr(errno, name)
     for name in ("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EIO", "EAGAIN", "EINTR", "EBUSY", "ESTALE", "ETIMEDOUT")
@@ -19,8 +19,8 @@ _PASSING = frozenset(
 
 
 def trusting(ca_certs: str | None, unnamed_host: str = "") -> ssl.SSLContext:
-    """A context that verifies. `unnamed_host` is not looked for in the certificate if it is an address: urllib3 1.26
-    does that itself, and does not tell OpenSSL which address."""
+    """A context that verifies certificates. If `unnamed_host` is an IP address, OpenSSL does not check it: urllib3 1.26
+    checks addresses itself, and does not tell OpenSSL which one to expect."""
     name, trusted = "ca_certs", ca_certs
     if not trusted:
         name, trusted = "REQUESTS_CA_BUNDLE", os.environ.get("REQUESTS_CA_BUNDLE") or None
@@ -43,7 +43,8 @@ def _place(trusted: str) -> dict[str, Any]:
 
 
 def _load_system(context: ssl.SSLContext, named: str | None) -> None:
-    """OpenSSL says nothing where it cannot read its own file, and the context would trust nobody from then on."""
+    """Load the system's certificates. OpenSSL ignores a file that it cannot read, and the context would trust nobody
+    from then on; so that is an error here."""
     paths = ssl.get_default_verify_paths()
     file = named or paths.cafile
     if file is None or context.cert_store_stats()["x509_ca"]:
@@ -51,7 +52,7 @@ def _load_system(context: ssl.SSLContext, named: str | None) -> None:
     try:
         context.load_verify_locations(file)
     except OSError as e:
-        if _passes(e) or paths.capath is None:  # else the folder of certificates may do
+        if _passes(e) or paths.capath is None:  # else there may be enough in the folder of certificates
             raise
 
 

@@ -1,12 +1,13 @@
 """Turns at something that only so many may use at once, which no interruption can lose.
 
 A signal handler may raise at any instruction: between a lock's `acquire` and the line that remembers it, or within the
-`finally` that was to release it; the lock is then held for good. A turn is an object instead. Whoever has it uses the
-thing, `give_back` ends that, and where an exception came in between, the object that nobody holds any more is collected
-and comes back by itself. A `SimpleQueue` hands turns over: it may be used within a signal handler and a finalizer.
+`finally` that was to release it; the lock is then held for good. So a turn is an object. Whoever refers to it may use
+the thing, and `give_back` ends that. Where an exception comes in between, nobody refers to the object any more, it is
+collected, and its finalizer gives the turn back. Turns are handed over by a `SimpleQueue`, which may be used within a
+signal handler and a finalizer.
 
-These are not the rights of `local.connections`, where there is never one too many but those who wait have to look for
-what was lost: one connection too many does no harm, and the hundreds of threads that may wait for one should sleep.
+The right to write of `local.connections` is another thing: there must never be two of it, so that those who wait have
+to look now and then whether it was lost. Here one connection too many does no harm, and hundreds of threads may sleep.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ class Turn:
     __slots__ = ("_free",)
 
     def __init__(self, free: Any) -> None:
-        #: A weak reference to the queue; None once the turn has been given back.
+        #: A weak reference to the queue of free turns; None once this turn has been given back.
         self._free = free
 
     def give_back(self) -> None:
-        """End this turn. Doing so twice is nothing."""
+        """End this turn. A second call does nothing."""
         if self._free is None:
             return
         free = self._free()
         if free is not None:
-            # In this order: an interruption in between hands out a turn too many, and never one too few.
+            # The order matters: an interruption between these lines leaves one turn too many, and never one too few.
             free.put(Turn(self._free))
         self._free = None
 
@@ -49,7 +50,7 @@ class Turns:
             self._free.put(Turn(free))
 
     def take(self, timeout: float) -> Turn | None:
-        """A turn, waited for up to so many seconds; None where there was none."""
+        """A turn, which is waited for up to `timeout` seconds; None where none became free in time."""
         try:
             turn: Turn = self._free.get(True, timeout) if timeout > 0 else self._free.get(False)
         except queue.Empty:
