@@ -50,7 +50,7 @@ class CyclesClient:
             raise ConfigError(_misplaced(config))
         _prepare()
         #: What this client shares with its guards, their settlement and their heartbeats.
-        self.session = Session(config, transport, traceparent, observer)
+        self._session = Session(config, transport, traceparent, observer)
 
     @classmethod
     def from_env(
@@ -67,7 +67,7 @@ class CyclesClient:
     @property
     def config(self) -> CyclesConfig:
         """The settings that this client was made with."""
-        return self.session.config
+        return self._session.config
 
     def __repr__(self) -> str:
         return f"CyclesClient({self.config!r})"
@@ -82,7 +82,7 @@ class CyclesClient:
         """A client with other settings, such as another tenant's key, that shares this one's connections."""
         if misplaced:
             raise ConfigError("with_options: settings have names: write with_options(tenant=...)")
-        ours = self.session
+        ours = self._session
         config = ours.config.replace(**changes)
         shares = all(getattr(config, name) == getattr(ours.config, name) for name in _CONNECTION_SETTINGS)
         transport = ours.transport if shares else None
@@ -90,7 +90,7 @@ class CyclesClient:
 
     def warm_up(self) -> bool:
         """Connect before the first call, to save it the time. Return whether the authority answered; raise nothing."""
-        told = self.session.send(wire.GET_EVIDENCE_KEYS, retries=False)
+        told = self._session.send(wire.GET_EVIDENCE_KEYS, retries=False)
         if getattr(told, "stale", False):  # the server had closed an idle connection; the next attempt makes a new one
             return self.warm_up()
         return isinstance(told, ApiError) or not isinstance(told, CyclesError)
@@ -104,15 +104,15 @@ class CyclesClient:
         from .settlement.flush import flush  # only guards need it
         from .settlement.settler import settler_of
 
-        return flush(settler_of(self.session), self.config.flush_timeout if timeout is None else timeout)
+        return flush(settler_of(self._session), self.config.flush_timeout if timeout is None else timeout)
 
     def close(self) -> None:
         """Flush, then close the connections. Reads that wait to be retried give up. Later calls open new connections,
         so that closing too early loses no settlement."""
-        if self.session.settler is not None:
+        if self._session.settler is not None:
             self.flush()
-            self.session.settler.close()
-        self.session.close()
+            self._session.settler.close()
+        self._session.close()
 
     def __enter__(self) -> CyclesClient:
         return self
@@ -137,14 +137,21 @@ class CyclesClient:
         The reservation lives `ttl_ms` (1000..86400000) and is extended while the guard does. Raises `BudgetDenied`
         where the work must not run. Modes and `on_unavailable` are the configuration's.
         """
-        asked = dict(locals(), dry_run=self.config.mode == "shadow")
         from .guards.asking import reserve  # only guards need it
         from .protocol.models import ReservationCreateRequest
 
-        del asked["self"]
-        if idempotency_key is None:  # the request makes one
-            del asked["idempotency_key"]
-        return reserve(self.session, ReservationCreateRequest(**asked))
+        request = ReservationCreateRequest(
+            action=action,
+            estimate=estimate,
+            subject=subject,
+            ttl_ms=ttl_ms,
+            grace_period_ms=grace_period_ms,
+            overage_policy=overage_policy,
+            dry_run=self.config.mode == "shadow",
+            metadata=metadata,
+            **({} if idempotency_key is None else {"idempotency_key": idempotency_key}),  # the request makes one
+        )
+        return reserve(self._session, request)
 
     # ---- Operations ----
 
@@ -227,10 +234,10 @@ class CyclesClient:
         wanted = operation.request
         if wanted is None or not isinstance(request, wanted):
             raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
-        return response_in(self.session.send(operation, self.session.body_of(request), reservation_id))
+        return response_in(self._session.send(operation, self._session.body_of(request), reservation_id))
 
     def _get(self, operation: wire.Operation, id: str | None = None, query: Mapping[str, str] | None = None) -> Any:
-        return response_in(self.session.send(operation, None, id, query or {}))
+        return response_in(self._session.send(operation, None, id, query or {}))
 
     def _pages(self, operation: wire.Operation, query: Mapping[str, str]) -> Iterator[Any]:
         seen = {query.get("cursor")}

@@ -309,7 +309,8 @@ class CyclesConfig(Checked):
     def replace(self, **changes: Unpack[Settings]) -> CyclesConfig:
         """A copy with other values."""
         _refuse_unknown(changes)
-        return CyclesConfig(**{**self.__dict__, **changes})
+        kept: dict[str, Any] = {setting.name: getattr(self, setting.name) for setting in self.layout()}
+        return type(self)(**{**kept, **changes})
 
     def subject_defaults(self) -> dict[str, str]:
         """The levels that are set, from the root down."""

@@ -116,7 +116,8 @@ class HeartbeatFailed(NamedTuple):
 
 
 class JournalFailed(NamedTuple):
-    """A record could not be written to the journal, read from it or removed: spend may be lost if the process dies."""
+    """Something is wrong with the journal: a record could not be written (then spend may be lost if the process dies),
+    read or removed, or was found and will not be sent."""
 
     #: What went wrong, in words.
     problem: str

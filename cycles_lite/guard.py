@@ -10,8 +10,8 @@
 A guard belongs to the process that made it: in a forked child it is FINISHED. On a finished guard `spend`, `extend` and
 a second `with` raise `GuardFinalizedError` too, because spend that it is told of then would be lost.
 
-A signal handler may raise at any instruction. One assignment, `Spend.is_kept`, turns ACTIVE into FINISHED: an exception
-before it leaves the guard active, an exception after it leaves spend that the settler settles.
+A signal handler may raise at any instruction. `_take` claims the guard for whoever ends it. Until `Spend.is_kept` is
+set, an exception gives the claim back, and the guard is active again; from then on the settler settles the spend.
 
 What settling means depends on what stands behind the guard: with a reservation it is a commit; where the authority did
 not answer and `on_unavailable="allow"` let the work run, it is an event; in the modes `shadow` and `off` it is nothing.
@@ -79,14 +79,26 @@ class ReservationGuard:
     """
 
     __slots__ = (
-        "__weakref__ _action _answer _backing _end_of _heartbeat _is_cut_off _is_streamed _meter _owed _pid _session "
-        "_subject _token estimate reservation_id"
-    ).split()
+        "__weakref__",
+        "_action",
+        "_answer",
+        "_backing",
+        "_end_of",
+        "_estimate",
+        "_heartbeat",
+        "_is_cut_off",
+        "_is_streamed",
+        "_meter",
+        "_owed",
+        "_pid",
+        "_session",
+        "_subject",
+        "_token",
+        "reservation_id",
+    )
 
     #: The reservation's id; None where nothing is reserved.
     reservation_id: str | None
-    #: What was asked for.
-    estimate: Amount
 
     def __init__(
         self,
@@ -99,7 +111,7 @@ class ReservationGuard:
         """`subject` is the request's as it was sent; where nothing stands behind the guard, there is none."""
         self._session, self._backing, self._subject = session, backing, subject
         self._action = request.action
-        self.estimate = request.estimate
+        self._estimate = request.estimate
         self.reservation_id = response.reservation_id if response else None
         #: The answer as bytes, which take less memory than models do: programs may have thousands of guards.
         self._answer = response.body if response else None
@@ -157,6 +169,11 @@ class ReservationGuard:
     def scope_path(self) -> str | None:
         """The deepest of the affected scopes."""
         return getattr(self._granted, "scope_path", None)
+
+    @property
+    def estimate(self) -> Amount:
+        """What was asked for."""
+        return self._estimate
 
     @property
     def reserved(self) -> Amount:
@@ -251,7 +268,7 @@ class ReservationGuard:
             if not self.can_cost(actual):
                 raise refuse("actual", actual, f"an Amount in {self.estimate.unit}, the reservation's unit")
             return self._settle((actual, metrics, metadata))
-        except BaseException:  # it was interrupted, and a guard that is still active remembers the amount
+        except BaseException:  # where it was interrupted, a guard that is still active ends with this amount
             if self.can_cost(actual):
                 self._owed = (actual, metrics, metadata)
                 metered[id(self)] = self
@@ -306,8 +323,6 @@ class ReservationGuard:
                     log().warning("reservation %s was not released and will expire: %s", self.reservation_id, told)
                 else:
                     self._session.observe(events.Released(self.reservation_id, request.reason or ""))
-        except GuardFinalizedError:
-            raise
         except BaseException:  # it was interrupted: leaving the block, or being collected, releases it after all
             self._give_back(request)
             raise
@@ -413,7 +428,8 @@ class ReservationGuard:
         if self._owed or self._meter.total:
             self.commit_later()
         elif self.is_active:
-            settler_of(self._session).release(lambda: self.end(Abandoned("a guard was collected unfinished")))
+            settler = settler_of(self._session)
+            settler.release(self, lambda: self.end(Abandoned("a guard was collected unfinished")))
 
 
 class Abandoned(Exception):

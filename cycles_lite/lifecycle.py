@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What `CyclesClient.reserve` takes, which `with_cycles` takes too and hands on.
-_RESERVED_BY = ("estimate", "action", *(CyclesClient.reserve.__kwdefaults__ or ()))
-
 _SUBJECT_FIELDS = (*SUBJECT_LEVELS, "dimensions")
 _ACTION_FIELDS = ("action_kind", "action_name", "action_tags")
 
@@ -72,10 +69,18 @@ def with_cycles(
     cost, or with one that cannot be committed, the meter is committed if there is one, else the reservation is
     released, with an ERROR in the log.
     """
-    given = dict(locals())
     if metrics is not None and not isinstance(metrics, CyclesMetrics):
         raise refuse("metrics", metrics, "a CyclesMetrics")
-    with client.reserve(**{name: given[name] for name in _RESERVED_BY}) as guard:
+    with client.reserve(
+        estimate,
+        action,
+        subject=subject,
+        ttl_ms=ttl_ms,
+        grace_period_ms=grace_period_ms,
+        overage_policy=overage_policy,
+        metadata=metadata,
+        idempotency_key=idempotency_key,
+    ) as guard:
         result: Any = fn(guard)
         is_pair = isinstance(result, tuple) and len(result) == 2
         if is_pair and is_cost(result[1]):

@@ -45,7 +45,7 @@ _USER_AGENT = "cycles-lite/{} Python/{}.{}.{}".format(__version__, *sys.version_
 
 
 class Session:
-    """Sends calls through a transport, again where `retry` says so, and tells the observer what becomes of them."""
+    """Sends calls through a transport, again where `retry` says so, and is where the observer is told of events."""
 
     #: The settler of this session's guards; `settlement.settler.settler_of` makes it for the first of them.
     settler: Any = None

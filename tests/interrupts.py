@@ -18,6 +18,10 @@ import cycles_lite
 
 PACKAGE = os.path.dirname(cycles_lite.__file__) + os.sep
 
+#: The C module's function. Before Python 3.10, the one in `signal` leaves an error in a circle, and as its context the
+#: exception that is being handled, with all the frames of its traceback.
+_handle_with = getattr(signal, "_signal", signal).signal
+
 _ROUNDS = int(os.environ.get("INTERRUPT_ROUNDS") or 0)
 IS_LONG = _ROUNDS > 0
 
@@ -113,16 +117,15 @@ class AfterTime(_Interruption):
         self._seconds = seconds
 
     def __enter__(self):
-        self._outer = signal.signal(signal.SIGALRM, self._handle)
+        self._outer = _handle_with(signal.SIGALRM, self._handle)
         self._since = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
         return self
 
-    def __exit__(self, *raised):
-        del raised  # Python 3.7's `signal.signal` leaves a circle that keeps this frame, and would keep all that it had
+    def __exit__(self, *_):
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.took = time.perf_counter() - self._since
-        signal.signal(signal.SIGALRM, self._outer)
+        _handle_with(signal.SIGALRM, self._outer)
 
     def _handle(self, signum, frame):
         if frame.f_code is AfterTime.__enter__.__code__:

@@ -780,3 +780,15 @@ def test_unknown_settings_are_refused_and_what_was_meant_is_named(name, meant):
         assert str(caught.value) == message
     with pytest.raises(TypeError):
         CyclesConfig(**{**HTTP, name: 1})
+
+
+def test_a_copy_is_of_the_same_class_and_leaves_what_is_no_setting():
+    class Ours(CyclesConfig):
+        pass
+
+    config = Ours(base_url="http://127.0.0.1:1", api_key="key", tenant="acme")
+    config.__dict__["note"] = "as functools.cached_property keeps its value"
+    copied = config.replace(tenant="globex")
+    assert type(copied) is Ours
+    assert (copied.tenant, copied.base_url) == ("globex", config.base_url)
+    assert "note" not in copied.__dict__

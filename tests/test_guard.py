@@ -119,6 +119,13 @@ def test_what_was_granted_can_be_read(client, ledger):
     assert not guard.is_active
 
 
+def test_what_was_asked_for_cannot_be_changed(client):
+    with client.reserve(tokens(5), ACTION) as guard:
+        with pytest.raises(AttributeError):
+            guard.estimate = Amount.credits(5)
+        guard.commit(tokens(1))
+
+
 @pytest.mark.parametrize("first", ["commit", "release"])
 @pytest.mark.parametrize("second", ["commit", "release"])
 def test_a_second_end_raises_and_sends_nothing(faking, first, second):

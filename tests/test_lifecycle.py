@@ -18,6 +18,7 @@ from cycles_lite import (
     Action,
     Amount,
     BudgetExceededError,
+    CommitOveragePolicy,
     CyclesClient,
     CyclesConfig,
     CyclesMetrics,
@@ -45,6 +46,31 @@ def sent_by(transport, number):
 
 def call(client, fn, estimate=100):
     return with_cycles(client, fn, estimate=tokens(estimate), action=ACTION)
+
+
+def test_whatever_reserve_takes_is_handed_on(client, monkeypatch):
+    """Also to a `reserve` that something has wrapped, whose signature says nothing."""
+    options = {
+        "subject": Subject(tenant="acme", agent="bot"),
+        "ttl_ms": 5000,
+        "grace_period_ms": 1000,
+        "overage_policy": CommitOveragePolicy.REJECT,
+        "metadata": {"of": "order 7"},
+        "idempotency_key": "order-7",
+    }
+    taken = inspect.signature(CyclesClient.reserve).parameters
+    assert set(taken) == {"self", "estimate", "action", *options}
+    given = {}
+    reserve = CyclesClient.reserve
+
+    @functools.wraps(reserve)
+    def wrapped(*args, **kwargs):
+        given.update(kwargs)
+        return reserve(*args, **kwargs)
+
+    monkeypatch.setattr(CyclesClient, "reserve", wrapped)
+    with_cycles(client, lambda guard: (None, tokens(1)), estimate=tokens(5), action=ACTION, **options)
+    assert {name: given[name] for name in options} == options
 
 
 def test_the_value_is_returned_and_the_amount_committed(client, ledger):

@@ -94,7 +94,7 @@ def test_a_denial_that_a_handler_raises_within_a_request_is_no_answer_to_it():
                 nth += 5
                 at = AtLine(nth, error=denied)
                 guard = ReservationGuard(
-                    client.session, create_request(), Backing.RESERVATION, {"tenant": "acme"}, granted(f"rsv_{nth}")
+                    client._session, create_request(), Backing.RESERVATION, {"tenant": "acme"}, granted(f"rsv_{nth}")
                 )
                 try:
                     with guard, at:

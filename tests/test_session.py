@@ -50,8 +50,8 @@ def test_clients_that_share_connections_settle_for_themselves():
     transport = FakeTransport(replied(allowed()))
     with client_of("http://fake.invalid", transport=transport) as client:
         other = client.with_options(workflow="another")
-        assert other.session.transport is client.session.transport
-        assert settler_of(other.session) is settler_of(other.session) is not settler_of(client.session)
+        assert other._session.transport is client._session.transport
+        assert settler_of(other._session) is settler_of(other._session) is not settler_of(client._session)
 
 
 PLAIN = """
@@ -64,7 +64,7 @@ with Authority(sys.argv[1]) as authority:
 with CyclesClient(CyclesConfig(base_url=sys.argv[1], tenant="acme")) as client:
     request = ReservationCreateRequest(action=Action("a", "b"), estimate=Amount.tokens(10))
     client.commit_reservation(client.create_reservation(request).reservation_id, CommitRequest(Amount.tokens(7)))
-    assert client.session.settler is None
+    assert client._session.settler is None
 print(*sorted(name for name in sys.modules if name.startswith("cycles_lite.")))
 """
 

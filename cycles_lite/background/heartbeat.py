@@ -70,7 +70,8 @@ class Heartbeat:
 
     def _follow(self, step: Step, error: CyclesError | None) -> None:
         """Schedule the next step, and report it if something went wrong."""
-        if self._job is not None:  # the program has extended while a beat was under way, and scheduled the next
+        if self._job is not None:
+            # It is over or cancelled as a rule. It waits where the program and a beat have each scheduled a next one.
             self._job.cancel()
         if step.next is Next.STOP:
             self._job = None
@@ -80,7 +81,7 @@ class Heartbeat:
             beat = _Beat()
             job = Job(delay, beat, delay / 2 if step.next is Next.BEAT else None)
             beat.of = weakref.ref(self, job.go_with)
-            self._job = job  # set before the job is posted, because `beat` compares its own job with this one
+            self._job = job  # set before the job is posted: a beat that is due at once takes its job from here
             worker.post(job)
             if self._is_stopped:  # the program's thread has finished the guard while this one read an answer
                 job.cancel()

@@ -2,8 +2,8 @@
 
 Threads are few and start late. One of them, the leader, waits for the next job that is due; the one that takes a job
 gives the lead to another, so that a request that hangs holds up nobody. Jobs are posted without a lock: the leader
-takes new jobs out of the deque `_post` at least every second, so that a job which is due later wakes no thread, and one
-that is cancelled before costs nothing more.
+takes new jobs out of the deque `_post` each time it wakes, and is woken only for a job that is due before it would wake
+by itself. So a job that is cancelled before then costs nothing more.
 
 Where no thread can be started (limits of the process, uWSGI without threads, the interpreter's end), jobs that are due
 run within the program's next call of this library.
@@ -36,7 +36,7 @@ MAX_THREADS = 7
 #: With more guests in the post than this a thread is started, because many of them may have been cancelled by now.
 _CROWD = 64
 
-#: The leader looks into the post each so many seconds: the first while something is due soon, the second else.
+#: The leader looks into the post each so many seconds: the second while the next job is far off, else the first.
 _LOOK, _LONG_LOOK = 1.0, 30.0
 
 #: A thread ends after so many seconds without a job.
@@ -154,7 +154,8 @@ class Worker:
         self._ring()
 
     def catch_up(self) -> None:
-        """Do what finalizers left. Where there is no thread for them, run the jobs that are due."""
+        """Do what finalizers left. Where no thread can be had, run the jobs that are due; where there is none because
+        nothing but guests wait, start one for a guest that is overdue."""
         self._check_process()
         drain()
         me = threading.get_ident()
@@ -178,7 +179,8 @@ class Worker:
         return first.due <= monotonic()
 
     def _run_inline(self) -> None:
-        """Run the jobs that are due, and those that become due by them. Without threads, all jobs are in the post."""
+        """Run the jobs in the post that are due, and those that become due by them. Guests that a thread sorted into
+        the heap before it ended are not run here."""
         while True:
             now = monotonic()
             due = [job for job in list(self._post) if job.due <= now or not job.is_waiting]

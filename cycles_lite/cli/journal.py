@@ -8,6 +8,7 @@ import os
 from typing import Any, Iterator, NamedTuple
 
 from ..client import CyclesClient
+from ..config import CyclesConfig
 from ..errors import ConfigError, ValidationError
 from ..runtime.clock import now_ms
 from ..settlement.flush import flush
@@ -123,6 +124,7 @@ def _replay(arguments: Any) -> int:
     folders = _folders(arguments.folder)
     if arguments.to is None:
         return _settle(folders, arguments)
+    CyclesConfig.from_env(base_url=arguments.to)  # it raises where this is no server, before a record is changed
     for journal in map(Journal, folders):
         for record in journal.peek():
             journal.write(record._replace(base_url=normalised(arguments.to)))
@@ -134,7 +136,7 @@ def _settle(folders: list[str], arguments: Any, **server: Any) -> int:
     with CyclesClient.from_env(journal_enabled=False, **server) as client:
         left = 0
         for folder in folders:
-            settler = Settler(client.session, Journal(folder))
+            settler = Settler(client._session, Journal(folder))
             left += flush(settler, arguments.timeout)
             settler.close()
     kept = sum(len(Journal(folder).names()) for folder in folders)

@@ -4,6 +4,7 @@ configuration and authority are as they should be."""
 from __future__ import annotations
 
 import json
+import sys
 import time
 from itertools import islice
 from typing import Any
@@ -49,7 +50,7 @@ def _reservations(arguments: Any) -> None:
     filters = levels(arguments, "status", "idempotency_key", "from_", "to")
     filters["limit"] = min(max(arguments.limit, 1), 200)  # of a page, within the protocol's bounds
     with CyclesClient.from_env() as client:
-        for row in islice(client.iter_reservations(**filters), max(arguments.limit, 0)):
+        for row in islice(client.iter_reservations(**filters), min(max(arguments.limit, 0), sys.maxsize)):
             print(json.dumps(row.to_json()) if arguments.json else _line(row))
 
 

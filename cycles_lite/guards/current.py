@@ -43,9 +43,8 @@ def leave(token: GuardToken | None) -> None:
         return
     try:
         _current.reset(token)
-    except (
-        ValueError
-    ):  # it was entered in another context, as by a generator that is closed here: nothing is to restore
+    except ValueError:
+        # It was entered in another context, as by a generator that is closed here: there is nothing to restore.
         return
 
 

@@ -69,6 +69,9 @@ class _InTurns:
     """Steps that are made one at a time. Who comes meanwhile, from another thread, gets the `ValueError` that
     generators raise, and the step that is under way goes on."""
 
+    #: What a `ValueError` calls it.
+    _what = "generator"
+
     def __init__(self) -> None:
         #: There is one turn: whoever has it steps, closes and settles.
         self._turns = Turns(1)
@@ -76,7 +79,7 @@ class _InTurns:
     def _in_turn(self, step: Callable[..., Any], *given: Any) -> Any:
         turn = self._turns.take(0)
         if turn is None:
-            raise ValueError("generator already executing")
+            raise ValueError(f"{self._what} already executing")
         try:
             return step(*given)
         finally:
@@ -86,6 +89,8 @@ class _InTurns:
 class GuardedStream(_InTurns, Generic[T]):
     """The items of an iterable, each made with the guard as the current one; whatever ends them settles the guard. It
     is what `ReservationGuard.stream` gives."""
+
+    _what = "the stream is"
 
     def __init__(self, guard: ReservationGuard, iterable: Iterable[T]) -> None:
         super().__init__()

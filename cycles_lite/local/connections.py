@@ -6,10 +6,10 @@ connections are closed. A child may inherit a connection nevertheless, where the
 not end. It never uses or closes such a connection, because closing it could remove the WAL that its parent uses; so a
 reference to it is kept for good.
 
-A signal handler may raise between any two instructions, so nothing here is counted, and no lock is held. A transaction
-keeps its connection and its right to write in lists of one item, called boxes. An item moves from box to box by one
-expression, `there.append(here.pop())`. If that is interrupted between the two steps, nobody refers to the item any
-more: a connection is then closed, and a right is replaced.
+A signal handler may raise between any two instructions, so nothing here is counted, and no lock is held but
+for making a lost right again. A transaction keeps its connection and its right to write in lists of one item, called
+boxes. An item moves from box to box by one expression, `there.append(here.pop())`. If that is interrupted between the
+two steps, nobody refers to the item any more: a connection is then closed, and a right is replaced.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class Transaction:
             raise error
         if error is None:
             db = self.connection[-1].db
-            if self._prunes:
+            if self._prunes and self.pid == os.getpid():
                 self._ledger.prune_now_and_then(db, self._now)
             self._commit(db)
         self.pool.end(self)

@@ -10,6 +10,7 @@ that module: importing it and generating methods for each class took a third of 
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import partial
 from typing import Any, Callable, ClassVar, Mapping, TypeVar
@@ -142,7 +143,7 @@ class Object(Kind):
         self.model = model
         # The model's own methods, without a call in between, because nothing is read or written more often.
         self.take, self.read = model.take, model.read  # type: ignore[method-assign]
-        self.write = model.to_json
+        self.write = lambda made: made.to_json()
 
     def check(self, field: str, value: Any) -> Any:
         if type(value) is self.model or checks.is_a(value, self.model):
@@ -194,7 +195,19 @@ class ListOf(Kind):
         return tuple([read(field, item, strict) for item in value])
 
 
-class Dimensions(Kind):
+class Json(Kind):
+    """Any JSON object. What is written is a copy, so that a call that is sent again sends the same bytes."""
+
+    check: Any = staticmethod(checks.json_object)
+    write: Any = staticmethod(copy.deepcopy)
+
+    def read(self, field: str, value: Any, strict: bool) -> Any:
+        if type(value) is dict:
+            return value
+        raise refuse(field, value, "an object")
+
+
+class Dimensions(Json):
     """At most 16 strings by name."""
 
     check: Any = staticmethod(checks.dimensions)
@@ -205,24 +218,11 @@ class Dimensions(Kind):
         raise refuse(field, value, "a mapping of strings")
 
 
-class Json(Kind):
-    """Any JSON object."""
-
-    check: Any = staticmethod(checks.json_object)
-
-    def read(self, field: str, value: Any, strict: bool) -> Any:
-        if type(value) is dict:
-            return value
-        raise refuse(field, value, "an object")
-
-
 COUNT = Integer()
 SIGNED = Integer(INT64_MIN)
 BOOLEAN = Boolean()
 JSON = Json()
-#: Text that only servers write, whose length is therefore not limited here.
-SERVER_TEXT = FreeText(INT64_MAX)
-
+SERVER_TEXT = FreeText(INT64_MAX)  # only servers write it, so its length is not limited here
 _NOTHING: Any = object()
 
 

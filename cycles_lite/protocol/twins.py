@@ -28,7 +28,10 @@ class AsDataclass:
     def __get__(self, instance: object, model: Any) -> Any:
         if not model.layout():
             raise AttributeError(f"{model.__name__} has no fields: it is but a base of dataclasses")
-        return _signature(model) if self._name == "__signature__" else getattr(_twin(model), self._name)
+        if self._name == "__signature__":
+            return _signature(model)
+        found = getattr(_twin(model), self._name)
+        return found if instance is None or not callable(found) else found.__get__(instance, model)
 
 
 @lru_cache(maxsize=None)

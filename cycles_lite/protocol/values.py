@@ -6,7 +6,7 @@ import re
 from functools import total_ordering
 from typing import TYPE_CHECKING, Any, Mapping, TypeVar
 
-from ..errors import ValidationError
+from ..errors import ErrorCode as ErrorCode, ValidationError
 from ..runtime.words import WordEnum
 from .checks import INT64_MAX, integer, is_a, refuse
 from .fields import (

@@ -26,8 +26,9 @@ class Operation(NamedTuple):
     name: str
     #: The path; `{id}` stands for the quoted reservation or evidence id.
     path: str
-    #: The names of its models: of its success, and of its body, where it has one.
+    #: The name of the model of its success.
     response_name: str
+    #: The name of the model of its body; None where it has no body.
     request_name: str | None = None
     #: The `status` word that proves success, where the answer moves or holds money.
     proof: str | None = None
@@ -39,7 +40,7 @@ class Operation(NamedTuple):
     settles: bool = False
     #: Whether the request is sent without an API key (protocol: `security: []`).
     public: bool = False
-    #: The HTTP method: what has no body only reads.
+    #: The HTTP method.
     method: str = "POST"
 
     @property

@@ -204,7 +204,7 @@ class Journal:
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Whether this claim on the folder was had, and what is in it may be taken up: somebody else may be doing so.
+        """Whether this process has the claim on the folder, and so may take up its records; somebody else may have it.
 
         Without the claim nothing would break, because records are sent with their own keys; it saves a fleet of
         workers that start together from all sending the same.

@@ -1,4 +1,4 @@
-"""What an answer to a commit or an event means for the spend that it was to settle: a table, and what it says pure.
+"""What an answer to a commit or an event means for the spend that it was to settle: a table, and pure functions.
 
 An answer that proves the operation's success settles the spend, and its record is removed. Every other answer is an
 error here, and means one of these:

@@ -54,8 +54,8 @@ class Settler:
         self._look: Job | None = None
         #: The spend that is not settled yet, by reservation id. Single operations of a dictionary are atomic.
         self.pending: dict[str, Spend] = {}
-        #: The releases, under way or to come, of guards that were collected unfinished, by `id`.
-        self.releasing: dict[int, Callable[[], None]] = {}
+        #: The guards that were collected unfinished and are being released, or will be, by `id`.
+        self.releasing: dict[int, object] = {}
 
     # ---- From the guard ----
 
@@ -88,7 +88,7 @@ class Settler:
 
     def resume(self, spend: Spend) -> None:
         """Settle accepted spend in the background. After an interruption of `accept` or `settle` nobody knows how far
-        they came, so all is done again; the key makes a second commit a replay."""
+        they came, so it is sent again; the key makes a second commit a replay."""
         if spend.is_done:
             return
         try:
@@ -97,16 +97,17 @@ class Settler:
         finally:
             self.retry_later(spend, 0.0)
 
-    def release(self, run: Callable[[], None]) -> None:
-        """Have a collected guard released in the background; a flush waits for it."""
+    def release(self, guard: object, run: Callable[[], None]) -> None:
+        """Have a collected guard released in the background; a flush waits for it. Each guard has one entry, because
+        after an interruption it is asked for again."""
 
         def release() -> None:
             try:
                 run()
             finally:
-                self.releasing.pop(id(run), None)
+                self.releasing.pop(id(guard), None)
 
-        self.releasing[id(run)] = run
+        self.releasing[id(guard)] = guard
         worker.schedule(0.0, release)
 
     # ---- Sending, and what follows ----
@@ -227,15 +228,16 @@ class Settler:
             self._end(spend, Journal.refuse)
 
     def _end(self, spend: Spend, take_away: Callable[[Journal, str], Any] | None = None) -> bool:
-        """Take the record away, then end the spend, of which nothing is sent any more. Return whether this process took
-        the record away; False if another one was first, or there is no record."""
+        """Take the record away, then end the spend, of which nothing is sent any more. Return whether this process is
+        the one to tell of a settlement: it has removed the record, or could not."""
         id, was_ours = spend.record.reservation_id, False
         if take_away is not None and spend.journal is not None and spend.is_written:
             try:
                 was_ours = bool(take_away(spend.journal, id))
             except OSError as e:
                 was_ours = True
-                self._journal_failed(f"the record of reservation {id} stays on disk, though that is done: {e}")
+                became = "refused" if take_away is Journal.refuse else "settled"
+                self._journal_failed(f"the record of reservation {id}, which was {became}, stays on disk: {e}")
         self.pending.pop(id, None)
         spend.is_done, spend.runner = True, None
         return was_ours
@@ -243,7 +245,8 @@ class Settler:
     # ---- The journal ----
 
     def open(self) -> None:
-        """Find the journal, and have what earlier processes left in it taken up. Both are done once in a process."""
+        """Find the journal, and have what earlier processes left in it taken up. Both are done once in a
+        process, and again after `close`."""
         if self.pid != os.getpid():
             self._begin()
         if self.is_open:

@@ -13,9 +13,9 @@ import io
 import queue
 import socket
 import ssl
+import time
 from collections import deque
 from contextvars import ContextVar
-from time import time as world_time
 from typing import TYPE_CHECKING, Any, Iterable
 
 from ..errors import ResponseError
@@ -30,7 +30,7 @@ else:
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 #: Seconds after which an idle connection is not used again. Balancers and NAT gateways forget a connection after 60 to
-#: 350 seconds, and nobody may ever answer a request on one that was forgotten, such as while this process was frozen.
+#: 350 seconds, and a request on a forgotten one may never be answered; a process that was frozen has such connections.
 MAX_IDLE = 50.0
 
 #: How much of a body without a length is asked for at once: http.client of Python 3.7 to 3.9 fills a buffer that large.
@@ -114,7 +114,7 @@ class Attempt:
         if isinstance(connection, BoundedConnection):
             self.connection = None
             if connection.sock is not None and idle is not None and self.home is idle.stack:
-                self.home.append((connection, monotonic(), world_time()))
+                self.home.append((connection, monotonic(), time.time()))
             else:
                 connection.close()
         self.reader = None
@@ -160,7 +160,7 @@ class Idle:
                 break
             if attempt is None:  # a pool that is being closed takes all connections out, to close them
                 return connection
-            if not attempt.fresh and monotonic() - since < MAX_IDLE and world_time() - since_in_world < MAX_IDLE:
+            if not attempt.fresh and monotonic() - since < MAX_IDLE and time.time() - since_in_world < MAX_IDLE:
                 attempt.reuse()
                 return connection
             connection.close()

@@ -13,7 +13,8 @@ class deadline_in:  # it reads as what it does: `with deadline_in(2.0):`
     """Bound every call inside to `seconds` from now; an earlier deadline around it stays in force.
 
     The context variable refers to this object weakly. An exception that a signal handler raises while the block is
-    being left may keep `__exit__` from resetting the variable, and every later call would meet the old deadline.
+    being entered or left may keep `__exit__` from resetting the variable; with a strong reference in it, every later
+    call would meet the old deadline.
     """
 
     __slots__ = ("__weakref__", "_seconds", "_token", "end")

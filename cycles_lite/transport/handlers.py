@@ -15,7 +15,7 @@ _getsignal: Any = getattr(signal, "_signal", signal).getsignal
 
 
 def is_from_handler(error: BaseException) -> bool:
-    """Whether a signal handler of the program, such as a time limit's, has raised an exception. It says nothing about
+    """Whether a signal handler of the program, such as a time limit's, has raised this exception. It says nothing about
     the call that it interrupts, and must reach the program unchanged."""
     strangers = set()
     step = error.__traceback__

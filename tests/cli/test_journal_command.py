@@ -149,9 +149,20 @@ def test_replay_to_a_server_that_has_taken_the_others_place(url, tmp_path):
     assert Journal(folder).names() == set()
 
 
+@pytest.mark.parametrize("to", ["htp:/typo", ""])
+def test_replay_to_what_is_no_server_leaves_the_records_as_they_are(url, tmp_path, monkeypatch, capsys, to):
+    monkeypatch.delenv("CYCLES_BASE_URL")
+    journal = Journal(str(tmp_path / "journal"))
+    record = left_behind("https://old.example.com", "rsv_1")
+    journal.write(record)
+    assert main(["journal", "replay", journal.folder, "--to", to]) != 0
+    assert capsys.readouterr().err
+    assert list(journal.peek()) == [record]
+
+
 def test_the_default_folder_is_the_clients(url, capsys):
     with CyclesClient(CyclesConfig(base_url=url, tenant="acme")) as client:
-        settler = settler_of(client.session)
+        settler = settler_of(client._session)
         settler.open()
         journal = settler._journal
     journal.write(left_behind(url, held(url)))

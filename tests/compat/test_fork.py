@@ -237,7 +237,7 @@ with reserve(client, idempotency_key="parent") as guard:
     assert guard.commit(Amount.tokens(1)).status.value == "PENDING"
 
 def child():
-    say("in the child's memory: {}".format(list(client.session.settler.pending)))
+    say("in the child's memory: {}".format(list(client._session.settler.pending)))
     with reserve(client, idempotency_key="child") as guard:
         assert guard.commit(Amount.tokens(1)).status.value == "PENDING"
 

@@ -70,7 +70,7 @@ def test_an_exception_at_each_line(client, fresh):
 
     def run(**stop):
         if fresh:
-            client.session.transport.close()
+            client._session.transport.close()
         tracing = AtLine(files="", skips=is_of_test, **stop)
         pairs.run(tracing)
         return tracing
@@ -96,6 +96,6 @@ def test_an_exception_at_any_instant(client):
     pairs = Rounds(client)
     for _ in range(rounds(300)):
         if chance.random() < 0.3:
-            client.session.transport.close()
+            client._session.transport.close()
         pairs.run(AfterTime(chance.uniform(0.00002, 0.003)))
     assert pairs.interrupted

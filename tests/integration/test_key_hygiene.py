@@ -221,7 +221,7 @@ def run(client, trail):
     client.flush(5.0)
     trail.add("client", repr(client))
     trail.add("config", repr(client.config) + str(client.config))
-    trail.add("transport", repr(client.session.transport) + repr(client.session) + repr(client.session.settler))
+    trail.add("transport", repr(client._session.transport) + repr(client._session) + repr(client._session.settler))
 
 
 def attempts(client):
@@ -430,7 +430,7 @@ def throw(error):
 
 
 def failures(client):
-    session = client.session
+    session = client._session
     request = ReservationCreateRequest(action=ACTION, estimate=ESTIMATE)
     for call in (
         lambda: client.create_reservation(request),

@@ -539,3 +539,11 @@ def test_text_of_a_server_is_taken_as_it_is(scope, path):
     data = {"scope": scope, "scope_path": path, "remaining": {"unit": "TOKENS", "amount": -1}}
     (balance,) = wire.read_answer(wire.GET_BALANCES, wire.Answer(200, {}, wire.dumps({"balances": [data]}))).balances
     assert (balance.scope, balance.scope_path, balance.remaining) == (scope, path, SignedAmount("TOKENS", -1))
+
+
+def test_a_subclass_says_itself_what_is_sent_of_it():
+    class Doubled(Amount):
+        def to_json(self):
+            return {**super().to_json(), "amount": self.amount * 2}
+
+    assert CommitRequest(actual=Doubled.tokens(2)).to_json()["actual"]["amount"] == 4

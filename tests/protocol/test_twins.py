@@ -55,6 +55,7 @@ def test_patterns_name_fields_by_position():
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="copy.replace is newer")
 def test_copies_with_other_values():
     assert copy.replace(Amount.tokens(1), amount=2) == Amount.tokens(2)
+    assert Amount.tokens(1).__replace__(amount=2) == Amount.tokens(2)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="older Pythons cannot read the annotations")

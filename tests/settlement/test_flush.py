@@ -89,6 +89,16 @@ def test_a_release_that_a_collected_guard_left_is_waited_for():
         assert client.flush(PATIENCE) == 0
 
 
+def test_a_release_that_is_asked_for_again_is_waited_for_once():
+    """As after an interruption of whoever takes the notes of finalizers."""
+    transport = FakeTransport(replied(allowed()), lambda call: TransportError("down"))
+    with client_of("http://fake.invalid", transport=transport, **LATER) as client:
+        guard = client.reserve(tokens(5), ACTION)
+        guard.settle_abandoned()
+        guard.settle_abandoned()
+        assert client.flush(PATIENCE) == 0
+
+
 def test_a_frozen_clock_makes_no_flush_and_no_close_endless():
     freezegun = pytest.importorskip("freezegun")
 
@@ -135,7 +145,7 @@ def test_a_flush_goes_well_while_other_threads_make_clients():
     with client_of("http://fake.invalid", transport=transport, **LATER) as client:
         others = [client.with_options(workflow=f"w{number}") for number in range(300)]
         for other in others:
-            settler_of(other.session).open()
+            settler_of(other._session).open()
 
         def flush():
             while time.monotonic() < end and not failures:
@@ -147,7 +157,7 @@ def test_a_flush_goes_well_while_other_threads_make_clients():
         thread = threading.Thread(target=flush)
         thread.start()
         while thread.is_alive():
-            settler_of(client.with_options(workflow="another").session).open()
+            settler_of(client.with_options(workflow="another")._session).open()
         thread.join()
         sys.setswitchinterval(interval)
         for other in others:
@@ -163,7 +173,7 @@ def test_there_is_another_look_after_one_in_which_an_observer_ends_the_program(t
     transport = FakeTransport(replied(allowed()))
     config = config_of("http://fake.invalid", journal_dir=str(tmp_path), **LATER)
     with CyclesClient(config, observer=end, transport=transport) as client:
-        settler = settler_of(client.session)
+        settler = settler_of(client._session)
         settler.open()
         folder = settler._journal.folder
         os.makedirs(folder)
@@ -184,8 +194,8 @@ def test_an_attempt_that_is_wanted_while_another_ends_is_not_pending_for_ever():
     with client_of("http://fake.invalid", transport=transport, **LATER) as client:
         with client.reserve(tokens(5), ACTION) as guard:
             guard.commit(tokens(3))
-        (spend,) = client.session.settler.pending.values()
+        (spend,) = client._session.settler.pending.values()
         assert client.flush(PATIENCE) == 0
-        client.session.settler.retry_later(spend, 0.0)
+        client._session.settler.retry_later(spend, 0.0)
         assert client.flush(PATIENCE) == 0
         assert len(transport.calls) == 4

@@ -23,6 +23,7 @@ from cycles_lite import (
     ReservationExpiredError,
     ResponseError,
     ServerError,
+    Subject,
     TransportError,
     TransportTimeout,
     ValidationError,
@@ -196,8 +197,8 @@ def test_a_handler_may_close_the_client_wherever_its_thread(waits):
         transport = peers.FakeTransport(peers.replied(status=503))
         client = peers.client_of("http://127.0.0.1:1", transport=transport, retry_max_attempts=2)
         try:
-            with AtLine(nth, files="", skips=is_not_looked_at, act=client.session.close) as at:
-                client.get_reservation("rsv_1") if waits else client.session.close()
+            with AtLine(nth, files="", skips=is_not_looked_at, act=client._session.close) as at:
+                client.get_reservation("rsv_1") if waits else client._session.close()
         except ServerError:
             pass
         return at.where is not None
@@ -215,3 +216,19 @@ def test_a_handler_may_close_the_client_wherever_its_thread(waits):
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     assert nth > 3
+
+
+def test_a_call_that_is_sent_again_sends_the_same_bytes():
+    """Whatever the program does meanwhile with what it has put into the request: the key is the same as well."""
+    request = peers.create_request(metadata={"tries": [1]}, subject=Subject(tenant="acme", dimensions={"try": "1"}))
+
+    def fail(line, sent):
+        request.metadata["tries"].append(2)
+        request.subject.dimensions["try"] = "2"
+        line.send(peers.answer({}, status=503))
+
+    with peers.Peer(fail, peers.answer(peers.allowed())) as peer, peers.client_of(peer) as client:
+        client.create_reservation(request)
+    first, second = peer.requests
+    assert first.body == second.body
+    assert b'"tries":[1]' in first.body
