@@ -53,6 +53,19 @@ def test_commit_and_roll_back(store):
     assert names(store) == ["one"]
 
 
+def test_each_thread_has_its_turn(store):
+    """Although no thread pauses between two transactions, none is left out."""
+    done = [0] * 4
+
+    def write(number):
+        while sum(done) < 2000:
+            with store.writing():
+                done[number] += 1
+
+    run_threads(4, write)
+    assert min(done) > 100, done
+
+
 def test_threads_lose_no_update(store):
     """Threads that read and write in one transaction each see what the others wrote."""
     with store.writing() as (db, _):
