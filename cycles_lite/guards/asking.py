@@ -51,7 +51,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
         session.observe(events.Degraded(request.estimate, request.action, e))
         if is_shadow:
             return ReservationGuard(session, request, Backing.NOTHING)
-        return ReservationGuard(session, request, Backing.EVENT, body["subject"])
+        return ReservationGuard(session, request, Backing.EVENT, session.body_of(request)["subject"])
     if is_shadow:
         return ReservationGuard(session, request, Backing.NOTHING, None, response)
     # The observer is told before the guard is made. If the observer raises, a log handler may keep the error, whose

@@ -86,8 +86,10 @@ def settle_unknown(guard: ReservationGuard) -> None:
 def settle_by_estimate(guard: ReservationGuard, waits: bool = True) -> None:
     """Commit the meter if there is one, else the estimate, marked as such. Where it does not wait, as for a guard whose
     generator was collected, the commit is on record when this returns, and is sent in the background."""
-    if not waits:
-        guard.commit_later(*(() if guard.spent else (guard.estimate, _ESTIMATED)))
+    if not waits and guard.spent:
+        guard.commit_later()
+    elif not waits:
+        guard.commit_later(guard.estimate, _ESTIMATED)
     elif guard.spent:
         settle_unknown(guard)
     else:
