@@ -13,13 +13,12 @@ import io
 import queue
 import socket
 import ssl
-import time
 from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Iterable
 
 from ..errors import ResponseError
-from ..runtime.clock import monotonic
+from ..runtime.clock import monotonic, now_ms
 
 if TYPE_CHECKING:
     _Mixed = http.client.HTTPConnection
@@ -114,7 +113,7 @@ class Attempt:
         if isinstance(connection, BoundedConnection):
             self.connection = None
             if connection.sock is not None and idle is not None and self.home is idle.stack:
-                self.home.append((connection, monotonic(), time.time()))
+                self.home.append((connection, monotonic(), now_ms()))
             else:
                 connection.close()
         self.reader = None
@@ -155,12 +154,12 @@ class Idle:
             attempt.home = stack
         while stack:
             try:
-                connection, since, since_in_world = stack.pop()
+                connection, since, since_ms = stack.pop()
             except IndexError:  # another thread was faster
                 break
             if attempt is None:  # a pool that is being closed takes all connections out, to close them
                 return connection
-            if not attempt.fresh and monotonic() - since < MAX_IDLE and time.time() - since_in_world < MAX_IDLE:
+            if not attempt.fresh and monotonic() - since < MAX_IDLE and now_ms() - since_ms < MAX_IDLE * 1000:
                 attempt.reuse()
                 return connection
             connection.close()

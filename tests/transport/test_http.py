@@ -461,7 +461,7 @@ class Clocks:
     def __init__(self, monkeypatch):
         self.ahead = self.world_ahead = 0
         monkeypatch.setattr(connections, "monotonic", lambda: clock.monotonic() + self.ahead)
-        monkeypatch.setattr(connections, "world_time", lambda: time.time() + self.world_ahead)
+        monkeypatch.setattr(connections, "now_ms", lambda: clock.now_ms() + self.world_ahead * 1000)
 
 
 @pytest.mark.parametrize(
