@@ -298,7 +298,7 @@ class Server:
                 if len(self._map) > most or monotonic() >= next_look:
                     next_look = monotonic() + _LOOK
                     let_go(self._map, most)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit):  # the operator's way to stop it, as good as `stop`
             pass
 
     def stop(self) -> None:

@@ -69,7 +69,7 @@ def _blamed(name: str, trusted: str | None, e: OSError) -> CyclesError:
             if trusted:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(**_place(trusted))
             name, trusted = "SSLKEYLOGFILE", log
-        except OSError:
+        except OSError:  # it is the certificates that cannot be opened
             pass
     where = f"{name}: {trusted!r}" if trusted else "the system's certificates"
     return (TransportError if _passes(e) else ConfigError)(f"{where} cannot be used: {e}")
