@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
+import sqlite3
 import tempfile
 import threading
 import time
 
 import pytest
+import urllib3
 from hypothesis import HealthCheck, settings
 from ledgers import ledger_of
 
@@ -33,6 +36,20 @@ SETTINGS_FOR_TESTS = {"CYCLES_TEST_BASE_URL", "CYCLES_TEST_API_KEY"}
 SECONDS_TO_END = 5.0
 # multiprocessing's own helpers live as long as the process that first needed them.
 HELPER_PROCESS = re.compile(rb"from multiprocessing\.(resource_tracker|semaphore_tracker|forkserver) import")
+
+
+def pytest_configure():
+    """Let signals end processes again. A shell's `nohup` and `&` have them ignored, which tests' children would inherit."""
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what it was that passed or failed."""
+    here = platform.python_implementation(), platform.python_version(), urllib3.__version__, sqlite3.sqlite_version
+    terminalreporter.line("with {} {}, urllib3 {}, SQLite {}".format(*here))
 
 
 def _isolate(monkeypatch, homes):

@@ -1,5 +1,4 @@
-"""What type checkers make of the wrappers. Never run: `test_types.py` has mypy read it, and expects the errors that
-the comments `wrong` announce, and no others."""
+"""What type checkers make of the wrappers: each line that ends in `# refused` is a mistake that they must find."""
 
 from __future__ import annotations
 
@@ -34,8 +33,8 @@ assert_type(with_cycles(client, an_amount, estimate=estimate, action=action), st
 assert_type(with_cycles(client, an_integer, estimate=estimate, action=action, metrics=metrics), "list[int]")
 assert_type(with_cycles(client, lambda guard: (1.5, guard.spent), estimate=estimate, action=action), float)
 assert_type(with_cycles(client, lambda guard: ("x", guard.estimate), estimate=estimate, action=action), str)
-with_cycles(client, a_float, estimate=estimate, action=action)  # wrong
-with_cycles(client, lambda guard: "reply", estimate=estimate, action=action)  # wrong
+with_cycles(client, a_float, estimate=estimate, action=action)  # refused
+with_cycles(client, lambda guard: "reply", estimate=estimate, action=action)  # refused
 
 
 @cycles(1000, unit="TOKENS", actual=lambda reply: len(reply), action_tags=["a"], agent=lambda prompt, n=1: prompt)
@@ -63,11 +62,11 @@ assert_type(ask("x", n=2), str)
 assert_type(count(3), "Iterator[int]")
 assert_type(Agent().method(1), bytes)
 assert_type(Agent.above(1), bytes)
-ask(5)  # wrong
-Agent().method("x")  # wrong
-cycles(1.5)  # wrong
-cycles("5")  # wrong
-cycles(5, client="http://localhost")  # wrong
+ask(5)  # refused
+Agent().method("x")  # refused
+cycles(1.5)  # refused
+cycles("5")  # refused
+cycles(5, client="http://localhost")  # refused
 
 
 @guarded(client, estimate=estimate, action=action)
@@ -76,7 +75,7 @@ def handler(event: dict[str, Any], context: object) -> dict[str, int]:
 
 
 assert_type(handler({}, None), "dict[str, int]")
-handler(5, None)  # wrong
+handler(5, None)  # refused
 
 
 def plain(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

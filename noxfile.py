@@ -1,0 +1,171 @@
+"""The checks of a change, a session each: `nox -l` lists them, `nox -s tests-3.9` runs one, `.ci/run` runs all of them.
+
+A session makes its environment with the `venv` module of its own interpreter. Versions that a machine does not have are
+skipped here; `.ci/run` names them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import tarfile
+import zipfile
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "venv"
+
+#: Interpreters, the oldest first, each with the oldest urllib3 that can be imported there.
+PYTHONS = {
+    "3.7": "1.26.0",
+    "3.8": "1.26.0",
+    "3.9": "1.26.0",
+    "3.10": "1.26.0",
+    "3.11": "1.26.0",
+    "3.12": "1.26.18",
+    "3.13": "1.26.18",
+    "3.14": "1.26.18",
+    "pypy3.9": "1.26.0",
+}
+
+NEWEST = "3.14" if shutil.which("python3.14") else "3.13"
+
+#: The suite is run whole on the oldest, one in the middle and the newest. On the others goes what takes long and would
+#: find the same (marker `thorough`), and random tests have fewer rounds: what a version breaks shows in the first ones.
+WHOLE = ("3.7", "3.11", NEWEST)
+SHORT = {"CRASH_ROUNDS": "24", "FAULT_CALLS": "300", "LAMBDA_KILLS": "5"}
+
+#: The tests of what touches the dependencies.
+ON_DEPENDENCIES = (
+    "tests/transport",
+    "tests/protocol",
+    "tests/recovery",
+    "tests/test_client.py",
+    "tests/test_package.py",
+)
+
+#: What those tests need, in the last versions that do with the oldest typing-extensions.
+TOOLS = (
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "PyYAML",
+    "trustme",
+    "jsonschema<4.18",
+    "exceptiongroup<1.3",
+    "cryptography<43",
+)
+TYPING_EXTENSIONS = "3.7.4"
+
+#: What a source archive has, beside what building it adds.
+FOLDERS = ("cycles_lite", "tests", "benchmarks", "docs", "examples", ".ci")
+FILES = (
+    "CHANGELOG.rst",
+    "CONTRIBUTING.rst",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.rst",
+    "noxfile.py",
+    "pyrightconfig.json",
+    "ruff.toml",
+    "setup.cfg",
+    "setup.py",
+)
+MADE = ("PKG-INFO",)
+
+#: A larger wheel has something in it that nobody needs.
+MOST_BYTES = 250_000
+
+
+@nox.session(python=NEWEST)
+def lint(session: nox.Session) -> None:
+    """Style and types, of the package and of what its users write."""
+    session.install("-e", ".[server,test,lint]")
+    session.run("ruff", "check", "--output-format", "concise", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("basedpyright")
+    session.run("python", "-m", "pytest", "-q", "tests/test_user_types.py")
+
+
+@nox.session(python="3.11")
+def package(session: nox.Session) -> None:
+    """What is published: a source archive, and a wheel that was built from it and works alone."""
+    session.install("build", "setuptools", "wheel", "twine")
+    dist = pathlib.Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), ".")
+    (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(archive))
+    check_wheel(session, wheel)
+    check_archive(session, archive)
+    session.install(str(wheel))
+    with session.chdir(dist):  # elsewhere, so that it is the installed one
+        session.run("cycles-lite", "demo")
+
+
+@nox.session(python=list(PYTHONS))
+def tests(session: nox.Session) -> None:
+    """The tests, with the newest dependencies. What follows `--` goes to pytest."""
+    python = str(session.python)
+    session.install("-e", ".[server,test]")
+    options = ["-q", "-n", "auto", *session.posargs]
+    if python == NEWEST:  # once with all that Python itself can find
+        session.run("python", "-X", "dev", "-W", "error", "-m", "pytest", *options)
+    elif python in WHOLE:
+        session.run("python", "-m", "pytest", *options)
+    else:
+        session.run("python", "-m", "pytest", "-m", "not thorough", *options, env=SHORT)
+
+
+@nox.session(python=list(PYTHONS))
+def oldest(session: nox.Session) -> None:
+    """The tests of what touches the dependencies, with the oldest that can be imported there."""
+    python = str(session.python)
+    pins = [f"urllib3=={PYTHONS[python]}", f"typing-extensions=={TYPING_EXTENSIONS}", "waitress==2.1.0"]
+    session.install("-e", ".[server]", *TOOLS, *pins)
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "auto",
+        "-m",
+        "not thorough",
+        *(session.posargs or ON_DEPENDENCIES),
+        env=SHORT,
+    )
+
+
+def files_in(*folders: str) -> set[str]:
+    """The files of the project in some of its folders, without what running them leaves there."""
+    found = (path for folder in folders for path in pathlib.Path(folder).rglob("*"))
+    return {path.as_posix() for path in found if path.is_file() and path.suffix != ".pyc" and "_cache" not in str(path)}
+
+
+def check_wheel(session: nox.Session, wheel: pathlib.Path) -> None:
+    packed, size = set(zipfile.ZipFile(wheel).namelist()), wheel.stat().st_size
+    session.log(f"{wheel.name} has {size} bytes")
+    if not wheel.name.endswith("-py3-none-any.whl") or size > MOST_BYTES:
+        session.error(f"{wheel.name} is not for every platform, or larger than {MOST_BYTES} bytes")
+    ours = files_in("cycles_lite")
+    compare(session, wheel.name, ours, {name for name in packed if ".dist-info/" not in name})
+
+
+def check_archive(session: nox.Session, archive: pathlib.Path) -> None:
+    """Whoever has the source archive has all that is needed to check it."""
+    with tarfile.open(archive) as tar:
+        packed = {member.name.partition("/")[2] for member in tar.getmembers() if member.isfile()}
+    compare(
+        session,
+        archive.name,
+        files_in(*FOLDERS) | set(FILES),
+        {name for name in packed if name not in MADE and ".egg-info/" not in name},
+    )
+
+
+def compare(session: nox.Session, name: str, wanted: set[str], packed: set[str]) -> None:
+    if wanted != packed:
+        session.error(f"{name} lacks {sorted(wanted - packed)}, and should not have {sorted(packed - wanted)}")
