@@ -167,11 +167,15 @@ class Transaction:
     def begin(self) -> tuple[sqlite3.Connection, int]:
         """What the `with` statement calls first: begin, once more for each batch of holds that had to be freed."""
         self._deadline = monotonic() + self._seconds
+        has_freed = False
         while True:
             db = self._begin()
             self._now = now = self._ledger.clock()  # read once the lock is held, because waiting for it may take long
             if db.execute(_ANY_DUE, (now,)).fetchone() is None:
                 return db, now
+            if has_freed and monotonic() >= self._deadline:
+                raise TransportTimeout(f"the budget file {self._name} has many holds to free; the next call goes on")
+            has_freed = True
             if self.writes:
                 free_due(db, now)
                 self._commit(db)

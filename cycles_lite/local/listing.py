@@ -156,11 +156,11 @@ def _find(db: sqlite3.Connection, now: int, one: _Slice, count: int) -> list[Res
             where, values = joined([condition, *filters, *_after(one)])
             how = f"INDEXED BY {index} WHERE {where} ORDER BY {one.column} {direction}, id LIMIT ?"
             return rows.find_all(db, how, [*values, count])
-    return _walked_by_id(db, one, filters, count) if one.column == "id" else _walked(db, one, filters, count)
+    return _walked_by_id(db, one, filters, count) if one.column == "id" else _walked(db, now, one, count)
 
 
-def _filters(one: _Slice, now: int) -> list[Condition]:
-    """The conditions for the rows of a slice, but for its place in the list."""
+def _filters(one: _Slice, now: int, without: str | None = None) -> list[Condition]:
+    """The conditions for the rows of a slice, but for its place in the list, and for the range of one column."""
     filters: list[Condition] = [("(forget_at_ms IS NULL OR forget_at_ms >= ?)", [now])]
     if one.status is not None:
         filters.append((f"status = '{ReservationStatus(one.status).value}'", []))  # partial indexes need it in the text
@@ -170,7 +170,11 @@ def _filters(one: _Slice, now: int) -> list[Condition]:
         filters.append(_among(one.paths))
     else:  # not LIKE, because its wildcards are legal in scopes
         filters += [("instr('/' || scope_path || '/', ?) > 0", [f"/{segment}/"]) for segment in one.segments]
-    return filters + [(f"{bound.column} {bound.sign} ?", [bound.value]) for bound in one.bounds]
+    return filters + [_within(bound) for bound in one.bounds if bound.column != without]
+
+
+def _within(bound: Bound) -> Condition:
+    return f"{bound.column} {bound.sign} ?", [bound.value]
 
 
 def _among(paths: Sequence[str]) -> Condition:
@@ -189,7 +193,7 @@ def _narrow(one: _Slice, now: int) -> Iterator[tuple[str, Condition]]:
     if one.paths is not None and len(one.paths) <= _PATHS_AT_ONCE:
         yield "reservations_by_path", joined([its_own, _among(one.paths)])
     for column in ("created_at_ms", "expires_at_ms"):
-        bounds = [(f"{bound.column} {bound.sign} ?", [bound.value]) for bound in one.bounds if bound.column == column]
+        bounds = [_within(bound) for bound in one.bounds if bound.column == column]
         if bounds and one.column != column:
             yield _IN_ORDER[column], joined([its_own, *bounds])
     if one.column == "id":
@@ -220,12 +224,13 @@ def _walked_by_id(db: sqlite3.Connection, one: _Slice, filters: list[Condition],
     return rows.find_all(db, f"WHERE {where} ORDER BY id {direction} LIMIT ?", [*values, count])
 
 
-def _walked(db: sqlite3.Connection, one: _Slice, filters: list[Condition], count: int) -> list[Reservation]:
+def _walked(db: sqlite3.Connection, now: int, one: _Slice, count: int) -> list[Reservation]:
     """The first rows in the order of a column. No index has ids in ascending order for both directions of the column,
     so that rows with equal values are read on their own where they are not all wanted: at the beginning, and at the
     end."""
     found: list[Reservation] = []
     past: list[Bound] = []
+    filters = _filters(one, now)
     if one.after is not None:
         value, id = one.after
         found = _equal(db, one, [*filters, ("id > ?", [id])], value, count)
@@ -233,8 +238,8 @@ def _walked(db: sqlite3.Connection, one: _Slice, filters: list[Condition], count
     missing = count - len(found)
     if not missing:
         return found
-    others = [(text, values) for text, values in filters if not text.startswith(one.column + " ")]
-    where, values = joined([("tenant = ?", [one.tenant]), *others, *_tightest(one, past)])
+    its_own: Condition = ("tenant = ?", [one.tenant])
+    where, values = joined([its_own, *_filters(one, now, one.column), *map(_within, _tightest(one, past))])
     direction = "DESC" if one.is_descending else "ASC"
     how = f"INDEXED BY {_in_order(one)} WHERE {where} ORDER BY {one.column} {direction} LIMIT ?"
     more = rows.find_all(db, how, [*values, missing])
@@ -259,14 +264,14 @@ def _in_order(one: _Slice) -> str:
     return _IN_ORDER[one.column]
 
 
-def _tightest(one: _Slice, past: Sequence[Bound]) -> list[Condition]:
+def _tightest(one: _Slice, past: Sequence[Bound]) -> list[Bound]:
     """The range of the column to walk by. SQLite begins with one bound, and this gives it the best."""
     bounds = [bound for bound in one.bounds if bound.column == one.column] + list(past)
     if one.column == "created_at_ms":  # what expires by a time was made by then
         bounds += [bound._replace(column="created_at_ms") for bound in _ends(one.bounds, "expires_at_ms", "<")]
     low = max(_ends(bounds, one.column, ">"), key=lambda bound: (bound.value, bound.sign == ">"), default=None)
     high = min(_ends(bounds, one.column, "<"), key=lambda bound: (bound.value, bound.sign == "<="), default=None)
-    return [(f"{bound.column} {bound.sign} ?", [bound.value]) for bound in (low, high) if bound is not None]
+    return [bound for bound in (low, high) if bound is not None]
 
 
 def _ends(bounds: Sequence[Bound], column: str, sign: str) -> list[Bound]:

@@ -60,6 +60,10 @@ def fill(bench, count, seed, tenants=("acme", "beta", "gamma"), weights=(2, 5, 2
     return made
 
 
+def row_is(row, column, sign, value):
+    return getattr(row, column) >= value if sign == ">=" else getattr(row, column) <= value
+
+
 def expected(made, owner, query):
     """The ids that a list must have, by looking at each row."""
     asked = reads.list_filters(query)
@@ -72,10 +76,8 @@ def expected(made, owner, query):
         and asked.idempotency_key in (None, row.idempotency_key)
         and all(f"/{segment}/" in f"/{row.scope_path}/" for segment in asked.segments)
         and all(
-            getattr(row, bound.column) is not None
-            and (getattr(row, bound.column) >= bound.value) == (bound.sign == ">=")
-            or getattr(row, bound.column) == bound.value
-            for bound in asked.bounds
+            getattr(row, column) is not None and row_is(row, column, sign, value)
+            for column, sign, value in asked.bounds
         )
     ]
     column = reads.SORTS[asked.sort_by or "created_at_ms"][0]
@@ -103,7 +105,7 @@ FILTERS = [
 @pytest.mark.parametrize("few", [0, 7, 2000])
 @pytest.mark.parametrize("sort_by", list(reads.SORTS))
 def test_every_page_of_every_list(sort_by, few, monkeypatch):
-    """Whatever is asked and however it is found: each row once, in its order, on some page; of one tenant and of all."""
+    """Whatever is asked and however it is found: each row once and in its order; of one tenant and of all."""
     monkeypatch.setattr(listing, "FEW", few)
     with Bench(validates=False) as bench:
         made = fill(bench, 150, seed=sort_by)
@@ -180,10 +182,10 @@ def test_no_list_looks_at_every_row(long, query, owner, monkeypatch):
         scans = [plan for plan in looked.plans if plan[0].startswith("SCAN") and RESERVATIONS in plan[0]]
         assert not scans
         assert [row["reservation_id"] for row in page["reservations"]] == expected(long.made, owner, query)[:5]
-        for filters in [asked] + [asked._replace(cursor=page["next_cursor"])] * page["has_more"]:
+        for filters in [asked] + [asked._replace(cursor=page.get("next_cursor"))] * page["has_more"]:
             assert steps(db, lambda filters=filters: reads.list_reservations(db, now, filters, owner)) < 12_000
         scan = f"SELECT count(*) FROM {RESERVATIONS} WHERE instr(scope_path, 'nobody') > 0"
-        assert steps(db, lambda: db.execute(scan).fetchall()) > 25_000
+        assert steps(db, lambda: db.execute(scan).fetchall()) > 20_000
 
 
 def steps(db, work):
