@@ -161,8 +161,13 @@ LISTS = {
 
 def _fill(authority: Authority, count: int) -> None:
     """Past reservations of one tenant, of ten agents, and a hundred that are live."""
+    for start in range(0, count, 1000):
+        _fill_some(authority, range(start, min(start + 1000, count)), count)
+
+
+def _fill_some(authority: Authority, numbers: range, count: int) -> None:
     with authority._ledger.writing() as (db, now):
-        for number in range(count):
+        for number in numbers:
             agent = "rare" if number % (count // 10) == 5 else f"bot-{number % 10}"
             created = now - _DAY + number
             made = Reservation(
