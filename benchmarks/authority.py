@@ -5,29 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
 
-from cycles_lite import Amount, CyclesClient, CyclesConfig
+from cycles_lite import CyclesClient, CyclesConfig
 from cycles_lite.local import Authority
 
-from . import work
+from . import ledger, work
 from .canned import HERE, process
 from .report import Row, Target
 from .scale import _in_threads
-from .timing import beside, calls_beside, wall
+from .timing import beside
 
-_SCOPES = ("tenant:acme", "tenant:acme/agent:bot")
-
-
-def _new(folder: str) -> Authority:
-    """Two budgets in a new file, for the subject that all the work here names."""
-    authority = Authority(f"sqlite:///{folder}/budgets.db", create=True)
-    for scope in _SCOPES:
-        authority.set_budget(scope, Amount.tokens(10**12))
-    return authority
+_SCOPES = ledger.SCOPES
+_new = ledger.new_authority
 
 
 def _client(url: str) -> CyclesClient:
@@ -36,40 +28,9 @@ def _client(url: str) -> CyclesClient:
 
 def sqlite(quick: bool) -> list[Row]:
     """Reserve and commit without a server."""
+    alone = [*ledger.same_statements(quick), *ledger.lists(quick), *ledger.room(quick)]
     with tempfile.TemporaryDirectory() as folder, _new(folder) as authority:
-        return [_one_process(quick, folder, authority), *_processes(quick, authority)]
-
-
-class _BareSqlite:
-    """Two transactions that do no more than write, on a file with the same settings."""
-
-    def __init__(self, folder: str) -> None:
-        self.db = sqlite3.connect(os.path.join(folder, "bare.db"), isolation_level=None)
-        self.db.execute("PRAGMA journal_mode=WAL")
-        self.db.execute("PRAGMA synchronous=NORMAL")
-        self.db.execute("CREATE TABLE reservations (id TEXT PRIMARY KEY, amount INTEGER, answer TEXT)")
-
-    def work(self) -> None:
-        id = os.urandom(16).hex()
-        for statement, values in (
-            ("INSERT INTO reservations VALUES (?, ?, ?)", (id, 1000, "x" * 700)),
-            ("UPDATE reservations SET amount = ?, answer = ? WHERE id = ?", (742, "x" * 600, id)),
-        ):
-            self.db.execute("BEGIN IMMEDIATE")
-            self.db.execute(statement, values)
-            self.db.execute("COMMIT")
-
-
-def _one_process(quick: bool, folder: str, authority: Authority) -> Row:
-    rounds, calls = (2, 20) if quick else (31, 200)
-    bare = _BareSqlite(folder)
-    try:
-        with _client(authority.url) as client:
-            ours, peer = calls_beside(work.plain(client), bare.work, rounds, calls, wall)
-    finally:
-        bare.db.close()
-    how = f"wall a pair, in process, two budgeted scopes; medians of {rounds} rounds of {calls}, alternating"
-    return Row("SQLite: reserve + commit", ours, "us", peer, "two bare transactions", Target(400, "ours"), how)
+        return [*alone, *_processes(quick, authority)]
 
 
 #: A process that waits for a line, does its pairs, and says how long that took.

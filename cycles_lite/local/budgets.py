@@ -11,12 +11,16 @@ from ..protocol.fields import OneOf
 from ..protocol.values import Amount, Caps, Unit
 from . import rows, rules, scopes
 from .rules import ACTIVE, CLOSED, FROZEN, Budget
+from .schema import RESERVATIONS
 
 if TYPE_CHECKING:
     from .ledger import Ledger
 
 _UNIT = OneOf(Unit)
-_HOLDS = "SELECT unit, reserved, held FROM reservations WHERE status = 'ACTIVE'"
+_HOLDS = f"SELECT unit, reserved, held FROM {RESERVATIONS} INDEXED BY reservations_due WHERE status = 'ACTIVE'"
+
+#: Seconds that the ledger may be checked for. Others can write meanwhile.
+_PATIENCE = 600.0
 
 
 class BudgetMethods:
@@ -76,8 +80,9 @@ class BudgetMethods:
             return _all(db)
 
     def check(self) -> list[str]:
-        """Verify the ledger's invariants over the whole file. Return a sentence for each violation."""
-        with self._ledger.reading() as (db, _):
+        """Verify the ledger's invariants over the whole file, for ten minutes at the most. Return a sentence for each
+        violation."""
+        with self._ledger.reading(patience=_PATIENCE) as (db, _):
             damage = [line for (line,) in db.execute("PRAGMA quick_check").fetchall() if line != "ok"]
             return [f"SQLite: {line}" for line in damage] or list(_violations(db))
 

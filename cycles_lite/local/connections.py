@@ -15,6 +15,9 @@ two steps, nobody refers to the item any more: a connection is then closed, and 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+import operator
 import os
 import queue
 import sqlite3
@@ -37,6 +40,11 @@ T = TypeVar("T", "Connection", "Transaction")
 #: Seconds that a fork waits for transactions at work, and between two looks at them.
 _FORK_PATIENCE = 10.0
 _FORK_PAUSE = 0.002
+
+#: How many instructions SQLite runs between two looks at the time: some of its rows, and less than a millisecond where
+#: no disk is waited for.
+_INSTRUCTIONS = 10_000
+NEVER = math.inf
 
 #: The connections that this process has inherited by a fork, and must neither use nor close.
 INHERITED: list[object] = []
@@ -99,6 +107,9 @@ class Connection:
         self.db = db
         self.pid = os.getpid()
         self.is_open = True
+        #: When SQLite gives up the statement at work, as a monotonic time. It is an error then.
+        self.gives_up = [NEVER]
+        db.set_progress_handler(_is_late(self.gives_up), _INSTRUCTIONS)
         _open[id(self)] = weakref.ref(self)
 
     def close(self) -> None:
@@ -111,6 +122,16 @@ class Connection:
             self.close()
         elif self.pid:
             INHERITED.append(self.db)
+
+
+def _is_late(gives_up: list[float]) -> Callable[[], bool]:
+    """A function that tells whether the time in a list has passed.
+
+    Python swallows whatever is raised within SQLite's call of it, a signal handler's exception too. So it is made of
+    functions in C, among which no signal handler runs.
+    """
+    times = map(gives_up.__getitem__, itertools.repeat(0))
+    return map(operator.lt, times, iter(monotonic, None)).__next__
 
 
 def open_connections() -> list[Connection]:
@@ -315,6 +336,7 @@ class Pool:
 
     def _give_back(self, box: list[Connection], is_sound: bool) -> None:
         """Keep a connection for the next transaction, unless SQLite failed on it or the pool was closed."""
+        box[-1].gives_up[0] = NEVER
         if is_sound and not self._is_closed and _roll_back(box[-1].db):
             self._idle.append(box.pop())
             if self._is_closed:
@@ -343,9 +365,11 @@ class Memory(Pool):
 
     def _take(self, box: list[Connection], deadline: float) -> None:
         box.append(self._only or _gone(deadline))
+        box[-1].gives_up[0] = NEVER
         _roll_back(box[-1].db)  # an interrupted transaction may have left changes behind
 
     def _give_back(self, box: list[Connection], is_sound: bool) -> None:
+        box[-1].gives_up[0] = NEVER
         _roll_back(box[-1].db)
         box.pop()
 

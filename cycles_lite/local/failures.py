@@ -10,11 +10,16 @@ from ..errors import TransportError, TransportTimeout
 _BUSY_CODES = (5, 6, 15)
 _BUSY = (TransportTimeout, "stayed locked by others for too long; nothing was written")
 
+#: SQLITE_INTERRUPT: the statement was given up at its deadline.
+_LATE_CODE = 9
+_LATE = (TransportTimeout, "took too long to answer; nothing was written")
+
 #: What SQLite's errors mean, by a part of their messages, because Python gives SQLite's codes from 3.11 on only.
 _MEANINGS: dict[str, tuple[type[TransportError], str]] = {
     "database is locked": _BUSY,
     "database table is locked": _BUSY,
     "locking protocol": _BUSY,
+    "interrupted": _LATE,
     "is full": (TransportError, "cannot grow: the disk is full; nothing was written"),
     "readonly database": (TransportError, "cannot be written: the file or its folder is read-only"),
     "disk image is malformed": (TransportError, "is damaged; restore it from a copy"),
@@ -33,6 +38,12 @@ def is_busy(error: sqlite3.Error) -> bool:
     """Whether somebody else held the lock that was needed."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return _meaning(error) is _BUSY if code is None else code & 0xFF in _BUSY_CODES
+
+
+def is_late(error: sqlite3.Error) -> bool:
+    """Whether a statement was given up because its time was over."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return _meaning(error) is _LATE if code is None else code & 0xFF == _LATE_CODE
 
 
 def translated(error: sqlite3.Error, name: str) -> TransportError:

@@ -94,8 +94,10 @@ def _open(path: str, journal: str, synchronous: str, deadline: float) -> Connect
 
 
 def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, deadline: float) -> None:
-    if schema.identity(db) != (schema.APPLICATION_ID, schema.VERSION):
+    application_id, version = schema.identity(db)
+    if application_id != schema.APPLICATION_ID:
         raise TransportError(f"the budget file {printable(path)} was replaced by another file")
+    _demand_known(path, version)
     try:
         execute(db, "PRAGMA journal_mode = " + journal, min(deadline, monotonic() + 1.0))
     except sqlite3.OperationalError as e:
@@ -105,6 +107,21 @@ def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, d
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
     db.execute("PRAGMA synchronous = " + synchronous)
     db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # opens the WAL
+    if version < schema.VERSION:
+        _upgrade(db, deadline)
+
+
+def _upgrade(db: sqlite3.Connection, deadline: float) -> None:
+    """Make the file one of this version, in one transaction. Whatever ends it too early leaves the file as it was: the
+    caller closes the connection then.
+
+    The deadline is for the lock alone. A large file takes longer than most callers would wait, and it would never be
+    finished if each of them began anew.
+    """
+    execute(db, "BEGIN IMMEDIATE", deadline)
+    schema.upgrade(db)  # does nothing where another process was faster
+    execute(db, "COMMIT", max(deadline, monotonic() + 1.0))
+    db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 # ---- Files that are replaced while they are open ----
@@ -188,7 +205,12 @@ def prepare(path: str, create: bool, timeout: float) -> None:
     application_id, version = _identity(path)
     if application_id != schema.APPLICATION_ID:
         raise ConfigError(f"{printable(path)} is not a budget file but another program's database; it was left alone")
-    if version != schema.VERSION:
+    _demand_known(path, version)
+
+
+def _demand_known(path: str, version: int) -> None:
+    """Raise a `ConfigError` for a version of the tables that this library does not know."""
+    if version != schema.VERSION and version not in schema.STEPS:
         age = "newer" if version > schema.VERSION else "unknown"
         known = f"this cycles_lite knows version {schema.VERSION}"
         raise ConfigError(f"{printable(path)} has the {age} schema version {version}; {known}")
@@ -211,9 +233,10 @@ def _size(path: str) -> int | None:
 def _identity(path: str) -> tuple[int, int]:
     """The application id and the schema version of a file, read without locks and without a WAL.
 
-    With `immutable` SQLite writes nothing; that is safe here, because these two numbers never change. The number of
-    pages on page 1 does change, and a process that is killed within a checkpoint leaves one that is larger than the
-    file. `writable_schema` makes SQLite ignore that.
+    With `immutable` SQLite writes nothing. That is safe here, because the id never changes and the version never goes
+    down. A higher version may still be in the WAL alone: whoever opens the file looks again. The number of pages on
+    page 1 does change, and a process that is killed within a checkpoint leaves one that is larger than the file.
+    `writable_schema` makes SQLite ignore that.
     """
     try:
         made = connect(path, "mode=ro&immutable=1")

@@ -20,18 +20,23 @@ from typing import Any, Callable
 from ..errors import ConfigError, TransportError, TransportTimeout
 from ..runtime.clock import monotonic, now_ms
 from . import connections, files, location, rows, rules
-from .connections import INHERITED, Connection, Memory, Pool, Right
-from .failures import is_busy, not_in_time, translated
+from .connections import INHERITED, NEVER, Connection, Memory, Pool, Right
+from .failures import is_busy, is_late, not_in_time, translated
+from .schema import RESERVATIONS
 
 #: The most seconds between two tries for the write lock, because SQLite has no queue to wait in.
 _PAUSE = 0.004
 
-#: How many holds are freed in one transaction, and how many records pruned in one step; others wait meanwhile.
-FREE_AT_ONCE = 200
-PRUNE_AT_ONCE = 200
+#: Seconds that the statements of a transaction have at the least, also where the lock was had at the last moment.
+_PATIENCE = 0.25
 
-#: How many writes of one process come between two steps of pruning. A write adds two records at the most.
-PRUNE_EVERY = 100
+#: How many holds are freed in one transaction, and how many records of a kind pruned in one step, because others wait.
+#: A write adds fewer records, so that steps at each write catch up with whatever was left.
+FREE_AT_ONCE = 200
+PRUNE_AT_ONCE = 100
+
+#: Milliseconds from a step of pruning that found no more to the next.
+PRUNE_EVERY_MS = 60_000
 
 
 class Ledger:
@@ -50,9 +55,8 @@ class Ledger:
         self.name = location.printable(where.path) if where.path else "in memory"
         self.timeout, self.clock = timeout, clock
         self.is_memory = where.path is None
-        # The count starts at random, so that processes which end after a few writes prune now and then too.
-        self._writes = random.randrange(PRUNE_EVERY)
-        self._pruned_to: int | None = None
+        #: When all was pruned, as far as this process knows.
+        self._pruned_ms: int | None = None
         if where.path is None:
             self._pools: dict[int, Pool] = {os.getpid(): Memory()}
         else:
@@ -71,9 +75,12 @@ class Ledger:
         """
         return Transaction(self, timeout, True)
 
-    def reading(self, timeout: float | None = None) -> Transaction:
-        """A transaction that only reads: one snapshot, also while others write. Holds that are due are freed before."""
-        return Transaction(self, timeout, False)
+    def reading(self, timeout: float | None = None, patience: float = _PATIENCE) -> Transaction:
+        """A transaction that only reads: one snapshot, also while others write. Holds that are due are freed before.
+
+        `patience` gives its statements so many seconds, even if that is more than the timeout.
+        """
+        return Transaction(self, timeout, False, patience)
 
     def close(self) -> None:
         """Close this process's connections; those in use are closed when their transactions end.
@@ -96,10 +103,23 @@ class Ledger:
         return pool
 
     def prune_now_and_then(self, db: sqlite3.Connection, now: int) -> None:
-        """Count a write, and drop some old records with every `PRUNE_EVERY`th."""
-        self._writes += 1  # if two threads count at once and one count is lost, a step comes later
-        if self._writes % PRUNE_EVERY == 0:
-            self._pruned_to = prune(db, now, self._pruned_to)
+        """Drop some old records, unless all were dropped a short while ago, by this process or another.
+
+        The file remembers when that was, for processes that end after a write or two. A time that is still to come is
+        of a clock that was ahead, and counts for nothing.
+        """
+        if _is_recent(self._pruned_ms, now):
+            return
+        row = db.execute(_PRUNED).fetchone()
+        if row is not None and _is_recent(row[0], now):
+            self._pruned_ms = row[0]
+        elif prune(db, now):
+            db.execute(_SAVE_PRUNED, (now,))
+            self._pruned_ms = now
+
+
+def _is_recent(then_ms: int | None, now: int) -> bool:
+    return then_ms is not None and 0 <= now - then_ms < PRUNE_EVERY_MS
 
 
 # ---- Transactions ----
@@ -119,9 +139,10 @@ class Transaction:
     collected, and what it owned is given back. So the object must not be assigned to a variable before it is entered.
     """
 
-    def __init__(self, ledger: Ledger, timeout: float | None, may_write: bool) -> None:
+    def __init__(self, ledger: Ledger, timeout: float | None, may_write: bool, patience: float = _PATIENCE) -> None:
         self._ledger, self.pool, self._name = ledger, ledger.pool(), ledger.name
         self._seconds = ledger.timeout if timeout is None else min(timeout, ledger.timeout)
+        self._patience = patience
         self._prunes = may_write
         # A ledger in memory has one connection, so a reader waits for the right to write, too.
         self.writes = may_write or ledger.is_memory
@@ -145,18 +166,23 @@ class Transaction:
 
     def begin(self) -> tuple[sqlite3.Connection, int]:
         """What the `with` statement calls first: begin, once more for each batch of holds that had to be freed."""
+        self._deadline = monotonic() + self._seconds
+        has_freed = False
         while True:
             db = self._begin()
             self._now = now = self._ledger.clock()  # read once the lock is held, because waiting for it may take long
             if db.execute(_ANY_DUE, (now,)).fetchone() is None:
                 return db, now
+            if has_freed and monotonic() >= self._deadline:
+                raise TransportTimeout(f"the budget file {self._name} has many holds to free; the next call goes on")
+            has_freed = True
             if self.writes:
                 free_due(db, now)
                 self._commit(db)
                 self.pool.end(self)
             else:
                 self.pool.end(self)
-                with self._ledger.writing(self._seconds):
+                with self._ledger.writing(max(0.0, self._deadline - monotonic())):
                     pass
 
     def finish(self, error: BaseException | None) -> None:
@@ -165,6 +191,7 @@ class Transaction:
             raise error
         if error is None:
             db = self.connection[-1].db
+            self.connection[-1].gives_up[0] = NEVER  # pruning is bounded, and must not undo what was done
             if self._prunes and self.pid == os.getpid():
                 self._ledger.prune_now_and_then(db, self._now)
             self._commit(db)
@@ -179,7 +206,6 @@ class Transaction:
 
     def _begin(self) -> sqlite3.Connection:
         """Take the right to write, a connection and SQLite's lock, in this order, and look at the file once more."""
-        self._deadline = monotonic() + self._seconds
         while True:
             connections.live[id(self)] = weakref.ref(self)
             if self.writes and not self.pool.rights.take(self.right, self._deadline, self._waits_for_itself):
@@ -204,11 +230,14 @@ class Transaction:
         place = self.connection[-1].place
         if place is not None and connections.inode(place.path) != place.inode:
             self._refuse_lost(place)
+        # From here on statements end at the deadline, but for `COMMIT`: SQLite may say so of one that it has done.
+        self.connection[-1].gives_up[0] = max(self._deadline, monotonic() + self._patience)
         return db
 
     def _commit(self, db: sqlite3.Connection) -> None:
         if self.pid != os.getpid():
             raise TransportError("a transaction does not survive a fork; nothing was written")
+        self.connection[-1].gives_up[0] = NEVER
         connections.execute(db, "COMMIT", self._deadline, self._waits_for_itself)
 
     def _refuse_lost(self, place: connections.Place) -> None:
@@ -256,7 +285,7 @@ def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any
             return made
         except sqlite3.Error as e:
             assert transaction is not None
-            transaction.pool.end(transaction, is_busy(e))
+            transaction.pool.end(transaction, is_busy(e) or is_late(e))
             raise transaction.translated(e) from e
         finally:
             if transaction is not None:
@@ -268,18 +297,30 @@ def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any
 
 # ---- Upkeep ----
 
-_ANY_DUE = "SELECT 1 FROM reservations WHERE status = 'ACTIVE' AND deadline_ms < ? LIMIT 1"
+_ANY_DUE = f"SELECT 1 FROM {RESERVATIONS} WHERE status = 'ACTIVE' AND deadline_ms < ? LIMIT 1"
 _DUE = (
-    "SELECT id, unit, reserved, held, deadline_ms FROM reservations"
+    f"SELECT number, unit, reserved, held, deadline_ms FROM {RESERVATIONS}"
     " WHERE status = 'ACTIVE' AND deadline_ms < ? ORDER BY deadline_ms LIMIT ?"
 )
-_EXPIRE = "UPDATE reservations SET status = 'EXPIRED', forget_at_ms = ? WHERE id = ?"
+_EXPIRE = f"UPDATE {RESERVATIONS} SET status = 'EXPIRED', forget_at_ms = ? WHERE number = ?"
 
-_ROWS = "SELECT number, forget_at_ms < ? FROM reservations WHERE number > ? ORDER BY number LIMIT ?"
-_LAST = "SELECT max(number) FROM reservations"
-_FORGET = ("DELETE FROM reservations WHERE number = ?", "DELETE FROM settlements WHERE number = ?")
-_OLD_REPLIES = "SELECT tenant, operation, target, idempotency_key FROM replies WHERE expires_at_ms < ? LIMIT ?"
-_FORGET_REPLY = "DELETE FROM replies WHERE tenant = ? AND operation = ? AND target = ? AND idempotency_key = ?"
+#: What is kept no longer, for each kind of records: how some are found, and how each is dropped.
+_OLD = (
+    (
+        f"SELECT number FROM {RESERVATIONS} WHERE forget_at_ms < ? ORDER BY forget_at_ms LIMIT ?",
+        (f"DELETE FROM {RESERVATIONS} WHERE number = ?", "DELETE FROM settlements WHERE number = ?"),
+    ),
+    (
+        "SELECT until_ms, number FROM promises WHERE until_ms < ? ORDER BY until_ms LIMIT ?",
+        ("DELETE FROM promises WHERE until_ms = ? AND number = ?",),
+    ),
+    (
+        "SELECT tenant, operation, target, idempotency_key FROM replies WHERE expires_at_ms < ? LIMIT ?",
+        ("DELETE FROM replies WHERE tenant = ? AND operation = ? AND target = ? AND idempotency_key = ?",),
+    ),
+)
+_PRUNED = "SELECT done_at_ms FROM upkeep WHERE what = 'prune'"
+_SAVE_PRUNED = "INSERT OR REPLACE INTO upkeep (what, done_at_ms) VALUES ('prune', ?)"
 
 
 def free_due(db: sqlite3.Connection, now: int) -> None:
@@ -291,25 +332,17 @@ def free_due(db: sqlite3.Connection, now: int) -> None:
             freed[scope, unit] = freed.get((scope, unit), 0) + reserved
     for (scope, unit), amount in freed.items():
         rows.save_amounts(db, rules.free(rows.budgets_of(db, (scope,), unit), amount))
-    db.executemany(_EXPIRE, [(deadline + rows.KEEP_FINISHED_MS, id) for id, _, _, _, deadline in due])
+    expired = [(deadline + rows.KEEP_FINISHED_MS, number) for number, _, _, _, deadline in due]
+    db.executemany(_EXPIRE, expired)
 
 
-def prune(db: sqlite3.Connection, now: int, position: int | None) -> int:
-    """Drop a bounded number of finished reservations and answers that are kept no longer.
-
-    Reservations can be dropped in about the order in which they were made, so a step looks at the oldest first, without
-    an index. After a jump of the clock, old ones may have to stay longer than younger ones. So the rest of a step goes
-    on from `position`, where the last step ended, or from a random place; the place where this one ends is returned.
-    """
-    old = [number for number, is_due in db.execute(_ROWS, (now, -1, PRUNE_AT_ONCE)).fetchall() if is_due]
-    if position is None:  # a fixed place would make processes that end soon always look at the same records
-        position = random.randrange((db.execute(_LAST).fetchone()[0] or 0) + 1)
-    rest = PRUNE_AT_ONCE - len(old)
-    more = db.execute(_ROWS, (now, position, rest)).fetchall()
-    numbers = {(number,) for number in (*old, *[number for number, is_due in more if is_due])}
-    for statement in _FORGET:
-        db.executemany(statement, numbers)
-    db.executemany(_FORGET_REPLY, db.execute(_OLD_REPLIES, (now, PRUNE_AT_ONCE)).fetchall())
-    if not rest:
-        return position
-    return more[-1][0] if len(more) == rest else 0
+def prune(db: sqlite3.Connection, now: int) -> bool:
+    """Drop a bounded number of records that are kept no longer: finished reservations and answers. Return whether that
+    were all."""
+    is_done = True
+    for find, drops in _OLD:
+        found = db.execute(find, (now, PRUNE_AT_ONCE)).fetchall()
+        for drop in drops:
+            db.executemany(drop, found)
+        is_done = is_done and len(found) < PRUNE_AT_ONCE
+    return is_done

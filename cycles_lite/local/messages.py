@@ -40,8 +40,8 @@ def read_request(model: type[Model], call: Call) -> Any:
         if is_from_handler(e):
             raise
         raise invalid(e.message) from e
-    key = _by_name(call.headers).get(IDEMPOTENCY_KEY_HEADER.lower(), request.idempotency_key)
-    if key != request.idempotency_key:
+    key = _header(call.headers, IDEMPOTENCY_KEY_HEADER)
+    if key not in (None, request.idempotency_key):
         raise invalid(f"{IDEMPOTENCY_KEY_HEADER} and the body's idempotency_key differ.")
     if "subject" in request.__dict__:
         _demand_legal(request)
@@ -107,16 +107,20 @@ def refusal_answer(refusal: Refused, headers: Mapping[str, str], tenant: str | N
 
 def _trace_id(headers: Mapping[str, str]) -> str:
     """The trace that a request's headers name. A malformed name counts as none, and so does one of zeros alone."""
-    named = _by_name(headers)
-    parent = _TRACEPARENT.match(named.get("traceparent", ""))
+    parent = _TRACEPARENT.match(_header(headers, "traceparent") or "")
     if parent is not None:
         return parent.group(1)
-    flat = named.get("x-cycles-trace-id", "")
+    flat = _header(headers, "X-Cycles-Trace-Id") or ""
     while _TRACE_ID.match(flat) is None:
         flat = os.urandom(16).hex()
     return flat
 
 
-def _by_name(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers by their names in lower case."""
-    return {name.lower(): value for name, value in headers.items()}
+def _header(headers: Mapping[str, str], name: str) -> str | None:
+    """A header, whatever the case of its name. Most have the usual one, or are not there."""
+    if name in headers:
+        return headers[name]
+    name = name.lower()
+    if name not in map(str.lower, headers):
+        return None
+    return next(value for other, value in headers.items() if other.lower() == name)

@@ -1,8 +1,8 @@
 """The operations that change something: reserve and decide, commit, release and extend, and events.
 
 Each runs in a transaction that may write, and takes the same steps: return the stored answer if the idempotency key has
-one; demand what must be so; let `rules` work out the budgets; write the rows; return the answer, as decoded JSON. The
-rows keep the answer as text, so that a caller who changes the returned object does not change the stored answer.
+one; demand what must be so; let `rules` work out the budgets; write the rows; return the answer, as decoded JSON. What
+is stored is text, so that a caller who changes the returned object does not change the stored answer.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ import functools
 import os
 import sqlite3
 from operator import attrgetter
-from typing import Sequence
+from typing import Any, Mapping, Sequence
 
 from ..protocol import models
 from ..protocol.checks import INT64_MAX
 from ..protocol.values import Amount, ReservationStatus
-from ..protocol.wire import dumps
-from . import rows, rules, scopes, tenants
-from .rows import Json, Once, Reservation
+from . import replies, rows, rules, scopes, tenants
+from .replies import Once
+from .rows import Json, Reservation
 from .rules import Budgets, Refused
 from .tenants import Settings
 
 DEFAULT_GRACE_MS = 5000
+
+_COMMITTED = ReservationStatus.COMMITTED.value
+_RELEASED = ReservationStatus.RELEASED.value
+
+#: What lists and a single reservation show of the request.
+_SHOWN = ("action", "metadata", "subject")
 
 #: The reason codes of `decide` that differ from the error codes of other operations (protocol: DecisionReasonCode).
 _REASONS = {"NOT_FOUND": "BUDGET_NOT_FOUND"}
@@ -42,25 +48,16 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
     defaults, encoded_defaults = _defaults(settings)
     if request.dry_run:
         answer = _evaluated(db, settings, tenant, affected, request.estimate, is_dry_run=True)
-        return once.keep(answer, now + rows.KEEP_EVALUATION_MS, defaults)
-    answer, _, held = _allowed(db, settings, tenant, affected, request.estimate)
-    unit, terms = held[0].unit, {**defaults, **payload}
+        return once.keep(answer, now + replies.KEEP_EVALUATION_MS, defaults)
+    _, held, caps = _allowed(db, settings, tenant, affected, request.estimate)
+    terms = {**defaults, **payload}
     expires_at_ms = now + min(terms["ttl_ms"], settings.max_ttl_ms)
     deadline_ms = expires_at_ms + terms["grace_period_ms"]
-    answer.update(
-        reservation_id="rsv_" + os.urandom(16).hex(),
-        reserved={"unit": unit, "amount": request.estimate.amount},
-        expires_at_ms=expires_at_ms,
-        remaining_ttl_ms=expires_at_ms - now,
-        scope_path=affected[-1],
-        affected_scopes=list(affected),
-        balances=rules.balances(held),
-    )
     made = Reservation(
-        id=answer["reservation_id"],
+        id="rsv_" + os.urandom(16).hex(),
         tenant=tenant,
-        idempotency_key=request.idempotency_key,
-        unit=unit,
+        idempotency_key=payload["idempotency_key"],
+        unit=held[0].unit,
         reserved=request.estimate.amount,
         overage_policy=str(terms["overage_policy"]),
         created_at_ms=now,
@@ -68,14 +65,11 @@ def reserve(db: sqlite3.Connection, now: int, request: models.ReservationCreateR
         deadline_ms=deadline_ms,
         scope_path=affected[-1],
         held=" ".join(map(attrgetter("scope"), held)),
-        answer=dumps(answer),
-        request=rows.canonical(payload, defaults),
-        defaults=encoded_defaults,
-        reply_until_ms=max(deadline_ms, now + rows.KEEP_RESERVE_MS),
+        request=rows.encode({name: payload[name] for name in _SHOWN if name in payload}),
+        reply_until_ms=max(deadline_ms, now + replies.KEEP_RESERVE_MS),
     )
     rows.save_amounts(db, held)
-    rows.add(db, made)
-    return answer
+    return once.keep_reserved(made, (defaults, encoded_defaults), caps, held)
 
 
 @functools.lru_cache(maxsize=128)
@@ -97,7 +91,7 @@ def decide(db: sqlite3.Connection, now: int, request: models.DecisionRequest, te
         return replayed
     settings, affected = tenants.settings(db, tenant), scopes.derive(request.subject)
     answer = _evaluated(db, settings, tenant, affected, request.estimate, is_dry_run=False)
-    return once.keep(answer, now + rows.KEEP_EVALUATION_MS)
+    return once.keep(answer, now + replies.KEEP_EVALUATION_MS)
 
 
 def _evaluated(
@@ -107,7 +101,8 @@ def _evaluated(
     answer: Json
     budgets: Budgets = ()
     try:
-        answer, budgets, _ = _allowed(db, settings, tenant, affected, estimate)
+        budgets, _, caps = _allowed(db, settings, tenant, affected, estimate)
+        answer = {"decision": "ALLOW"} if caps is None else {"decision": "ALLOW_WITH_CAPS", "caps": caps}
     except Refused as e:
         code = e.code
         if code == "UNIT_MISMATCH":
@@ -124,8 +119,8 @@ def _evaluated(
 
 def _allowed(
     db: sqlite3.Connection, settings: Settings, tenant: str, affected: Sequence[str], estimate: Amount
-) -> tuple[Json, Budgets, Budgets]:
-    """The decision with the caps of the deepest scope's budget, and the budgets before and after it is held.
+) -> tuple[Budgets, Budgets, Mapping[str, Any] | None]:
+    """The budgets before and after an estimate is held, and the caps of the deepest scope's budget.
 
     Raises `Refused` for whatever does not allow the estimate.
     """
@@ -133,9 +128,7 @@ def _allowed(
         raise tenants.closed(tenant)
     budgets = _budgets(db, affected, estimate)
     held = rules.hold(budgets, estimate.amount)
-    caps = budgets[-1].caps if budgets[-1].scope == affected[-1] else None
-    decision: Json = {"decision": "ALLOW"} if caps is None else {"decision": "ALLOW_WITH_CAPS", "caps": caps}
-    return decision, budgets, held
+    return budgets, held, budgets[-1].caps if budgets[-1].scope == affected[-1] else None
 
 
 def _budgets(db: sqlite3.Connection, affected: Sequence[str], amount: Amount) -> Budgets:
@@ -175,7 +168,7 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
     """Settle a reservation with what the action really cost."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
-    replayed = rows.find_settled(db, found, ReservationStatus.COMMITTED, payload)
+    replayed = replies.find_settled(db, found, _COMMITTED, payload)
     if replayed is not None:
         return replayed
     _demand_active(db, found)
@@ -185,27 +178,22 @@ def commit(db: sqlite3.Connection, now: int, id: str, request: models.CommitRequ
         raise _mismatch(message, found.scope_path, unit, [found.unit])
     budgets = rows.budgets_of(db, found.held_scopes, unit)
     made = rules.charge(budgets, found.reserved, request.actual.amount, found.overage_policy)
-    answer: Json = {"status": ReservationStatus.COMMITTED.value, "charged": {"unit": unit, "amount": made.charged}}
-    if made.released:
-        answer["released"] = {"unit": unit, "amount": made.released}
-    answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
-    return rows.finish(db, now, found, made.charged, payload, answer)
+    how = (_COMMITTED, made.charged, made.released or None, made.budgets)
+    return replies.finish(db, now, found, payload, *how)
 
 
 def release(db: sqlite3.Connection, now: int, id: str, request: models.ReleaseRequest, owner: str | None) -> Json:
     """Give a hold back unused."""
     found = owned(db, now, id, owner)
     payload = request.to_json()
-    replayed = rows.find_settled(db, found, ReservationStatus.RELEASED, payload)
+    replayed = replies.find_settled(db, found, _RELEASED, payload)
     if replayed is not None:
         return replayed
     _demand_active(db, found)
     budgets = rules.free(rows.budgets_of(db, found.held_scopes, found.unit), found.reserved)
-    released = {"unit": found.unit, "amount": found.reserved}
-    answer = {"status": ReservationStatus.RELEASED.value, "released": released, "balances": rules.balances(budgets)}
     rows.save_amounts(db, budgets)
-    return rows.finish(db, now, found, None, payload, answer)
+    return replies.finish(db, now, found, payload, _RELEASED, None, found.reserved, budgets)
 
 
 def extend(
@@ -216,7 +204,7 @@ def extend(
     once = Once(db, now, found.tenant, "extend", request.to_json(), id)
     replayed = once.replayed()
     if replayed is not None:
-        return rows.refreshed(replayed, found, now)
+        return replies.refreshed(replayed, found, now)
     settings = _demand_active(db, found)
     if now > found.expires_at_ms:
         raise expired(found)
@@ -280,4 +268,4 @@ def record_event(db: sqlite3.Connection, now: int, request: models.EventCreateRe
         answer["charged"] = {"unit": request.actual.unit.value, "amount": made.charged}
     answer["balances"] = rules.balances(made.budgets)
     rows.save_amounts(db, made.budgets)
-    return once.keep(answer, now + rows.KEEP_EVENT_MS, defaults)
+    return once.keep(answer, now + replies.KEEP_EVENT_MS, defaults)

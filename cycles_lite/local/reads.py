@@ -11,15 +11,16 @@ import hashlib
 import json
 import re
 import sqlite3
-from typing import Any, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from ..errors import ValidationError
 from ..protocol.checks import INT64_MAX, free_text, shown
 from ..protocol.values import SUBJECT_LEVELS, ReservationStatus, SortDirection
 from . import instants, rows
+from .listing import Bound, Condition, Wanted, find_page, joined
 from .operations import expired, owned
 from .rows import Json
-from .rules import Refused, balances, invalid
+from .rules import Budget, Refused, balances, invalid
 from .scopes import TENANT_PREFIX
 
 #: What a list may be sorted by, and its column. Each is either text or an integer.
@@ -53,20 +54,8 @@ MAX_LIMIT = 200
 #: The fields that a single reservation always shows, and a list only if `include` names them.
 _EVERYTHING = frozenset(["metadata", "committed_metadata"])
 
-#: A condition of a statement, and its values.
-Condition = Tuple[str, Sequence[Any]]
-
 
 # ---- Parameters ----
-
-
-class Bound(NamedTuple):
-    """One end of a time window."""
-
-    column: str
-    #: `>=` or `<=`.
-    sign: str
-    ms: int
 
 
 class Filters(NamedTuple):
@@ -165,24 +154,15 @@ def get_reservation(db: sqlite3.Connection, now: int, id: str, owner: str | None
 
 def list_reservations(db: sqlite3.Connection, now: int, asked: Filters, owner: str | None) -> Json:
     """A page of reservations, of one tenant's where `owner` is given."""
-    where: list[Condition] = [("(forget_at_ms IS NULL OR forget_at_ms >= ?)", (now,))]
-    if owner is not None:
-        where.append(("tenant = ?", (owner,)))
-    if asked.idempotency_key is not None:
-        where.append(("idempotency_key = ? AND ?", (asked.idempotency_key, bool(asked.idempotency_key.strip()))))
-    if asked.status is not None:
-        where.append(("status = ?", (asked.status,)))
-    where += [_has_segment("scope_path", segment) for segment in asked.segments]
-    where += [(f"{bound.column} {bound.sign} ?", (bound.ms,)) for bound in asked.bounds]
     free: Json = dict.fromkeys(("sort_by", "sort_dir", "include", "limit", "cursor"))
     binding = asked._replace(tenant=owner, **free)._asdict()
-    sort_by, sort_dir = asked.sort_by or "created_at_ms", asked.sort_dir or SortDirection.DESC.value
+    sort_by, sort_dir, position = asked.sort_by or "created_at_ms", asked.sort_dir or SortDirection.DESC.value, None
     if asked.cursor is not None:
         sort_by, sort_dir, position = _place(asked, asked.cursor, binding)
-        where.append(_after(SORTS[sort_by][0], sort_dir, position))
     column = SORTS[sort_by][0]
-    condition, values = _joined(where)
-    found = rows.find_all(db, condition, f"{column} {sort_dir}, id", [*values, asked.limit + 1])
+    order = (column, sort_dir == SortDirection.DESC, position)
+    wanted = Wanted(owner, asked.idempotency_key, asked.status, asked.segments, asked.bounds, *order)
+    found = find_page(db, now, wanted, asked.limit + 1)
     answer: Json = {"reservations": [rows.summary(db, row, asked.include) for row in found[: asked.limit]]}
     if len(found) > asked.limit:
         last = found[asked.limit - 1]
@@ -201,30 +181,19 @@ def _place(asked: Filters, cursor: str, binding: Mapping[str, Any]) -> tuple[str
     return sort_by, sort_dir, position
 
 
-def _after(column: str, sort_dir: str, position: Sequence[Any]) -> Condition:
-    """The condition for the rows after a position; equal ones are ordered by id. Its first term lets SQLite use the
-    index."""
-    value, id = position
-    sign = "<" if sort_dir == SortDirection.DESC else ">"
-    if column == "id":
-        return f"id {sign} ?", (id,)
-    return f"{column} {sign}= ? AND ({column} {sign} ? OR id > ?)", (value, value, id)
-
-
 def get_balances(db: sqlite3.Connection, now: int, asked: Filters, owner: str | None) -> Json:
     """A page of balances in the order of scope and unit; descendants of what the filters name are included."""
-    where = [_has_segment("scope", segment) for segment in asked.segments]
-    if owner is not None:
-        root = TENANT_PREFIX + owner
-        where.append(("(scope = ? OR (scope > ? AND scope < ?))", (root, root + "/", root + "0")))  # "0" is after "/"
     binding = {"tenant": owner, "segments": asked.segments}
+    after = None
     if asked.cursor is not None:
-        scope, unit = _read_cursor(asked.cursor, binding, 2)
-        if type(scope) is not str:
+        after = _read_cursor(asked.cursor, binding, 2)
+        if type(after[0]) is not str:
             raise _unusable()
-        where.append(("(scope > ? OR (scope = ? AND unit > ?))", (scope, scope, unit)))
-    condition, values = _joined(where)
-    found = rows.find_budgets(db, condition + " ORDER BY scope, unit LIMIT ?", [*values, asked.limit + 1])
+    found: list[Budget] = []
+    for place in _ranges(asked.segments, owner):
+        condition, values = joined([*place, *map(_has_segment, asked.segments), *_behind(after)])
+        values.append(asked.limit + 1 - len(found))
+        found += rows.find_budgets(db, condition + " ORDER BY scope, unit LIMIT ?", values)
     answer: Json = {"balances": balances(found[: asked.limit])}
     if len(found) > asked.limit:
         last = found[asked.limit - 1]
@@ -233,14 +202,31 @@ def get_balances(db: sqlite3.Connection, now: int, asked: Filters, owner: str | 
     return answer
 
 
-def _has_segment(column: str, segment: str) -> Condition:
-    """The condition for a path that has a segment. It uses `instr`, because the wildcards of LIKE are legal in scopes.
+def _ranges(segments: Sequence[str], owner: str | None) -> list[list[Condition]]:
+    """Where in the order of scopes those are that have these segments: at one scope and its descendants, as far as the
+    levels from the tenant down are given."""
+    given = [TENANT_PREFIX + owner] if owner is not None else []
+    given += [segment for segment in segments if segment not in given]
+    root = ""
+    for level in SUBJECT_LEVELS:
+        named = [segment for segment in given if segment.startswith(level + ":")]
+        if len(named) != 1:
+            break
+        root += "/" + named[0] if root else named[0]
+    if not root:
+        return [[("scope >= ''", [])]]
+    return [[("scope = ?", [root])], [("scope > ? AND scope < ?", [root + "/", root + "0"])]]  # "0" is after "/"
+
+
+def _behind(after: Sequence[str] | None) -> list[Condition]:
+    """The condition for the budgets after a place. Its first term is for the index."""
+    return [] if after is None else [("scope >= ? AND (scope > ? OR unit > ?)", [after[0], *after])]
+
+
+def _has_segment(segment: str) -> Condition:
+    """The condition for a scope that has a segment. It uses `instr`, because the wildcards of LIKE are legal in scopes.
     No segment has a slash."""
-    return ("0", ()) if "/" in segment else (f"instr('/' || {column} || '/', ?) > 0", (f"/{segment}/",))
-
-
-def _joined(where: Sequence[Condition]) -> tuple[str, list[Any]]:
-    return " AND ".join([condition for condition, _ in where]), [value for _, given in where for value in given]
+    return ("0", []) if "/" in segment else ("instr('/' || scope || '/', ?) > 0", [f"/{segment}/"])
 
 
 # ---- Cursors ----

@@ -1,4 +1,4 @@
-"""The tables of a budget file.
+"""The tables of a budget file, and how a file of an earlier version becomes one of this.
 
 SQLite 3.8 is enough. Amounts are int64 and are only ever computed in Python: SQL arithmetic past 2^63 turns into
 floats without a word. Times are milliseconds since 1970. JSON is compact text.
@@ -12,7 +12,41 @@ import sqlite3
 APPLICATION_ID = 0x6379634C
 
 #: The version of the tables below. A file with a higher one was written by a newer cycles_lite and is not touched.
-VERSION = 1
+VERSION = 2
+
+#: The table of the reservations. Every transaction asks it for due holds. So a new name in a new version stops the
+#: processes of earlier versions that have the file open, with an error and before they write anything: they do not know
+#: what the tables have come to mean.
+RESERVATIONS = "reservations_v2"
+
+# Lists are read in the order of one of these, or find few rows by one of them, see `listing`. Rows are made in the
+# order of time, so that an index on times grows at its end. Where many rows are equal, the id orders them.
+# `reservations_done` is for pruning.
+_NEW_INDEXES = (
+    f"CREATE INDEX reservations_by_creation ON {RESERVATIONS} (tenant, created_at_ms)",
+    f"CREATE INDEX reservations_by_expiry ON {RESERVATIONS} (tenant, expires_at_ms)",
+    f"CREATE INDEX reservations_by_amount ON {RESERVATIONS} (tenant, reserved, id)",
+    f"CREATE INDEX reservations_by_path ON {RESERVATIONS} (tenant, scope_path, id)",
+    *[
+        f"CREATE INDEX reservations_{status} ON {RESERVATIONS} (tenant, created_at_ms) WHERE status = '{status}'"
+        for status in ("COMMITTED", "RELEASED", "EXPIRED")
+    ],
+    f"CREATE INDEX reservations_done ON {RESERVATIONS} (forget_at_ms) WHERE forget_at_ms IS NOT NULL",
+)
+
+# The idempotency records of reserving, which are dropped long before their reservations. `payload` is the SHA-256 of
+# the canonical request after `defaults`, which is the JSON of what the request left to the tenant's settings. The rows
+# are in the order in which they are dropped, and are found by what the reservation's row tells.
+_PROMISES = """
+    CREATE TABLE promises (
+        until_ms INTEGER NOT NULL, number INTEGER NOT NULL,
+        payload BLOB NOT NULL, defaults TEXT NOT NULL, answer BLOB NOT NULL,
+        PRIMARY KEY (until_ms, number)
+    ) WITHOUT ROWID
+    """
+
+# When something was last done, by whichever process.
+_UPKEEP = "CREATE TABLE upkeep (what TEXT NOT NULL PRIMARY KEY, done_at_ms INTEGER NOT NULL) WITHOUT ROWID"
 
 #: `NULL` settings of a tenant are the protocol's fallbacks. Of an API key's secret only its SHA-256 is kept.
 TABLES = (
@@ -28,11 +62,10 @@ TABLES = (
     """,
     # `number` is the order in which rows were added. `held` has the scopes that were budgeted at reserve, the only ones
     # that the reservation's end touches. `deadline_ms` is the expiry plus grace, when the hold is freed, and
-    # `forget_at_ms` is when a finished reservation is pruned. `request` is canonical JSON after `defaults`, which is
-    # the JSON of what the request left to the tenant's settings; with `answer` and `reply_until_ms` these are the
-    # idempotency record of reserving.
-    """
-    CREATE TABLE reservations (
+    # `forget_at_ms` is when a finished reservation is pruned. `request` is what lists show of the request, as JSON.
+    # `defaults` and `answer` are empty but in rows that version 1 has made, see `promises`.
+    f"""
+    CREATE TABLE {RESERVATIONS} (
         number INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,
         tenant TEXT NOT NULL, idempotency_key TEXT NOT NULL,
@@ -46,9 +79,11 @@ TABLES = (
         request TEXT NOT NULL, defaults TEXT NOT NULL, answer BLOB NOT NULL, reply_until_ms INTEGER NOT NULL
     )
     """,
-    "CREATE INDEX reservations_due ON reservations (deadline_ms) WHERE status = 'ACTIVE'",
-    "CREATE INDEX reservations_listed ON reservations (tenant, created_at_ms DESC, id)",
-    "CREATE INDEX reservations_by_key ON reservations (tenant, idempotency_key)",
+    f"CREATE INDEX reservations_due ON {RESERVATIONS} (deadline_ms) WHERE status = 'ACTIVE'",
+    f"CREATE INDEX reservations_by_key ON {RESERVATIONS} (tenant, idempotency_key)",
+    *_NEW_INDEXES,
+    _PROMISES,
+    _UPKEEP,
     # How a reservation was committed or released, under its `number`. Rows that grow would cost more than added ones.
     """
     CREATE TABLE settlements (
@@ -86,11 +121,31 @@ TABLES = (
 )
 
 
+#: How a file of each earlier version becomes one of the next. What these statements make is in `TABLES`, too.
+STEPS = {
+    1: (
+        f"ALTER TABLE reservations RENAME TO {RESERVATIONS}",
+        "DROP INDEX reservations_listed",
+        *_NEW_INDEXES,
+        _PROMISES,
+        _UPKEEP,
+    ),
+}
+
+
 def create(db: sqlite3.Connection) -> None:
     """Write the tables into an empty database, in the caller's transaction."""
     for statement in TABLES:
         db.execute(statement)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def upgrade(db: sqlite3.Connection) -> None:
+    """Make a database of an earlier version one of this, in the caller's transaction, which has the lock to write."""
+    for version in range(identity(db)[1], VERSION):
+        for statement in STEPS[version]:
+            db.execute(statement)
     db.execute(f"PRAGMA user_version = {VERSION}")
 
 

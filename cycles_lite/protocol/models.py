@@ -185,10 +185,15 @@ class Response(Model):
 
     #: The answer's headers, names in lower case.
     headers: ClassVar[Mapping[str, str]] = {}
-    #: The answer's bytes, as they came.
-    body: ClassVar[bytes] = b""
+    #: The answer that it was read from; None for a response that was made otherwise.
+    answer: ClassVar[Any] = None
     #: When the attempt was sent and when its answer had come, in monotonic milliseconds; None where that is unknown.
     attempt_ms: ClassVar[tuple[float | None, float | None]] = (None, None)
+
+    @property
+    def body(self) -> bytes:
+        """The answer's bytes, as they came."""
+        return self.answer.body if self.answer is not None else b""
 
     @property
     def request_id(self) -> str | None:

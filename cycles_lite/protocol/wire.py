@@ -225,7 +225,6 @@ def read_answer(
     if status != operation.status:
         raise _unusable(answer, f"status {status} where {operation.status} was expected")
     try:
-        body = answer.body
         response: Any = operation.response.from_json(answer.data, strict=operation.proof is not None)
     except ValueError as e:
         raise _unusable(answer, f"unusable body of {operation.name}: {e}") from e
@@ -236,7 +235,7 @@ def read_answer(
         for name in ("charged", "released"):
             if name in values and not isinstance(values[name].unit, Unit):
                 raise _unusable(answer, f"{name} is in an unknown unit")
-    values.update(headers=answer.headers, body=body, attempt_ms=attempt_ms)
+    values.update(headers=answer.headers, answer=answer, attempt_ms=attempt_ms)
     return response
 
 

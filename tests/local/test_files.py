@@ -47,7 +47,7 @@ def cut_off(path):
 UNUSABLE = [
     (foreign, "another program"),
     (lambda path: foreign(path, "DELETE"), "another program"),
-    (newer, "newer schema version 2"),
+    (newer, "newer schema version 3"),
     (garbage, "not a budget file"),
     (cut_off, "not a budget file"),
     (os.mkdir, "is a folder"),

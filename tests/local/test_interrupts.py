@@ -219,7 +219,7 @@ def test_an_exception_at_each_instruction_of_a_transaction(bench, writes):
 
 def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
     """Holds that are freed and rows that are pruned on the way."""
-    monkeypatch.setattr(ledger, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(ledger, "PRUNE_EVERY_MS", 0)
 
     def due():
         operation = Event(bench)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cycles_lite.local import ledger
+from cycles_lite.local.schema import RESERVATIONS
 
 from .helpers import START, Bench
+from .processes import finish, start
 
 DAY = 24 * 3600 * 1000
 
@@ -131,21 +133,46 @@ def test_pruning(bench, monkeypatch):
         bench.decide(1)
         bench.commit(bench.reserve(1).id, 1)
         bench.reserve(1)
-    assert _rows(bench) == {"reservations": 60, "settlements": 30, "replies": 60}
+    assert _rows(bench) == {RESERVATIONS: 60, "settlements": 30, "promises": 60, "replies": 60}
     bench.clock.now += 31 * DAY
-    monkeypatch.setattr(ledger, "PRUNE_EVERY", 1)
     monkeypatch.setattr(ledger, "PRUNE_AT_ONCE", 25)
     live = bench.reserve(1)
     for left in (36, 11, 1, 1):
-        assert _rows(bench)["reservations"] == left
+        assert _rows(bench)[RESERVATIONS] == left
         assert bench.decide(5000).status == 200
-    assert _rows(bench) == {"reservations": 1, "settlements": 0, "replies": 4}
+    assert _rows(bench) == {RESERVATIONS: 1, "settlements": 0, "promises": 1, "replies": 4}
     assert bench.get(live.id).status == 200
+
+
+def test_what_only_a_replay_needs_goes_after_a_day(bench):
+    """The answer to a reservation is dropped with its key; the reservation tells all else for its 30 days."""
+    made = bench.reserve(10, metadata={"m": 1})
+    bench.commit(made.id, 7, metadata={"c": 2})
+    before = bench.get(made.id).data
+    bench.clock.now += 2 * DAY
+    bench.decide(1)
+    assert (_rows(bench)[RESERVATIONS], _rows(bench)["promises"]) == (1, 0)
+    assert bench.get(made.id).data == before
+    bench.clock.now += 27 * DAY
+    bench.decide(1)
+    assert bench.get(made.id).data == before
+    assert bench.list(include="metadata,committed_metadata").data["reservations"] == [before]
+
+
+def test_a_key_whose_answer_went_while_the_clock_was_ahead(bench):
+    """A clock that was ahead for two days made keys old; back again, they are forgotten, and nothing breaks."""
+    first = bench.reserve(10, idempotency_key="k")
+    bench.clock.now += 2 * DAY
+    bench.decide(1)
+    bench.clock.now -= 2 * DAY
+    second = bench.reserve(10, idempotency_key="k")
+    assert second.status == 200
+    assert second.id != first.id
+    assert bench.reserve(10, idempotency_key="k").data == second.data
 
 
 def test_pruning_after_the_clock_was_ahead(bench, monkeypatch):
     """Rows that a clock ten years ahead has made do not keep the others from going, wherever they stand."""
-    monkeypatch.setattr(ledger, "PRUNE_EVERY", 1)
     monkeypatch.setattr(ledger, "PRUNE_AT_ONCE", 10)
     ahead = 3650 * DAY
 
@@ -160,36 +187,97 @@ def test_pruning_after_the_clock_was_ahead(bench, monkeypatch):
         bench.clock.now -= ahead
         commit(25)
     bench.clock.now += 31 * DAY
-    for _ in range(60):
+    for _ in range(12):
         bench.decide(1)
-    assert _rows(bench)["reservations"] == _rows(bench)["settlements"] == 50
+    assert _rows(bench)[RESERVATIONS] == _rows(bench)["settlements"] == 50
     bench.clock.now += ahead
-    for _ in range(60):
+    for _ in range(12):
         bench.decide(1)
-    assert _rows(bench)["reservations"] == 0
+    assert _rows(bench)[RESERVATIONS] == 0
+
+
+def test_steps_of_pruning_are_a_while_apart(bench):
+    """Once all is gone, the next step is a minute later."""
+    bench.decide(1)
+    told = []
+    with bench.authority._ledger.reading() as (db, _):
+        db.set_trace_callback(told.append)
+    bench.clock.now += ledger.PRUNE_EVERY_MS - 1
+    bench.decide(1)
+    assert not [statement for statement in told if "upkeep" in statement or "forget_at_ms <" in statement]
+    bench.clock.now += 1
+    bench.decide(1)
+    assert [statement for statement in told if "forget_at_ms <" in statement]
+
+
+@pytest.mark.parametrize("jump", [400 * DAY, -400 * DAY])
+def test_pruning_goes_on_after_the_clock_has_jumped(url, jump):
+    """The file's last step may be far ahead, or far back: the next process prunes, and then waits its minute."""
+    with Bench(url) as first:
+        first.budget()
+        first.clock.now += jump
+        first.decide(1)
+    for _ in range(2):
+        with Bench(url) as later:
+            later.decide(1)
+            with later.authority._ledger.reading() as (db, _):
+                assert db.execute("SELECT done_at_ms FROM upkeep").fetchone() == (START,)
 
 
 def test_short_processes_prune_too(url, monkeypatch):
-    """Each with a write or two; the answers of one day are gone some hundred writes after the next."""
-    first = Bench(url)
-    first.budget()
-    for _ in range(10):
-        first.decide(1)
-    first.authority.shutdown()
-    later = first.clock.now + 2 * DAY
-    monkeypatch.setattr(ledger, "PRUNE_EVERY", 10)
-    for turn in range(1, 500):
+    """Each with two writes, as a cron job has, for two months: the file keeps one month of them, and a few replies."""
+    monkeypatch.setattr(ledger, "PRUNE_AT_ONCE", 3)
+    for turn in range(120):
         with Bench(url) as short:
-            short.clock.now = later
+            if not turn:
+                short.budget(amount=10**9)
+            short.clock.now += turn * DAY // 2
+            short.commit(short.reserve(1).id, 1)
+            if turn % 10 == 9:
+                found = _rows(short)
+                assert found["promises"] == 3
+                assert found[RESERVATIONS] == found["settlements"] == min(turn + 1, 61)
+
+
+def test_short_processes_catch_up(url, monkeypatch):
+    """What was left behind for years goes with the next few writes, of whichever processes."""
+    monkeypatch.setattr(ledger, "PRUNE_AT_ONCE", 5)
+    with Bench(url) as first:
+        first.budget(amount=10**9)
+        for _ in range(40):
+            first.commit(first.reserve(1).id, 1)
+    for turn in range(1, 10):
+        with Bench(url) as short:
+            short.clock.now += 500 * DAY
             short.decide(1)
-            if _rows(short)["replies"] == turn:
-                return
-    pytest.fail("nothing was ever pruned")
+            assert _rows(short)[RESERVATIONS] == max(0, 40 - 5 * turn)
+
+
+ONE_WRITE = """
+import sys
+from cycles_lite.local.authority import Authority
+from cycles_lite.protocol.values import Amount
+now = int(sys.argv[2])
+with Authority("sqlite://" + sys.argv[1], clock=lambda: now) as authority:
+    authority.fund("tenant:acme", Amount.tokens(1))
+"""
+
+
+def test_real_processes_of_one_write_prune(url, path):
+    """The step comes with the first write of a process, and not before its time."""
+    with Bench(url) as first:
+        first.budget()
+        for _ in range(4):
+            first.decide(1)
+    for now, left in ((START + DAY, 4), (START + DAY + 1, 4), (START + DAY + ledger.PRUNE_EVERY_MS, 0)):
+        finish(start(ONE_WRITE, path, now))
+        with Bench(url) as bench:
+            assert _rows(bench)["replies"] == left
 
 
 def _rows(bench):
     with bench.authority._ledger.reading() as (db, _):
         return {
             table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-            for table in ("reservations", "settlements", "replies")
+            for table in (RESERVATIONS, "settlements", "promises", "replies")
         }
