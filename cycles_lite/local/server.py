@@ -237,6 +237,19 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.waits_since = monotonic()
         return taken
 
+    def writable(self) -> bool:
+        """Whether the loop shall wait until the client takes more of an answer, and send it then.
+
+        Waitress says yes as soon as there is something to send. But while a request is at work its worker sends, and
+        holds the lock that the loop would need. A worker that is within `send` has let go of the interpreter: the loop
+        takes it, polls, is told at once that the socket takes data, cannot have the lock, and polls again. So it spins
+        until the worker gets the interpreter back, and with many clients there always is such a worker. The loop is
+        needed where the worker cannot go on alone: from the high watermark on it waits to be told that the loop has
+        sent enough. What is left when a request ends is sent after the worker has pulled the trigger.
+        """
+        is_served = self.requests and not self.will_close and self.total_outbufs_len < self.adj.outbuf_high_watermark
+        return not is_served and bool(super().writable())
+
 
 def let_go(sockets: Mapping[int, Any], most: int) -> None:
     """Close the connections that waited too long, and those over the limit. Only for the thread that serves sockets."""
