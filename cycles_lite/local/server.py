@@ -6,6 +6,7 @@ import hmac
 import logging
 import re
 import socket
+import sys
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -227,6 +228,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.is_proven = False
         #: Since when the server waits for this client: for its next request, or for the rest of one.
         self.waits_since = monotonic()
+        #: When the client last took a part of an answer.
+        self.takes_nothing_since = self.waits_since
         super().__init__(*given, **options)
 
     def received(self, data: bytes) -> Any:
@@ -250,17 +253,41 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         is_served = self.requests and not self.will_close and self.total_outbufs_len < self.adj.outbuf_high_watermark
         return not is_served and bool(super().writable())
 
+    @property
+    def holds_its_worker(self) -> bool:
+        """Whether a thread can do nothing else until the client has taken more of what was answered."""
+        return bool(self.requests) and self.total_outbufs_len > self.adj.outbuf_high_watermark
+
+    def wake_worker(self) -> None:
+        """Let a thread that waits for the client look again whether it has to."""
+        with self.outbuf_lock:
+            self.outbuf_lock.notify_all()
+
+    def send(self, *given: Any, **options: Any) -> int:
+        """Send a part of an answer, and note whether the client took any of it."""
+        sent = int(super().send(*given, **options))
+        if sent:
+            self.takes_nothing_since = monotonic()
+        return sent
+
+
+def _channels(sockets: Mapping[int, Any]) -> list[Channel]:
+    return [one for one in list(sockets.values()) if isinstance(one, Channel)]
+
 
 def let_go(sockets: Mapping[int, Any], most: int) -> None:
     """Close the connections that waited too long, and those over the limit. Only for the thread that serves sockets."""
     now = monotonic()
-    channels = [one for one in list(sockets.values()) if isinstance(one, Channel)]
+    channels = _channels(sockets)
     # Those with no request at work: their clients have to say or to take something before anything happens.
     waiting = sorted((one for one in channels if not one.requests), key=lambda one: (one.is_proven, one.waits_since))
     excess = len(channels) - most
     for number, channel in enumerate(waiting):
         is_late = now - channel.waits_since > PATIENCE and not (channel.is_proven and channel.request is None)
         if number < excess or is_late:
+            channel.handle_close()
+    for channel in channels:
+        if channel.holds_its_worker and now - channel.takes_nothing_since > PATIENCE:
             channel.handle_close()
 
 
@@ -334,7 +361,13 @@ class Server:
     def close(self) -> None:
         """Stop listening, close the connections, and end the threads."""
         self._closed = True
+        # No loop sends any more, so no worker may wait until it has: neither those that wait already, nor others.
+        self._server.adj.outbuf_high_watermark = sys.maxsize
+        for channel in _channels(self._map):
+            channel.wake_worker()
         self._server.task_dispatcher.shutdown()
+        for channel in _channels(self._map):
+            channel.handle_close()
         wasyncore.close_all(self._map)
         self._socket.close()
 
