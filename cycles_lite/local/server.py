@@ -23,7 +23,7 @@ from ..protocol import wire
 from ..protocol.wire import Answer
 from ..runtime.clock import monotonic
 from .admin import ADMIN_ROUTES, answer_admin_call
-from .authority import ADMIN_OPERATIONS, ANYONE, Authority, Caller
+from .authority import ADMIN_OPERATIONS, ANYONE, NO_KEY, Authority, Caller
 from .messages import error_answer, new_answer
 
 #: Larger request bodies are refused; the largest legal ones are far below.
@@ -99,6 +99,8 @@ class Application:
             if request.method != "POST":
                 return _not_allowed(request, ["POST"])
             caller = self._caller(request, admin_serves=True)
+            if caller is not None and not self._authority.is_proven(caller):
+                caller = None
             return answer_admin_call(request.path, self._authority, request.body, request.headers, caller)
         allowed = []
         for pattern, operation in _ROUTES:
@@ -114,16 +116,18 @@ class Application:
     def _operate(self, request: _Request, operation: wire.Operation, id: str | None) -> Answer:
         caller = ANYONE if operation.public else self._caller(request, operation in ADMIN_OPERATIONS)
         if caller is None:
-            return error_answer(401, "UNAUTHORIZED", "A valid key in X-Cycles-API-Key is needed.", request.headers)
+            return error_answer(401, "UNAUTHORIZED", NO_KEY, request.headers)
         try:
             data = wire.read_body(request.body) if operation.request_name else None
         except ValidationError as e:
+            if not self._authority.is_proven(caller):
+                return error_answer(401, "UNAUTHORIZED", NO_KEY, request.headers)
             return error_answer(400, "INVALID_REQUEST", e.message, request.headers, caller.tenant)
         call = wire.Call(operation, id, request.query, data, request.headers, caller.tenant, *_TIMEOUTS)
         return self._authority.answer(call, caller)
 
     def _caller(self, request: _Request, admin_serves: bool) -> Caller | None:
-        """Who asks, or None: a key that is not known, or none at all.
+        """Who asks, or None: a key that is not known, or none at all. A tenant's key is still to be proven.
 
         Where the admin's key serves and one is sent as such, that one counts, be it right or wrong, whatever else is
         sent.
@@ -133,8 +137,7 @@ class Application:
             is_admin = hmac.compare_digest(given.encode("utf-8"), self._admin_key.encode("ascii"))
             return Caller(admin=True) if is_admin else None
         key = request.headers.get(wire.API_KEY_HEADER)
-        tenant = None if key is None else self._authority.authenticate(key)
-        return None if tenant is None else Caller(tenant)
+        return None if key is None else self._authority.caller(key)
 
 
 _ROUTES = [
