@@ -40,6 +40,10 @@ class Found(NamedTuple):
     p99: float
 
 
+#: Lets so many clients do so many pairs together.
+Crowd = Callable[[int, int], Found]
+
+
 class _Client:
     """One connection, and the pair that is under way on it."""
 
@@ -50,6 +54,7 @@ class _Client:
         self._host, self._key = where.netloc, key
         self._read = b""
         self._is_reserved = False
+        self._since = 0.0
 
     def begin(self) -> None:
         self._since = time.perf_counter()
@@ -77,8 +82,9 @@ class _Client:
         id = os.urandom(16).hex()
         content = body % id
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nX-Cycles-API-Key: {self._key}\r\nX-Idempotency-Key: {id}\r\n"
-            f"Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(content)}\r\n"
+            "Content-Type: application/json\r\nAccept: application/json\r\n"
+            f"X-Cycles-API-Key: {self._key}\r\nX-Idempotency-Key: {id}\r\n\r\n"
         )
         self.socket.sendall((head + content).encode("ascii"))  # far less than a socket takes at once
 
@@ -112,8 +118,8 @@ def _measured(clients: list[_Client], pairs: int) -> dict[str, Any]:
 
 
 @contextmanager
-def crowd(url: str, key: str) -> Iterator[Callable[[int, int], Found]]:
-    """The process, as a function of how many clients, and how many pairs they do together."""
+def crowd(url: str, key: str) -> Iterator[Crowd]:
+    """The process, as a function."""
     started = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.crowd", url, key],
         cwd=HERE,

@@ -338,7 +338,7 @@ class Server:
             while not self._ending:
                 # The wait is a second at the most, because a signal that comes just before it does not interrupt it.
                 wasyncore.loop(timeout=_LOOK, use_poll=True, map=self._map, count=1)
-                if len(self._map) > most or monotonic() >= next_look:
+                if len(self._server.active_channels) > most or monotonic() >= next_look:
                     next_look = monotonic() + _LOOK
                     let_go(self._map, most)
         except (KeyboardInterrupt, SystemExit):  # the operator's way to stop it, as good as `stop`

@@ -70,13 +70,12 @@ def test_a_key_that_another_process_ends_is_refused_at_the_next_request(tmp_path
     with Authority("sqlite:///" + path) as authority:
         authority.create_key("rival", secret="rival's")
         options = ("--tenant", "acme", "--budget", "tenant:acme=TOKENS:1000", "--admin-key", "admin's")
-        for number in range(len(requests("x"))):
-            if ends == "revoked" or number == 0:
-                authority.create_key("acme", secret=f"key-{number}")
+        count = len(requests("x")) if ends == "revoked" else 1
+        keys = [authority.create_key("acme", secret=f"key-{number}") for number in range(count)]
         with process(tmp_path, *options) as server, Http(server.url) as http:
             id = reserve(http, X_Cycles_API_Key="key-0")
             if ends == "revoked":
-                known = [key.key_id for key in authority.keys() if key.tenant_id == "acme"]
+                known = [made.key_id for made in keys]
                 for number in range(len(known)):
                     reply = http("GET", "/v1/balances?tenant=acme", X_Cycles_API_Key=f"key-{number}")
                     assert reply.status == 200

@@ -15,7 +15,6 @@ from serving import PATIENCE, Http, asking, committing, connect, process, servin
 from cycles_lite.local import Authority
 
 server = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
-from waitress import wasyncore
 
 #: A metadata of nearly what a request may have: its answer is more than sockets take at once.
 LARGE = "x" * 900_000
@@ -103,8 +102,8 @@ def test_the_loop_turns_a_bounded_number_of_times_for_a_request(served, monkeypa
     """Once for what came and once for the answer that has gone; it does not turn while workers are at work. Before it
     was bounded, it turned ten times and more for each request where several were at work."""
     turns, failed = [], []
-    poll = wasyncore.poll2
-    monkeypatch.setattr(wasyncore, "poll2", lambda *given: turns.append(1) or poll(*given))
+    poll = server.wasyncore.poll2
+    monkeypatch.setattr(server.wasyncore, "poll2", lambda *given: turns.append(1) or poll(*given))
     pairs = 320 // clients
 
     def work():
@@ -132,8 +131,8 @@ def test_a_worker_that_sends_does_not_make_the_loop_turn(served, monkeypatch):
     """However long the system call takes: here until the loop has had ample time to turn."""
     path = large_reservation(served)
     turns, during = [], []
-    poll, send = wasyncore.poll2, server.Channel.send
-    monkeypatch.setattr(wasyncore, "poll2", lambda *given: turns.append(1) or poll(*given))
+    poll, send = server.wasyncore.poll2, server.Channel.send
+    monkeypatch.setattr(server.wasyncore, "poll2", lambda *given: turns.append(1) or poll(*given))
 
     def slow_send(channel, data, **options):
         if threading.current_thread().name.startswith("waitress"):
