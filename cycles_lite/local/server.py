@@ -213,6 +213,11 @@ class _Task(WSGITask):  # type: ignore[misc]
 
     channel: Any
 
+    def write(self, data: bytes) -> None:
+        """Send the answer's head and body together; waitress sends them one by one, as two packets."""
+        with self.channel.together():
+            super().write(data)
+
     def finish(self) -> None:
         super().finish()
         if any(name.lower() == "x-cycles-tenant" for name, _ in self.response_headers):
@@ -233,6 +238,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.waits_since = monotonic()
         #: When the client last took a part of an answer.
         self.takes_nothing_since = self.waits_since
+        #: What a worker has written while it is collected.
+        self._parts: list[bytes] | None = None
         super().__init__(*given, **options)
 
     def received(self, data: bytes) -> Any:
@@ -255,6 +262,24 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """
         is_served = self.requests and not self.will_close and self.total_outbufs_len < self.adj.outbuf_high_watermark
         return not is_served and bool(super().writable())
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Collect what is written meanwhile, and write it as one."""
+        parts: list[bytes] = []
+        self._parts = parts
+        try:
+            yield
+        finally:
+            self._parts = None
+        self.write_soon(b"".join(parts))
+
+    def write_soon(self, data: Any) -> int:
+        """Send as much as the client takes now, and keep the rest for later. Waits where too much is kept."""
+        if self._parts is None:
+            return int(super().write_soon(data))
+        self._parts.append(data)
+        return len(data)
 
     @property
     def holds_its_worker(self) -> bool:

@@ -136,7 +136,7 @@ def test_a_known_key_costs_one_statement_and_no_transaction(tmp_path):
         statements = []
         traced = [one.db for one in connections.open_connections()]
         for db in traced:
-            db.set_trace_callback(statements.append)
+            db.set_trace_callback(lambda statement: statements.append(statement))  # Python 3.7 hashes it
         try:
             assert http("POST", f"/v1/reservations/{id}/commit", committing(10)).status == 200
             assert http("GET", "/v1/balances?tenant=acme").status == 200

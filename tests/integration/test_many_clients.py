@@ -149,6 +149,24 @@ def test_a_worker_that_sends_does_not_make_the_loop_turn(served, monkeypatch):
     assert max(during) < 10  # a thousand, where it spun
 
 
+def test_an_answer_is_one_packet(served, monkeypatch):
+    """Each system call costs the others a moment in which nobody has the interpreter, and the client a look."""
+    sent = []
+    send = server.Channel.send
+    monkeypatch.setattr(
+        server.Channel, "send", lambda channel, data, **options: sent.append(data) or send(channel, data, **options)
+    )
+    with Http(served.url, served.key) as client:
+        replies = [
+            client("POST", "/v1/reservations", asking(1)),
+            client("GET", "/v1/balances?tenant=rival"),
+            client("HEAD", "/actuator/health"),
+        ]
+    assert [reply.status for reply in replies] == [200, 403, 200]
+    assert len(sent) == 3
+    assert [data.partition(b"\r\n\r\n")[2] for data in sent] == [reply.body for reply in replies]
+
+
 @pytest.mark.parametrize("clients", [64, 399])
 def test_hundreds_of_connections_are_kept_and_served(tmp_path, clients):
     """In turn and again, each on the connection that it had before."""
