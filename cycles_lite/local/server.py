@@ -189,7 +189,7 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
 # Clients may send slowly, or nothing, or too many may come at once. Waitress reads requests without a thread each, so a
 # slow one costs no more than its connection. Those are limited, too: a request has a time to be there whole, and where
 # more connections come than are kept, the one goes that has waited for its client the longest, those first on which no
-# key was ever proven.
+# key was ever proven, but for those that came just now.
 
 #: Connections that are kept. Each may cost a file descriptor or two, of which systems give 1024, or fewer.
 MOST = 400
@@ -308,9 +308,14 @@ def let_go(sockets: Mapping[int, Any], most: int) -> None:
     now = monotonic()
     channels = _channels(sockets)
     # Those with no request at work: their clients have to say or to take something before anything happens.
-    waiting = sorted((one for one in channels if not one.requests), key=lambda one: (one.is_proven, one.waits_since))
+    waiting = sorted((one for one in channels if not one.requests), key=lambda one: one.waits_since)
+    strangers = [one for one in waiting if not one.is_proven]
+    # The last that came have had no time yet to prove a key. Where all the others have, one of those must go: else
+    # clients that keep their connections and say nothing would keep everybody else out.
+    newcomers = strangers[-max(1, most // 10) :]
+    old = strangers[: -len(newcomers) or None]
     excess = len(channels) - most
-    for number, channel in enumerate(waiting):
+    for number, channel in enumerate([*old, *(one for one in waiting if one.is_proven), *newcomers]):
         is_late = now - channel.waits_since > PATIENCE and not (channel.is_proven and channel.request is None)
         if number < excess or is_late:
             channel.handle_close()

@@ -190,6 +190,37 @@ def test_hundreds_of_connections_are_kept_and_served(tmp_path, clients):
         assert authority.budgets()[0].reserved == 3 * clients
 
 
+def test_as_many_connections_as_are_kept_cost_no_look_at_each_turn(tmp_path, monkeypatch):
+    """Only more of them do; that few of them wait too long is looked at each second."""
+    looks = []
+    let_go = server.let_go
+    monkeypatch.setattr(server, "MOST", 10)
+    monkeypatch.setattr(server, "_LOOK", 600.0)
+    monkeypatch.setattr(server, "let_go", lambda *given: looks.append(1) or let_go(*given))
+    with serving(tmp_path) as served, ExitStack() as stack:
+        clients = [stack.enter_context(Http(served.url, served.key)) for _ in range(10)]
+        for one in 3 * clients:
+            assert one("GET", "/v1/balances?tenant=acme").status == 200
+        assert len(looks) == 1
+        with Http(served.url, served.key) as one_more:
+            assert one_more("GET", "/v1/balances?tenant=acme").status == 200
+        assert len(looks) > 1
+
+
+def test_newcomers_are_served_where_all_connections_are_kept_by_others(tmp_path, monkeypatch):
+    """The one that was idle the longest makes room, though its client has a key."""
+    monkeypatch.setattr(server, "MOST", 10)
+    with serving(tmp_path) as served, ExitStack() as stack:
+        ports = []
+        for _ in range(30):
+            client = stack.enter_context(Http(served.url, served.key))
+            assert client("GET", "/v1/balances?tenant=acme").status == 200
+            assert client("GET", "/v1/balances?tenant=acme").status == 200
+            ports.append(client.local_port)
+        assert client("GET", "/v1/balances?tenant=acme").status == 200
+        assert client.local_port == ports[-1]
+
+
 # ---- Large answers and slow readers ----
 
 
