@@ -8,14 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from statistics import median
 
 from cycles_lite import CyclesClient, CyclesConfig
 from cycles_lite.local import Authority
 
 from . import ledger, work
 from .canned import HERE, process
+from .crowd import Crowd, Found, crowd
 from .report import Row, Target
-from .scale import _in_threads
 from .timing import beside
 
 _SCOPES = ledger.SCOPES
@@ -116,25 +117,56 @@ def _spent(authority: Authority) -> int:
 # ---- Behind HTTP ----
 
 
+#: How many clients a server has at once.
+_CROWDS = (1, 8, 64)
+
+
 def serve(quick: bool) -> list[Row]:
-    """`cycles-lite serve`, beside the same web server with canned answers."""
-    what = "serve: create + commit, 4 threads"
+    """`cycles-lite serve` with one client and with many, beside the same web server with canned answers."""
     if importlib.util.find_spec("waitress") is None:
-        return [Row(what, None, "pairs/s", how="not measured: waitress (extra [server]) is not installed")]
-    rounds, calls = (2, 5) if quick else (11, 200)
+        return [Row("serve: 1 client", None, "pairs/s", how="not measured: waitress (extra [server]) is not installed")]
+    rounds, pairs = (1, 64) if quick else (11, 400)
     with tempfile.TemporaryDirectory() as folder, _new(folder) as authority:
         key = authority.create_key("acme").key_secret
         arguments = ("cycles_lite", "serve", "--db", os.path.join(folder, "budgets.db"), "--port", "0")
         with process(*arguments) as url, process("benchmarks.hollow") as hollow_url:
-            with CyclesClient(work.config(url, api_key=key)) as client, CyclesClient(work.config(hollow_url)) as hollow:
-
-                def pairs_a_second(client: CyclesClient) -> float:
-                    pair = work.plain(client)
-                    return 4 * calls / _in_threads(4, lambda: [pair() for _ in range(calls)])
-
-                pairs_a_second(client), pairs_a_second(hollow)
-                ours, peer = beside(lambda: pairs_a_second(client), lambda: pairs_a_second(hollow), rounds)
+            with crowd(url, key or "") as ours, crowd(hollow_url, work.KEY) as hollow:
+                for serving in (ours, hollow):
+                    serving(max(_CROWDS), 2 * max(_CROWDS))
+                found = [_crowds(ours, hollow, clients, pairs, rounds) for clients in _CROWDS]
         problems = authority.check()
     assert problems == [], problems
-    how = f"client and server share the cores; {calls} pairs a thread; medians of {rounds} rounds, alternating"
-    return [Row(what, ours, "pairs/s", peer, "waitress, canned", None, how)]
+    how = (
+        f"{pairs} pairs by all clients together; medians of {rounds} rounds, alternating; all clients are one thread "
+        "of one process beside the server"
+    )
+    return _serve_rows(found, how)
+
+
+def _crowds(ours: Crowd, hollow: Crowd, clients: int, pairs: int, rounds: int) -> tuple[Found, Found]:
+    """What so many clients see of ours and of the peer: medians of the rounds, which take turns."""
+    seen: tuple[list[Found], list[Found]] = ([], [])
+    for number in range(rounds):
+        turns = [(seen[0], ours), (seen[1], hollow)]
+        for figures, serving in turns if number % 2 == 0 else turns[::-1]:
+            figures.append(serving(clients, pairs))
+    our, its = [Found(*map(median, zip(*figures))) for figures in seen]
+    return our, its
+
+
+def _serve_rows(found: list[tuple[Found, Found]], how: str) -> list[Row]:
+    names = ["1 client" if clients == 1 else f"{clients} clients" for clients in _CROWDS]
+    rows = [
+        Row(f"serve: {name}", our.pairs_a_second, "pairs/s", its.pairs_a_second, "waitress, canned")
+        for name, (our, its) in zip(names, found)
+    ]
+    alone = found[0][0].pairs_a_second
+    for name, (our, _) in zip(names[1:], found[1:]):
+        floor = Target(0.85, is_floor=True)
+        rows.append(Row(f"serve: {name} to 1", our.pairs_a_second, "pairs/s", alone, "1 client", floor))
+    for name, (our, its) in zip(names, found):
+        rows.append(Row(f"serve: {name}, p50", our.p50, "ms", its.p50, "waitress, canned"))
+        rows.append(Row(f"serve: {name}, p99", our.p99, "ms", its.p99, "waitress, canned"))
+    eight = found[1][0]
+    rows.append(Row("serve: 8 clients, p99 to p50", eight.p99, "ms", eight.p50, "p50", Target(10.0)))
+    return [rows[0]._replace(how=how), *rows[1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from typing import Any
 
@@ -22,6 +23,7 @@ def _application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 
 if __name__ == "__main__":
     server = waitress.create_server(_application, host="127.0.0.1", port=0, threads=8)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # as `cycles-lite serve` does
     print(f"listening on http://127.0.0.1:{server.effective_port}", flush=True)
     threading.Thread(target=end_with_parent, daemon=True).start()
     server.run()

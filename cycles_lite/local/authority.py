@@ -15,9 +15,11 @@ from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
 from .ledger import Ledger
 from .rules import Refused, invalid
-from .tenants import TenantMethods
+from .tenants import TenantMethods, owner, sha256
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from ..config import CyclesConfig
     from ..protocol.fields import Model
 
@@ -26,11 +28,14 @@ class Caller(NamedTuple):
     """Who makes a request, as the transport has established it.
 
     With a tenant, everything is limited to it. With none, as for the owner of the file, the requests themselves say
-    for whom they act. `admin` marks an operator's key, which serves `ADMIN_OPERATIONS` alone.
+    for whom they act. `admin` marks an operator's key, which serves `ADMIN_OPERATIONS` alone. `key` is the SHA-256 of a
+    secret that was the tenant's when it was looked up: whether it still is, the file is asked when the request is
+    answered.
     """
 
     tenant: str | None = None
     admin: bool = False
+    key: bytes | None = None
 
     def acting_for(self, named: str | None) -> str:
         """The tenant that a request acts for: the caller's, which its subject must not contradict, else the subject's.
@@ -63,6 +68,13 @@ ANYONE = Caller()
 ADMIN_OPERATIONS = (wire.LIST_RESERVATIONS, wire.GET_RESERVATION, wire.RELEASE_RESERVATION)
 
 
+#: What is said to those without a valid key.
+NO_KEY = "A valid key in X-Cycles-API-Key is needed."
+
+#: The most keys whose tenants are remembered.
+_MOST_OWNERS = 10_000
+
+
 class Authority(BudgetMethods, TenantMethods):
     """A budget ledger in one SQLite file, and the authority over it.
 
@@ -80,6 +92,9 @@ class Authority(BudgetMethods, TenantMethods):
         self._ledger = Ledger(url, create=create, timeout=timeout, clock=clock)
         #: The URL of the file, from any folder; clients take it as `base_url`.
         self.url = self._ledger.url
+        # By the SHA-256 of their secrets, the tenants of keys when they were last looked up. This is no more than a
+        # guess, because another process may have ended a key since: `answer` asks the file for each request.
+        self._owners: dict[bytes, str] = {}
 
     def __repr__(self) -> str:
         return f"<Authority {self.url}>"
@@ -97,6 +112,37 @@ class Authority(BudgetMethods, TenantMethods):
         """Close the file in this process. (`close` closes a budget.)"""
         self._ledger.close()
 
+    def caller(self, secret: str) -> Caller | None:
+        """Who has a key, as far as this process knows: None for one that is unknown, revoked or expired.
+
+        `answer` proves it again, in the very transaction of the operation. So a key is refused from the moment on when
+        any process has revoked it, and one that is known already costs a statement instead of a transaction.
+        """
+        key = sha256(secret)
+        tenant = self._owners.get(key)
+        if tenant is None:
+            tenant = self.authenticate(secret)
+            if tenant is None:
+                return None
+            if len(self._owners) >= _MOST_OWNERS:
+                self._owners.clear()
+            self._owners[key] = tenant
+        return Caller(tenant, key=key)
+
+    def is_proven(self, caller: Caller) -> bool:
+        """Whether a caller's key is still the tenant's. For those who are refused before an operation asks."""
+        if caller.key is None:
+            return True
+        with self._ledger.reading() as (db, now):
+            return self._owns(db, now, caller)
+
+    def _owns(self, db: sqlite3.Connection, now: int, caller: Caller) -> bool:
+        """`is_proven`, within a transaction. A key that is over is forgotten."""
+        if caller.key is None or owner(db, now, caller.key) == caller.tenant:
+            return True
+        self._owners.pop(caller.key, None)
+        return False
+
     def answer(self, call: Call, caller: Caller = ANYONE) -> Answer:
         """Answer one request of the protocol. A faulty request and a refusal get answers, and so does a bug here (500).
 
@@ -104,19 +150,22 @@ class Authority(BudgetMethods, TenantMethods):
         returns the error. Waits for locks no longer than the sum of the call's timeouts, or the authority's own timeout
         if the call has none.
         """
-        operation, tenant = call.operation, caller.tenant
+        operation, tenant = call.operation, None if caller.key else caller.tenant
         try:
             if caller.admin and not (operation.public or operation in ADMIN_OPERATIONS):
                 raise Refused("UNAUTHORIZED", "This operation needs a tenant's API key.")
             handler = _HANDLERS[operation]
-            prepared, for_whom = handler.prepare(call, caller)
+            prepared, for_whom = self._prepared(handler, call, caller)
             transaction = self._ledger.writing if handler.writes else self._ledger.reading
             with transaction(call.connect_timeout + call.read_timeout or None) as (db, now):
+                if not self._owns(db, now, caller):
+                    raise Refused("UNAUTHORIZED", NO_KEY)
+                tenant = caller.tenant
                 data = handler.operate(db, now, *prepared)
             tenant = for_whom
             return messages.new_answer(operation.status, data, call.headers, tenant)
         except Refused as e:
-            return messages.refusal_answer(e, call.headers, tenant)
+            return messages.refusal_answer(e, call.headers, None if e.code == "UNAUTHORIZED" else caller.tenant)
         except Exception as e:
             if is_from_handler(e) or isinstance(e, (TransportError, ConfigError)):
                 raise
@@ -125,6 +174,15 @@ class Authority(BudgetMethods, TenantMethods):
             known = (operation.name, answer.headers["x-request-id"])
             log().error("the embedded authority failed on %s (%s)", *known, exc_info=e)
             return answer
+
+    def _prepared(self, handler: _Handler, call: Call, caller: Caller) -> _Prepared:
+        """What a handler makes of a call. Why it refuses one is told to those with a valid key alone."""
+        try:
+            return handler.prepare(call, caller)
+        except Refused:
+            if not self.is_proven(caller):
+                raise Refused("UNAUTHORIZED", NO_KEY) from None
+            raise
 
 
 def _forbidden(named: str | None) -> Refused:

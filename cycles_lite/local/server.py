@@ -6,6 +6,7 @@ import hmac
 import logging
 import re
 import socket
+import sys
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -22,7 +23,7 @@ from ..protocol import wire
 from ..protocol.wire import Answer
 from ..runtime.clock import monotonic
 from .admin import ADMIN_ROUTES, answer_admin_call
-from .authority import ADMIN_OPERATIONS, ANYONE, Authority, Caller
+from .authority import ADMIN_OPERATIONS, ANYONE, NO_KEY, Authority, Caller
 from .messages import error_answer, new_answer
 
 #: Larger request bodies are refused; the largest legal ones are far below.
@@ -98,6 +99,8 @@ class Application:
             if request.method != "POST":
                 return _not_allowed(request, ["POST"])
             caller = self._caller(request, admin_serves=True)
+            if caller is not None and not self._authority.is_proven(caller):
+                caller = None
             return answer_admin_call(request.path, self._authority, request.body, request.headers, caller)
         allowed = []
         for pattern, operation in _ROUTES:
@@ -113,16 +116,18 @@ class Application:
     def _operate(self, request: _Request, operation: wire.Operation, id: str | None) -> Answer:
         caller = ANYONE if operation.public else self._caller(request, operation in ADMIN_OPERATIONS)
         if caller is None:
-            return error_answer(401, "UNAUTHORIZED", "A valid key in X-Cycles-API-Key is needed.", request.headers)
+            return error_answer(401, "UNAUTHORIZED", NO_KEY, request.headers)
         try:
             data = wire.read_body(request.body) if operation.request_name else None
         except ValidationError as e:
+            if not self._authority.is_proven(caller):
+                return error_answer(401, "UNAUTHORIZED", NO_KEY, request.headers)
             return error_answer(400, "INVALID_REQUEST", e.message, request.headers, caller.tenant)
         call = wire.Call(operation, id, request.query, data, request.headers, caller.tenant, *_TIMEOUTS)
         return self._authority.answer(call, caller)
 
     def _caller(self, request: _Request, admin_serves: bool) -> Caller | None:
-        """Who asks, or None: a key that is not known, or none at all.
+        """Who asks, or None: a key that is not known, or none at all. A tenant's key is still to be proven.
 
         Where the admin's key serves and one is sent as such, that one counts, be it right or wrong, whatever else is
         sent.
@@ -132,8 +137,7 @@ class Application:
             is_admin = hmac.compare_digest(given.encode("utf-8"), self._admin_key.encode("ascii"))
             return Caller(admin=True) if is_admin else None
         key = request.headers.get(wire.API_KEY_HEADER)
-        tenant = None if key is None else self._authority.authenticate(key)
-        return None if tenant is None else Caller(tenant)
+        return None if key is None else self._authority.caller(key)
 
 
 _ROUTES = [
@@ -185,7 +189,7 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
 # Clients may send slowly, or nothing, or too many may come at once. Waitress reads requests without a thread each, so a
 # slow one costs no more than its connection. Those are limited, too: a request has a time to be there whole, and where
 # more connections come than are kept, the one goes that has waited for its client the longest, those first on which no
-# key was ever proven.
+# key was ever proven, but for those that came just now.
 
 #: Connections that are kept. Each may cost a file descriptor or two, of which systems give 1024, or fewer.
 MOST = 400
@@ -209,6 +213,11 @@ class _Task(WSGITask):  # type: ignore[misc]
 
     channel: Any
 
+    def write(self, data: bytes) -> None:
+        """Send the answer's head and body together; waitress sends them one by one, as two packets."""
+        with self.channel.together():
+            super().write(data)
+
     def finish(self) -> None:
         super().finish()
         if any(name.lower() == "x-cycles-tenant" for name, _ in self.response_headers):
@@ -227,6 +236,10 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.is_proven = False
         #: Since when the server waits for this client: for its next request, or for the rest of one.
         self.waits_since = monotonic()
+        #: When the client last took a part of an answer.
+        self.takes_nothing_since = self.waits_since
+        #: What a worker has written while it is collected.
+        self._parts: list[bytes] | None = None
         super().__init__(*given, **options)
 
     def received(self, data: bytes) -> Any:
@@ -237,17 +250,77 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.waits_since = monotonic()
         return taken
 
+    def writable(self) -> bool:
+        """Whether the loop shall wait until the client takes more of an answer, and send it then.
+
+        Waitress says yes as soon as there is something to send. But while a request is at work its worker sends, and
+        holds the lock that the loop would need. A worker that is within `send` has let go of the interpreter: the loop
+        takes it, polls, is told at once that the socket takes data, cannot have the lock, and polls again. So it spins
+        until the worker gets the interpreter back, and with many clients there always is such a worker. The loop is
+        needed where the worker cannot go on alone: from the high watermark on it waits to be told that the loop has
+        sent enough. What is left when a request ends is sent after the worker has pulled the trigger.
+        """
+        is_served = self.requests and not self.will_close and self.total_outbufs_len < self.adj.outbuf_high_watermark
+        return not is_served and bool(super().writable())
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Collect what is written meanwhile, and write it as one."""
+        parts: list[bytes] = []
+        self._parts = parts
+        try:
+            yield
+        finally:
+            self._parts = None
+        self.write_soon(b"".join(parts))
+
+    def write_soon(self, data: Any) -> int:
+        """Send as much as the client takes now, and keep the rest for later. Waits where too much is kept."""
+        if self._parts is None:
+            return int(super().write_soon(data))
+        self._parts.append(data)
+        return len(data)
+
+    @property
+    def holds_its_worker(self) -> bool:
+        """Whether a thread can do nothing else until the client has taken more of what was answered."""
+        return bool(self.requests) and self.total_outbufs_len > self.adj.outbuf_high_watermark
+
+    def wake_worker(self) -> None:
+        """Let a thread that waits for the client look again whether it has to."""
+        with self.outbuf_lock:
+            self.outbuf_lock.notify_all()
+
+    def send(self, *given: Any, **options: Any) -> int:
+        """Send a part of an answer, and note whether the client took any of it."""
+        sent = int(super().send(*given, **options))
+        if sent:
+            self.takes_nothing_since = monotonic()
+        return sent
+
+
+def _channels(sockets: Mapping[int, Any]) -> list[Channel]:
+    return [one for one in list(sockets.values()) if isinstance(one, Channel)]
+
 
 def let_go(sockets: Mapping[int, Any], most: int) -> None:
     """Close the connections that waited too long, and those over the limit. Only for the thread that serves sockets."""
     now = monotonic()
-    channels = [one for one in list(sockets.values()) if isinstance(one, Channel)]
+    channels = _channels(sockets)
     # Those with no request at work: their clients have to say or to take something before anything happens.
-    waiting = sorted((one for one in channels if not one.requests), key=lambda one: (one.is_proven, one.waits_since))
+    waiting = sorted((one for one in channels if not one.requests), key=lambda one: one.waits_since)
+    strangers = [one for one in waiting if not one.is_proven]
+    # The last that came have had no time yet to prove a key. Where all the others have, one of those must go: else
+    # clients that keep their connections and say nothing would keep everybody else out.
+    newcomers = strangers[-max(1, most // 10) :]
+    old = strangers[: -len(newcomers) or None]
     excess = len(channels) - most
-    for number, channel in enumerate(waiting):
+    for number, channel in enumerate([*old, *(one for one in waiting if one.is_proven), *newcomers]):
         is_late = now - channel.waits_since > PATIENCE and not (channel.is_proven and channel.request is None)
         if number < excess or is_late:
+            channel.handle_close()
+    for channel in channels:
+        if channel.holds_its_worker and now - channel.takes_nothing_since > PATIENCE:
             channel.handle_close()
 
 
@@ -295,7 +368,7 @@ class Server:
             while not self._ending:
                 # The wait is a second at the most, because a signal that comes just before it does not interrupt it.
                 wasyncore.loop(timeout=_LOOK, use_poll=True, map=self._map, count=1)
-                if len(self._map) > most or monotonic() >= next_look:
+                if len(self._server.active_channels) > most or monotonic() >= next_look:
                     next_look = monotonic() + _LOOK
                     let_go(self._map, most)
         except (KeyboardInterrupt, SystemExit):  # the operator's way to stop it, as good as `stop`
@@ -321,7 +394,13 @@ class Server:
     def close(self) -> None:
         """Stop listening, close the connections, and end the threads."""
         self._closed = True
+        # No loop sends any more, so no worker may wait until it has: neither those that wait already, nor others.
+        self._server.adj.outbuf_high_watermark = sys.maxsize
+        for channel in _channels(self._map):
+            channel.wake_worker()
         self._server.task_dispatcher.shutdown()
+        for channel in _channels(self._map):
+            channel.handle_close()
         wasyncore.close_all(self._map)
         self._socket.close()
 

@@ -133,6 +133,7 @@ _KEY = "key_id, key_prefix, tenant, name, permissions, created_at_ms, expires_at
 _ADD_KEY = f"INSERT INTO api_keys ({_KEY}, secret_sha256) VALUES (?,?,?,?,?,?,?,?,?)"
 _FIND_KEYS = f"SELECT {_KEY} FROM api_keys WHERE "
 _REVOKE = "UPDATE api_keys SET revoked_at_ms = ? WHERE key_id = ? AND revoked_at_ms IS NULL"
+_FIND_OWNER = "SELECT tenant, expires_at_ms FROM api_keys WHERE secret_sha256 = ? AND revoked_at_ms IS NULL"
 
 
 class TenantMethods:
@@ -202,7 +203,7 @@ class TenantMethods:
             owner = _tenant(db, scopes.tenant_id(tenant_id)) or _add_tenant(db, now, tenant_id)
             if owner.status != ACTIVE:
                 raise ValidationError(f"tenant {tenant_id} is closed")
-            for found in _keys(db, "secret_sha256 = ?", _sha256(secret)):
+            for found in _keys(db, "secret_sha256 = ?", sha256(secret)):
                 if found.tenant_id != tenant_id or found.revoked:
                     raise AlreadyExists("secret: another key has or had it")
                 return dataclasses.replace(found, key_secret=secret)
@@ -218,7 +219,7 @@ class TenantMethods:
                 key_secret=secret,
             )
             row = (made.key_id, made.key_prefix, tenant_id, made.name, json.dumps(made.permissions), now)
-            db.execute(_ADD_KEY, (*row, made.expires_at, None, _sha256(secret)))
+            db.execute(_ADD_KEY, (*row, made.expires_at, None, sha256(secret)))
             return made
 
     def revoke_key(self, key_id: str) -> ApiKey:
@@ -240,10 +241,15 @@ class TenantMethods:
         Keys are found by their hash, so that the time it takes tells nothing about secrets.
         """
         with self._ledger.reading() as (db, now):
-            for found in _keys(db, "secret_sha256 = ?", _sha256(secret)):
-                if found.revoked_at is None and (found.expires_at is None or now < found.expires_at):
-                    return found.tenant_id
-            return None
+            return owner(db, now, sha256(secret))
+
+
+def owner(db: sqlite3.Connection, now: int, key: bytes) -> str | None:
+    """The tenant of a key by the SHA-256 of its secret; None for one that is unknown, revoked or expired."""
+    found = db.execute(_FIND_OWNER, (key,)).fetchone()
+    if found is None or (found[1] is not None and now >= found[1]):
+        return None
+    return str(found[0])
 
 
 def checked_settings(*given: Any) -> list[Any]:
@@ -275,7 +281,7 @@ def _keys(db: sqlite3.Connection, where: str, *values: Any) -> list[ApiKey]:
     ]
 
 
-def _sha256(secret: str) -> bytes:
+def sha256(secret: str) -> bytes:
     """What the file keeps of a secret, and finds a key by."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 

@@ -300,7 +300,7 @@ def test_every_declared_status_is_reached_and_conforms(served, clock, monkeypatc
         def locked(secret):
             raise TransportError("locked")
 
-        monkeypatch.setattr(served.authority, "authenticate", locked)
+        monkeypatch.setattr(served.authority, "caller", locked)
         for request in [*on_reservation(UNKNOWN), *on_subject()]:  # 500
             http(*request)
     declared = {(operation.id, status) for operation in OPERATIONS for status in operation.bodies}
