@@ -193,6 +193,11 @@ class Worker:
                 except ValueError:  # another thread, or a signal handler, has run it too
                     continue
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether jobs run within the program's calls, because no thread is to be had."""
+        return self._is_refused and not self._threads
+
     def expect_refusal(self) -> None:
         """Warn no more of a refused thread: at the interpreter's end, Python 3.12 and later start none."""
         self._has_told = True
