@@ -143,6 +143,7 @@ class Finder:
                 look, self._look = self._look, None
                 if look is not None:
                     look.close()
+                worker.leave()
         finally:  # there is a next one, whatever an observer raises
             turn.give_back()
             if not settler.is_open:

@@ -214,6 +214,9 @@ class Settler:
         spend.runner, spend.job = None, job
         self.pending[spend.record.reservation_id] = spend
         worker.post(job)
+        if not self.is_open and spend.is_written and job.cancel():  # `close` may have been too early to see it
+            self._drop(spend)
+            worker.leave()
 
     def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
@@ -382,13 +385,13 @@ class Settler:
         self.is_open, self._unsaid = False, [True]
         self.finder.end()
         self._let_go(deque(list(self.pending.values())))
-        worker.leave()
 
     def _let_go(self, left: deque[Spend]) -> None:
         """Drop what is on disk, so much at once; the rest in the background, which may take its time, because nothing
         of it is sent meanwhile."""
         for _ in range(_AT_ONCE):
             if self.is_open or not left:
+                worker.leave()
                 return
             spend = left.popleft()
             if spend.is_written and spend.job is not None and spend.job.cancel():
