@@ -133,27 +133,33 @@ class Finder:
 
     def go_on(self) -> None:
         """One step of the look that is under way, or of a new one; and see to the next step, or the next look."""
-        settler, turn = self._settler(), self._turns.take(0)
+        settler, looks, turn = self._settler(), self.looks, self._turns.take(0)
         if settler is None or turn is None:  # another thread is within a step, and sees to the next one
             return
         try:
             if settler.is_open:
                 self._step(settler)
             else:
-                look, self._look = self._look, None
-                if look is not None:
-                    look.close()
+                self._drop_look()
                 worker.leave()
+        except BaseException:  # of a look that was interrupted nobody knows what it has passed by
+            self._drop_look()
+            raise
         finally:  # there is a next one, whatever an observer raises
             turn.give_back()
             if not settler.is_open:
                 if self._look is not None:  # it was closed during the step
                     self.go_on()
             elif not self._is_to_come(self._job):
-                if self._look is not None:
+                if self._look is not None or self.looks == looks:
                     self._post(self._pause)
                 else:
                     self._look_later()
+
+    def _drop_look(self) -> None:
+        look, self._look = self._look, None
+        if look is not None:
+            look.close()
 
     def _step(self, settler: Settler) -> None:
         look = self._look
