@@ -78,7 +78,7 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
         left_ms = _left_ms(context)
         with deadline_in(max(0.0, left_ms / 1000 - _KEPT_BACK)):
             if client.config.mode != "off":  # what earlier invocations left is settled first
-                client.flush(min(_CATCH_UP, left_ms / 4000))
+                client._flush(min(_CATCH_UP, left_ms / 4000))
             values: Any = [given(event, context) if callable(given) else given for given in asked]
             estimate, action, subject = values
             ttl_ms = min(max(left_ms + MARGIN_MS, _SHORTEST_TTL_MS), _LONGEST_TTL_MS)

@@ -13,6 +13,7 @@ from .protocol import wire
 from .protocol.checks import refuse
 from .protocol.fields import Model
 from .protocol.values import SUBJECT_LEVELS
+from .runtime.clock import monotonic
 from .session import Session, response_in
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .protocol.keywords import BalanceFilters, ReservationFilters, Settings
     from .protocol.values import Action, Amount, CommitOveragePolicy, Subject
     from .session import Traceparent
+    from .settlement.flush import Flush
     from .transport.http import Transport
 
 #: The settings that a transport is made of. Clients that agree in them share one.
@@ -99,18 +101,23 @@ class CyclesClient:
         """Settle what is pending, for at most `timeout` seconds (default: the configuration's `flush_timeout`).
 
         Returns how much is left: what is retried, what other threads are settling, and what collected guards left."""
+        flush = self._flush(self.config.flush_timeout if timeout is None else timeout)
+        return 0 if flush is None else flush.count()
+
+    def _flush(self, timeout: float) -> Flush | None:
+        """Flush, and count nothing: there may be much to count. None where nothing is ever pending."""
         if self.config.mode == "off":
-            return 0
-        from .settlement.flush import flush  # only guards need it
+            return None
+        from .settlement.flush import Flush  # only guards need it
         from .settlement.settler import settler_of
 
-        return flush(settler_of(self._session), self.config.flush_timeout if timeout is None else timeout)
+        return Flush(settler_of(self._session), monotonic() + timeout).begin().wait()
 
     def close(self) -> None:
         """Flush, then close the connections. Reads that wait to be retried give up. Later calls open new connections,
         so that closing too early loses no settlement."""
         if self._session.settler is not None:
-            self.flush()
+            self._flush(self.config.flush_timeout)
             self._session.settler.close()
         self._session.close()
 

@@ -25,19 +25,24 @@ ORDER = (
     "runtime.clock runtime.words transport.turns transport.handlers errors runtime.log transport.proxies "
     "transport.trust transport.deadline transport.connections protocol.checks protocol.twins protocol.fields "
     "protocol.values protocol.keywords protocol.models config transport.retry background.lease protocol.wire local "
-    "transport.redaction transport.http settlement.journal settlement.meaning events session background.worker "
-    "settlement.spend settlement.settler background.heartbeat guards.current guards.costs guards.generators guard "
+    "transport.redaction transport.http settlement.journal settlement.look settlement.meaning events session "
+    "background.worker settlement.spend settlement.finder settlement.settler background.heartbeat guards.current guards.costs guards.generators guard "
     "settlement.flush guards.asking client lifecycle wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
-#: The imports against that order: for types alone, because a guard's type is what these tell.
-AGAINST_THE_ORDER = {("guards.current", "guard"), ("guards.costs", "guard"), ("guards.generators", "guard")}
+#: The imports against that order: for types alone.
+AGAINST_THE_ORDER = {
+    ("guards.current", "guard"),
+    ("guards.costs", "guard"),
+    ("guards.generators", "guard"),
+    ("settlement.finder", "settlement.settler"),
+}
 
 #: What is in which folder; the root has what users import, and the session under it.
 FOLDERS = {
     "protocol": "checks fields keywords models twins values wire",
     "transport": "connections deadline handlers http proxies redaction retry trust turns",
-    "settlement": "flush journal meaning settler spend",
+    "settlement": "finder flush journal look meaning settler spend",
     "background": "heartbeat lease worker",
     "guards": "asking costs current generators",
     "runtime": "clock log words",

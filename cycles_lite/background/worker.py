@@ -9,15 +9,18 @@ Where no thread can be started (limits of the process, uWSGI without threads, th
 run within the program's next call of this library.
 
 A signal handler may use the library, or raise, while the main thread is anywhere in here. So what the program's threads
-run holds no lock: they append to a deque, ring a bell that is a `SimpleQueue`, and start a thread. The heap is the
-leader's alone, and threads of the worker get no signals.
+run waits for no lock: they append to a deque, ring a bell, and start a thread. The heap is the leader's alone, and
+threads of the worker get no signals.
+
+The bell is a lock that the leader holds, and waits to acquire once more; to release it is one operation that never
+waits, and a second release is an error that says that it has rung. A `SimpleQueue` would not do: before Python 3.13 a
+`get` with a short timeout may wait without end, where the thread is stopped for longer than that within it.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
-import queue
 import sys
 import threading
 import weakref
@@ -94,6 +97,12 @@ class Job:
             self.is_over = True
 
 
+def _new_bell() -> threading.Lock:
+    bell = threading.Lock()
+    bell.acquire()
+    return bell
+
+
 class Worker:
     """The threads of this process and the jobs that wait for them. There is one: `worker`."""
 
@@ -111,8 +120,7 @@ class Worker:
         self._roomy = 64
         #: The lock that the leader has. Only threads of the worker take it, which get no signals.
         self._lead = threading.Lock()
-        self._bell: Any = queue.SimpleQueue()
-        self._has_rung = False
+        self._bell = _new_bell()
         #: Until when the leader sleeps.
         self._sleeps_until = 0.0
         #: The worker's threads, and those of them that wait for the lead or for a job. Each thread adds itself.
@@ -193,6 +201,11 @@ class Worker:
                 except ValueError:  # another thread, or a signal handler, has run it too
                     continue
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether jobs run within the program's calls, because no thread is to be had."""
+        return self._is_refused and not self._threads
+
     def expect_refusal(self) -> None:
         """Warn no more of a refused thread: at the interpreter's end, Python 3.12 and later start none."""
         self._has_told = True
@@ -202,10 +215,11 @@ class Worker:
             self._after_fork()
 
     def _ring(self) -> None:
-        """Wake the leader. It clears `_has_rung` before it looks into the post, so that no job is overlooked."""
-        if not self._has_rung:
-            self._has_rung = True
-            self._bell.put(None)
+        """Wake the leader, or keep it from falling asleep."""
+        try:
+            self._bell.release()
+        except RuntimeError:  # it has rung, and the leader has not looked into the post since
+            return
 
     # ---- Threads ----
 
@@ -214,7 +228,7 @@ class Worker:
         if len(self._threads) >= MAX_THREADS or now - self._started < _PATIENCE:
             return
         if not self._threads:  # nobody uses these now, and gevent may have patched their modules since
-            self._lead, self._bell, self._has_rung = threading.Lock(), queue.SimpleQueue(), False
+            self._lead, self._bell = threading.Lock(), _new_bell()
         try:
             self._started = now
             if _threads_never_run():
@@ -277,7 +291,6 @@ class Worker:
     def _wait_for_job(self) -> Job | None:
         idle_since = monotonic()
         while True:
-            self._has_rung = False
             try:
                 drain()
             except BaseException:  # an observer has called sys.exit(), as in `_serve`
@@ -307,9 +320,7 @@ class Worker:
         self._sleeps_until = now + look if due is None else min(now + look, due)
         try:
             if not self._post:  # whoever has posted since may have seen the old time of waking up, and not rung
-                self._bell.get(True, max(0.0, self._sleeps_until - now))
-        except queue.Empty:
-            return
+                self._bell.acquire(True, max(0.0, self._sleeps_until - now))
         finally:
             self._sleeps_until = 0.0
 

@@ -6,6 +6,7 @@ import atexit
 import os
 import time
 import weakref
+from collections import deque
 from threading import get_ident
 
 from ..background.worker import Job, drain, is_drained, left_over, worker
@@ -13,86 +14,108 @@ from ..guard import metered
 from ..runtime.clock import monotonic
 from ..transport.deadline import deadline_in
 from .settler import Settler, open_settlers
-from .spend import until
+from .spend import Spend, until
 
 #: The longest pause, in seconds, between two looks at whether the spend has been settled.
 _GLANCE = 0.02
 
 
 def flush(settler: Settler, timeout: float) -> int:
-    """Try to settle all pending spend that may be sent now, for at most `timeout` seconds. Return how much is left."""
-    return Flush(settler, monotonic() + timeout).begin().wait()
+    """Try to settle all pending spend that may be sent now, for at most `timeout` seconds. Return how much is left.
+
+    To count what this process does not hold, the names in the journal's folder are read after that time.
+    """
+    return Flush(settler, monotonic() + timeout).begin().wait().count()
 
 
 class Flush:
-    """One flush. It waits, up to a monotonic time, for one attempt for each pending spend that begins after the flush.
+    """One flush. It waits, up to a monotonic time, for one attempt for each pending spend that begins after the flush,
+    what is found on disk meanwhile included.
 
     It looks again and again whether that has happened, instead of being told: a condition that tells it would need a
-    lock, and a signal handler may flush within a flush.
+    lock, and a signal handler may flush within a flush. However much is pending, it is never far from its deadline: it
+    goes on from one spend to the next only after it has looked at the time.
     """
 
     def __init__(self, settler: Settler, end: float) -> None:
         self._settler, self._end = settler, end
-        #: The number of the attempt that is waited for, by reservation id.
-        self._wanted: dict[str, int] = {}
-        #: The reservations whose spend was pending when the flush began.
-        self._before: set[str] = set()
-        self._look: Job | None = None
+        #: The number from which on attempts have begun after this flush.
+        self._number = 0
+        #: The reservations whose spend is to be tried, or is being tried.
+        self._wanted: deque[str] = deque()
+        #: The number of the look that is waited for, and whether it has begun before this flush.
+        self._look = 0
+        self._joins = False
 
     def begin(self) -> Flush:
         """Start an attempt for all spend that may be sent now, and a look at the journal."""
         settler = self._settler
         settler.open()
         drain()
-        me = get_ident()
-        if any(spend.teller == me for spend in list(settler.pending.values())):
+        if settler.is_telling:
             # An observer that flushes when it is told of a failure must not undo the pause before the next attempt.
             self._end = monotonic()
-        else:
-            # The look starts first: records that it finds at once are then among the pending ones below.
-            self._look = settler.look_around(True) if settler.unseen() else None
-            pending = list(settler.pending.items())
-            self._before = {id for id, _ in pending}
-            self._wanted = {id: spend.attempt + 1 for id, spend in pending if spend.runner != me}
+            return self
+        self._number = next(settler.numbers)
+        finder = settler.finder
+        self._joins = finder.is_looking
+        if self._joins or settler.has_unseen():
+            self._look = finder.look_around()
+        self._wanted.extend(list(settler.pending))
         self._hasten()
         return self
 
-    def wait(self) -> int:
-        """Wait for these attempts. Return how much is not settled."""
+    def wait(self) -> Flush:
+        """Wait for these attempts."""
         with deadline_in(max(0.0, self._end - monotonic())):  # where there are no threads, jobs run within this
             pause = 0.001
-            while not self._is_through():
+            while True:
                 left = self._end - monotonic()
-                if left <= 0:
+                if left <= 0 or self._is_through():
                     break
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, _GLANCE)
+        return self
+
+    def count(self) -> int:
+        """How much is not settled, on disk too."""
         settler = self._settler
+        held = len(settler.pending)  # before the files are counted: what is found meanwhile is counted once
         # Where another thread has closed the client meanwhile, its spend is not pending any more, but on disk.
-        unseen = settler.unseen() if self._look is not None or not settler.is_open else 0
-        return len(settler.pending) + len(settler.releasing) + len(left_over) + unseen
+        unseen = settler.unseen() if self._look or settler.finder.has_left or not settler.is_open else 0
+        return held + len(settler.releasing) + len(left_over) + unseen
 
     def _is_through(self) -> bool:
         """Whether nothing is left to wait for."""
         self._hasten()
         worker.catch_up()
-        if self._look is not None and self._look.is_over:
-            self._look = None
-            pending = list(self._settler.pending.items())
-            self._wanted.update((id, 1) for id, spend in pending if spend.is_found and id not in self._before)
-        return not (self._wanted or self._look or self._settler.releasing) and is_drained()
+        finder = self._settler.finder
+        if self._look and (finder.looks >= self._look or not self._settler.is_open):
+            # A look that had begun before has passed by records that this flush is to try.
+            self._look = finder.look_around() if self._joins and finder.has_left and self._settler.is_open else 0
+            self._joins = False
+        is_waiting = self._wanted or self._look or self._settler.releasing
+        return not (is_waiting or any(map(self._is_awaited, list(finder.found.values())))) and is_drained()
 
     def _hasten(self) -> None:
         """Stop waiting for spend that is settled or was tried, and start attempts for the rest."""
-        pending = self._settler.pending
-        for id, attempt in list(self._wanted.items()):
-            spend = pending.get(id)
-            if spend is None or (spend.runner is None and (spend.attempt >= attempt or until(spend.record) > 0)):
-                del self._wanted[id]
-            elif spend.runner is None and _is_idle(spend.job):
-                self._settler.retry_later(spend, 0.0)
+        pending, wanted = self._settler.pending, self._wanted
+        for _ in range(len(wanted)):
+            spend = pending.get(wanted[0])
+            if spend is None or not self._is_awaited(spend):
+                wanted.popleft()
+            else:
+                wanted.rotate(-1)
+                if spend.runner is None and _is_idle(spend.job):
+                    self._settler.retry_later(spend, 0.0)
             if monotonic() >= self._end:
                 return
+
+    def _is_awaited(self, spend: Spend) -> bool:
+        """Whether an attempt that began after the flush is to come, or is under way in another thread."""
+        if spend.runner is not None:
+            return spend.runner != get_ident()
+        return spend.number < self._number and not until(spend.record)
 
 
 def _is_idle(job: Job | None) -> bool:

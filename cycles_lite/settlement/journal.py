@@ -12,13 +12,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import stat
 import tempfile
 import time
-from contextlib import contextmanager
+import weakref
 from functools import lru_cache
-from typing import Any, Callable, Container, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Container, Iterator, NamedTuple
 
 from ..protocol.checks import INT64_MAX
 from ..protocol.wire import dumps, loads
@@ -34,16 +33,50 @@ COMMIT, EVENT = "commit", "event"
 #: What a record's name ends in: while it waits to be settled; once the authority has refused it for good; and where it
 #: cannot be read.
 PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
-_STANDARD_NAME = re.compile(r"v2-[0-9a-f]{64}\.json\Z")
 
-#: The open lock files of the claims that this process has at the moment.
-_claims: list[int] = []
+
+
+class Claim:
+    """The claim of one process on a folder's records, which lasts until it is closed or nobody refers to it any more.
+
+    Without it nothing would break, because records are sent with their own keys; it saves a fleet of workers that start
+    together from all sending the same.
+    """
+
+    def __init__(self, folder: str) -> None:
+        #: The open lock file, in a list from which exactly one caller pops it to close it.
+        self._file: list[int] = []
+        #: Whether this process has the claim. Somebody else may have it, or there is no such folder.
+        self.is_ours = False
+        try:
+            self._file.append(os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600))
+        except FileNotFoundError:
+            return
+        _claims[id(self)] = self
+        self.is_ours = _lock(self._file[0])
+
+    def close(self) -> None:
+        """Let others have the claim."""
+        self.is_ours = False
+        try:
+            file = self._file.pop()
+        except IndexError:  # it was closed before, perhaps because this is a forked child
+            return
+        os.close(file)
+
+    __del__ = close
+
+
+#: The claims that this process has at the moment, by their `id`.
+_claims: weakref.WeakValueDictionary[int, Claim] = weakref.WeakValueDictionary()
 
 
 def _forget_claims() -> None:
     """Close the claims' files in a forked child; else its parent's claims would last as long as the child lives."""
-    while _claims:
-        os.close(_claims.pop())
+    for held in _claims.valuerefs():
+        claim = held()
+        if claim is not None:
+            claim.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -51,6 +84,9 @@ if hasattr(os, "register_at_fork"):
 
 #: How many bytes of a record are read at once. Nearly all records have fewer.
 _PIECE = 64 * 1024
+
+#: How many files of a folder a glance at it sees.
+_GLANCE = 64
 
 #: A temporary file that is older, in seconds, was left by a writer that died.
 _STALE_AFTER = 3600.0
@@ -202,29 +238,6 @@ class Journal:
         """The file of a reservation, also once it was set aside."""
         return self.folder + os.sep + file_name(reservation_id, suffix)
 
-    @contextmanager
-    def claimed(self) -> Iterator[bool]:
-        """Whether this process has the claim on the folder, and so may take up its records; somebody else may have it.
-
-        Without the claim nothing would break, because records are sent with their own keys; it saves a fleet of
-        workers that start together from all sending the same.
-        """
-        try:
-            file = os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        except FileNotFoundError:
-            yield False
-            return
-        _claims.append(file)
-        try:
-            yield _lock(file)
-        finally:
-            try:
-                _claims.remove(file)
-            except ValueError:  # this is a forked child, which has closed it
-                pass
-            else:
-                os.close(file)
-
     def names(self, suffix: str = PENDING) -> set[str]:
         """The names of the records' files. Reads the folder, and no file."""
         try:
@@ -252,49 +265,54 @@ class Journal:
                 continue
         return sorted(found, key=lambda record: record.recorded_at_ms)
 
-    def load(self, known: Container[str] = ()) -> tuple[list[Record], list[str]]:
-        """Every record whose file is not `known`, the oldest first, and a sentence for each file that is no record:
-        what is malformed is set aside, what cannot be read is left."""
-        found: dict[str, Record] = {}
-        problems: list[str] = []
-        for name in self._names():
-            if name in known:
-                continue
-            path = os.path.join(self.folder, name)
-            try:
-                record = Record.from_json(_read(path))
-                if name != file_name(record.reservation_id):
-                    self._migrate(path, record)
-            except FileNotFoundError:  # another process has settled or migrated it meanwhile
-                continue
-            except OSError as e:  # it is a folder, a pipe or somebody else's; the others are read all the same
-                problems.append(f"journal record {path} cannot be read: {e}")
-                continue
-            except ValueError as e:
-                problems.append(_quarantine(path, str(e)))
-                continue
-            found.setdefault(record.reservation_id, record)
-        return sorted(found.values(), key=lambda record: record.recorded_at_ms), problems
-
-    def _names(self) -> Sequence[str]:
-        """The records' files, standard names first; what dead writers left is cleared away."""
+    def glance(self) -> set[str] | None:
+        """The names of the records' files; None where there are more files in the folder than a glance sees."""
+        found = set()
         try:
-            names = os.listdir(self.folder)
+            with os.scandir(self.folder) as entries:
+                for seen, entry in enumerate(entries):
+                    if seen >= _GLANCE:
+                        return None
+                    if entry.name.endswith(PENDING):
+                        found.add(entry.name)
         except FileNotFoundError:
-            return ()
-        for name in names:
-            if name.endswith(".tmp"):
-                _remove_stale(os.path.join(self.folder, name))
-        records = (name for name in names if name.endswith(PENDING))
-        return sorted(records, key=lambda name: (not _STANDARD_NAME.match(name), name))
+            pass
+        return found
 
-    def _migrate(self, path: str, record: Record) -> None:
-        """Give a record of an older naming scheme its own name. Two ids that shared a name no longer do."""
+    def count(self, known: Container[str] = ()) -> int:
+        """How many records there are whose file is not `known`. Reads the folder, and no file."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return sum(entry.name.endswith(PENDING) and entry.name not in known for entry in entries)
+        except FileNotFoundError:
+            return 0
+
+    def read(self, name: str) -> Record | str | None:
+        """The record in a file, or a sentence where there is none in it: what is malformed is set aside, what cannot be
+        read is left. None where another process has settled it meanwhile, or where a file of the standard name has the
+        same reservation's record."""
+        path = os.path.join(self.folder, name)
+        try:
+            record = Record.from_json(_read(path))
+            if name != file_name(record.reservation_id) and not self._migrate(path, record):
+                return None
+        except FileNotFoundError:
+            return None
+        except OSError as e:  # it is a folder, a pipe or somebody else's; the others are read all the same
+            return f"journal record {path} cannot be read: {e}"
+        except ValueError as e:
+            return _quarantine(path, str(e))
+        return record
+
+    def _migrate(self, path: str, record: Record) -> bool:
+        """Give a record of an older naming scheme its own name: two ids that shared a name no longer do. False where
+        the reservation has a file of that name, which is newer; then that one counts."""
         standard = os.path.join(self.folder, file_name(record.reservation_id))
         if os.path.exists(standard):
-            _remove(path)  # the standard file is the same reservation's, and newer
-        else:
-            os.replace(path, standard)
+            _remove(path)
+            return False
+        os.replace(path, standard)
+        return True
 
 
 def _remove(path: str) -> bool:
@@ -321,7 +339,7 @@ def _read(path: str) -> bytes:
 
 def _lock(file: int) -> bool:
     """Lock a file, unless somebody else has: then False. Where the system has no locks everybody is let through, which
-    does no harm (see `claimed`)."""
+    does no harm (see `Claim`)."""
     if fcntl is None:
         return True
     locks: Any = fcntl
@@ -334,7 +352,7 @@ def _lock(file: int) -> bool:
     return True
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> None:
     try:
         if time.time() - os.stat(path).st_mtime > _STALE_AFTER:
             os.unlink(path)

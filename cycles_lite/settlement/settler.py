@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
+from itertools import count
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -16,18 +18,26 @@ from .. import events
 from ..background.worker import Job, worker
 from ..errors import CyclesError
 from ..protocol import wire
-from ..runtime.clock import monotonic, now_ms
+from ..runtime.clock import now_ms
 from ..runtime.log import log
 from ..transport.deadline import has_time
+from .finder import LOOK_AGAIN, Finder
 from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
+from .look import Look
 from .meaning import SLOW_RETRY, Meaning, Settlement, SettlementStatus, is_too_old, meaning_of, retry_in
 from .spend import Spend, amount_of, until
 
 if TYPE_CHECKING:
     from ..session import Session
 
-#: Seconds after which a living process looks again for what others have left.
-LOOK_AGAIN = 600.0
+#: How many of the pending spends are gone through at once.
+_AT_ONCE = 256
+
+
+class _Mark:
+    """What a thread refers to while it is somewhere; however it leaves, nobody refers to it afterwards."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Settler:
@@ -48,12 +58,16 @@ class Settler:
         self.is_open = False
         #: One entry until a thread has told where the journal is and looked into it. Popping it is atomic.
         self._unsaid = [True]
-        #: The problems of the journal that were reported; each look at it would find and report them again.
-        self._told: set[str] = set()
-        #: The next look at the journal, and when it is due.
-        self._look: Job | None = None
+        #: The problems of the journal that were reported, by their hash; each look would find and report them again.
+        self._told: set[int] = set()
         #: The spend that is not settled yet, by reservation id. Single operations of a dictionary are atomic.
         self.pending: dict[str, Spend] = {}
+        #: What finds spend that other processes have left.
+        self.finder = Finder(self)
+        #: The threads that are telling the observer of a failed attempt. Each keeps its entry alive while it does so.
+        self._tellers: weakref.WeakValueDictionary[int, _Mark] = weakref.WeakValueDictionary()
+        #: Numbers attempts, and flushes among them.
+        self.numbers = count(1)
         #: The guards that were collected unfinished and are being released, or will be, by `id`.
         self.releasing: dict[int, object] = {}
 
@@ -116,6 +130,7 @@ class Settler:
         """One attempt, and what follows from its answer: how the spend was settled or is kept, the authority's final
         no, or None where the next attempt is to follow at once."""
         spend.attempt += 1
+        spend.number = next(self.numbers)
         record, is_commit = spend.record, spend.record.mode == COMMIT
         operation = wire.COMMIT_RESERVATION if is_commit else wire.CREATE_EVENT
         body = (record.commit_body if is_commit else record.event_fallback_body) or {}
@@ -128,6 +143,8 @@ class Settler:
                 done = Settlement(SettlementStatus.RECORDED, charged, None, told.balances, told)
             # Only the process that removes the record tells its observer; another may have sent it with the same key.
             is_first = self._end(spend, Journal.remove) or not spend.is_written
+            if spend.is_found and spend.attempt > 1:
+                self.finder.is_back()
             if is_first and self.session.observer is not None:
                 self.session.observe(events.Settled(record.reservation_id, amount_of(body), done))
             return done
@@ -157,6 +174,9 @@ class Settler:
         """Keep the record and try again later."""
         record = spend.record
         delay = retry_in(self.session.config, meaning, spend.attempt, error.retry_after)
+        is_left = spend.is_found and not self.finder.has_room
+        if is_left and meaning is not Meaning.WAIT:
+            delay = LOOK_AGAIN
         if meaning is Meaning.WAIT:
             spend.record = record._replace(not_before_ms=now_ms() + int(delay * 1000))
             self._write(spend)
@@ -168,35 +188,49 @@ class Settler:
             error,
             delay,
         )
-        if self.is_open or spend.job is None or not spend.is_written:
+        if is_left:  # the next look reads it again
+            self.finder.leave(delay)
+            self._drop(spend)
+        elif self.is_open or spend.job is None or not spend.is_written:
             self.retry_later(spend, delay)
         else:  # the client was closed meanwhile: whoever looks at the journal next takes the record up
-            self.pending.pop(record.reservation_id, None)
-            spend.runner = None
-        spend.teller = get_ident()
+            self._drop(spend)
+        self._tellers[get_ident()] = mark = _Mark()
         try:
             self.session.observe(events.Pending(record.reservation_id, error, delay))
         finally:
-            spend.teller = None
+            self._tellers.pop(get_ident(), None)
+            del mark
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether this very thread is telling the observer of a failed attempt."""
+        return get_ident() in self._tellers
 
     def retry_later(self, spend: Spend, delay: float) -> None:
         if spend.job is not None:
             spend.job.cancel()
         job = Job(delay, lambda: self._retry(spend))
-        spend.runner, spend.teller, spend.job = None, None, job
+        spend.runner, spend.job = None, job
         self.pending[spend.record.reservation_id] = spend
         worker.post(job)
+        if not self.is_open and spend.is_written and job.cancel():  # `close` may have been too early to see it
+            self._drop(spend)
+            worker.leave()
 
     def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
         if spend.is_done:  # this attempt was asked for while another one was settling
             self._end(spend)
             return
+        if not self.is_open and spend.is_written:  # `close` has not come to it yet
+            self._drop(spend)
+            return
         spend.runner = get_ident()
         record = spend.record
         if is_too_old(record, now_ms()):
             self._end(spend)
-            self._tell_once(
+            self.tell_once(
                 f"spend of reservation {record.reservation_id} is too old to be sent: the authority may have settled "
                 f"it and forgotten its key; it stays on disk: {wire.dumps(record.body).decode('ascii')}"
             )
@@ -238,9 +272,16 @@ class Settler:
                 was_ours = True
                 became = "refused" if take_away is Journal.refuse else "settled"
                 self._journal_failed(f"the record of reservation {id}, which was {became}, stays on disk: {e}")
-        self.pending.pop(id, None)
-        spend.is_done, spend.runner = True, None
+        spend.is_done = True
+        self._drop(spend)
         return was_ours
+
+    def _drop(self, spend: Spend) -> None:
+        """Hold spend no longer: it is settled, or is on disk, where the next look finds it."""
+        id = spend.record.reservation_id
+        self.finder.found.pop(id, None)
+        self.pending.pop(id, None)
+        spend.runner = None
 
     # ---- The journal ----
 
@@ -262,7 +303,7 @@ class Settler:
             return
         if notice is not None:
             (self._journal_failed if journal is None else log().warning)(notice)
-        self.look_around(journal is not None and self.unseen() > 0)
+        self.finder.begin()
 
     def _find_journal(self) -> tuple[Journal | None, str | None]:
         """The journal, or None where there is none, and a sentence for the log where there is something to say."""
@@ -276,35 +317,7 @@ class Settler:
         name = identity(self.base_url, config.tenant, config.api_key)
         return Journal(os.path.join(folder, name), config.journal_fsync), notice
 
-    def look_around(self, is_needed: bool) -> Job:
-        """Have the worker look for records that other processes have left: at once if that `is_needed`, else later."""
-        look = self._look
-        if look is not None and (look.is_waiting or (is_needed and not look.is_over)):
-            if not is_needed or look.due <= monotonic():
-                return look
-            look.cancel()
-        look = _look_of(self, 0.0 if is_needed else LOOK_AGAIN)
-        look.is_guest = not is_needed
-        self._look = look
-        worker.post(look)
-        if not self.is_open:  # the client was closed meanwhile
-            look.cancel()
-        return look
-
-    def take_up(self) -> None:
-        """Take up the records that other processes have left, unless one of them is doing that just now."""
-        for journal in self._journals():
-            try:
-                if journal is self._given:
-                    self._take_up(journal)
-                    continue
-                with journal.claimed() as is_ours:
-                    if is_ours:
-                        self._take_up(journal)
-            except OSError as e:
-                self._tell_once(f"the journal {journal.folder} cannot be read: {e}")
-
-    def _journals(self) -> list[Journal]:
+    def journals(self) -> list[Journal]:
         """The journal, and that in which the same API key's records are while no tenant is configured."""
         journal, config = self._journal, self.session.config
         if journal is None:
@@ -315,27 +328,29 @@ class Settler:
             journals.append(Journal(os.path.join(os.path.dirname(journal.folder), name), config.journal_fsync))
         return journals
 
-    def _take_up(self, journal: Journal) -> None:
-        """Schedule every record of a journal that is owed to this server and not pending in this process yet."""
-        records, problems = journal.load(_known())
-        for problem in problems:
-            self._tell_once(problem)
-        for record in records:
-            if normalised(record.base_url) != self.base_url:
-                self._tell_once(f"reservation {record.reservation_id} is owed to {record.base_url}: not sent")
-                continue
-            spend = Spend()
-            spend.record, spend.journal = record, journal
-            spend.is_kept = spend.is_written = spend.is_found = True
-            if self.pending.setdefault(record.reservation_id, spend) is spend:
-                self.retry_later(spend, until(record))
+    def new_look(self) -> Look:
+        """A look at the journals. A journal that was given is another's, which nobody else looks at."""
+        return Look(self.journals(), _known, claims=self._given is None)
+
+    def has_unseen(self) -> bool:
+        """Whether there may be records on disk that this client does not hold, as far as a glance tells."""
+        try:
+            seen = [journal.glance() for journal in self.journals()]
+        except OSError as e:
+            self.tell_once(f"the journal cannot be read: {e}")
+            return False
+        if None in seen:
+            return True
+        names = {name for some in seen for name in some or ()}
+        return bool(names) and not names.issubset([file_name(id) for id in list(self.pending)[:_AT_ONCE]])
 
     def unseen(self) -> int:
-        """How many files may hold records that no client of this process has taken up."""
+        """How many files may hold records that no client of this process holds. This reads the whole folder."""
+        known = _known()
         try:
-            return sum(len(journal.names().difference(_known())) for journal in self._journals())
+            return sum(journal.count(known) for journal in self.journals())
         except OSError as e:
-            self._tell_once(f"the journal cannot be read: {e}")
+            self.tell_once(f"the journal cannot be read: {e}")
             return 0
 
     def _write(self, spend: Spend) -> None:
@@ -349,9 +364,9 @@ class Settler:
         else:
             spend.is_written = True
 
-    def _tell_once(self, problem: str) -> None:
-        if problem not in self._told:
-            self._told.add(problem)
+    def tell_once(self, problem: str) -> None:
+        if hash(problem) not in self._told:
+            self._told.add(hash(problem))
             self._journal_failed(problem)
 
     def _journal_failed(self, problem: str) -> None:
@@ -368,13 +383,20 @@ class Settler:
     def close(self) -> None:
         """Let another client of this process, or another process, take up what is left on disk."""
         self.is_open, self._unsaid = False, [True]
-        for id, spend in list(self.pending.items()):
+        self.finder.end()
+        self._let_go(deque(list(self.pending.values())))
+
+    def _let_go(self, left: deque[Spend]) -> None:
+        """Drop what is on disk, so much at once; the rest in the background, which may take its time, because nothing
+        of it is sent meanwhile."""
+        for _ in range(_AT_ONCE):
+            if self.is_open or not left:
+                worker.leave()
+                return
+            spend = left.popleft()
             if spend.is_written and spend.job is not None and spend.job.cancel():
-                self.pending.pop(id, None)
-        look, self._look = self._look, None
-        if look is not None:
-            look.cancel()
-        worker.leave()
+                self._drop(spend)
+        worker.schedule(0.0, lambda: self._let_go(left))
 
 
 #: The settlers that were opened, by their `id`. A set could not be copied while another thread adds to it.
@@ -397,24 +419,6 @@ def open_settlers() -> list[Settler]:
 def _known() -> set[str]:
     """The names of the files whose spend the clients of this process are settling."""
     return {file_name(id) for settler in open_settlers() for id in list(settler.pending)}
-
-
-def _look_of(settler: Settler, delay: float) -> Job:
-    """A look at the journal. Its job refers to the settler weakly: it keeps no session alive, and ends with it."""
-
-    def look() -> None:
-        alive = held()
-        if alive is None:
-            return
-        try:
-            alive.take_up()
-        finally:  # there is another look, whatever an observer raises
-            if alive.is_open:
-                alive.look_around(False)
-
-    job = Job(delay, look)
-    held = weakref.ref(settler, job.go_with)
-    return job
 
 
 def _after_fork() -> None:

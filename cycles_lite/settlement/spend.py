@@ -75,12 +75,11 @@ class Spend:
     is_found = False
     #: Where the record is kept; None where there is no journal.
     journal: Journal | None = None
-    #: How many attempts were begun.
+    #: How many attempts were begun, and the number of the last one among all of its settler's.
     attempt = 0
+    number = 0
     #: The thread that is settling it.
     runner: int | None = None
-    #: The thread that is telling the observer of a failed attempt.
-    teller: int | None = None
     #: The next attempt in the background.
     job: Job | None = None
 

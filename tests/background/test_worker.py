@@ -28,6 +28,21 @@ def worker():
     assert made._threads == set()
 
 
+def each_line(step, prepare=lambda: None):
+    """Call it again and again, interrupted at another of its lines each time; yields where."""
+    nth, at = 0, None
+    while at is None or at.where is not None:
+        nth += 1
+        prepare()
+        at = AtLine(nth)
+        try:
+            with at:
+                step()
+        except Interrupt:
+            pass
+        yield at.where
+
+
 def test_a_job_runs_once_when_it_is_due(worker):
     ran = threading.Event()
     runs = []
@@ -121,8 +136,31 @@ def test_a_later_job_wakes_nobody(worker):
     while not worker._sleeps_until and time.monotonic() < end:
         threading.Event().wait(0.01)
     job = worker.schedule(45.0, lambda: None)
-    assert not worker._has_rung
+    assert worker._bell.locked()
     job.cancel()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_wherever_ringing_is_interrupted_the_next_ring_wakes_the_leader():
+    """Else the job that it is for would wait until the leader looks by itself, which may take half a minute."""
+    made = []
+
+    def prepare():
+        made.append(Worker())
+        made[-1]._bell.acquire(False)  # the leader sleeps
+
+    for where in each_line(lambda: made[-1]._ring(), prepare):
+        made[-1]._ring()
+        assert made[-1]._bell.acquire(False), where
+
+
+def test_a_short_sleep_ends_however_busy_the_machine_is(worker):
+    """Thousands of times, because a wait that does not end is one of a thread that is stopped at a certain moment."""
+    worker.schedule(0.0, lambda: None)
+    for _ in range(3000):
+        done = threading.Event()
+        worker.schedule(1e-5, done.set)
+        assert done.wait(SOON)
 
 
 def test_where_many_wait_the_first_is_begun_so_early_that_the_last_is_in_time(worker):
@@ -274,21 +312,6 @@ def test_a_guest_that_is_due_is_run_when_the_library_is_next_called(worker):
     worker.post(guest)
     worker.catch_up()
     assert done.wait(SOON)
-
-
-def each_line(step, prepare=lambda: None):
-    """Call it again and again, interrupted at another of its lines each time; yields where."""
-    nth, at = 0, None
-    while at is None or at.where is not None:
-        nth += 1
-        prepare()
-        at = AtLine(nth)
-        try:
-            with at:
-                step()
-        except Interrupt:
-            pass
-        yield at.where
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer has lines too

@@ -20,7 +20,7 @@ from stage import ACTION, Stage, key_of, kinds_and_keys
 from cycles_lite import Amount, SettlementStatus, Subject, events
 from cycles_lite.background import heartbeat
 from cycles_lite.runtime.clock import now_ms
-from cycles_lite.settlement import journal, settler
+from cycles_lite.settlement import finder, journal
 from cycles_lite.settlement.journal import Journal
 
 ESTIMATE, ACTUAL = Amount.tokens(100), Amount.tokens(42)
@@ -239,7 +239,7 @@ def test_two_clients_that_share_a_journal_settle_each_record_once(stage):
 
 def test_a_living_process_looks_again_by_itself(stage, monkeypatch):
     """A fresh process is not needed, nor a call: the thread that its heartbeats keep does it."""
-    monkeypatch.setattr(settler, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(finder, "LOOK_AGAIN", 0.05)
     with stage.client(heartbeat=True) as sibling:
         with sibling.reserve(ESTIMATE, ACTION) as guard:
             guard.commit(ACTUAL)

@@ -179,13 +179,13 @@ def test_there_is_another_look_after_one_in_which_an_observer_ends_the_program(t
         os.makedirs(folder)
         with open(os.path.join(folder, "broken.json"), "w") as file:
             file.write("{")
-        look = settler.look_around(True)
+        finder = settler.finder
+        wanted = finder.look_around()
         limit = time.monotonic() + PATIENCE
-        while not look.is_over:
+        while finder.looks < wanted or not finder._job.is_waiting:
             assert time.monotonic() < limit
             time.sleep(0.005)
-        assert settler._look is not look
-        assert settler._look.is_waiting
+        assert finder._job.is_guest
 
 
 def test_an_attempt_that_is_wanted_while_another_ends_is_not_pending_for_ever():

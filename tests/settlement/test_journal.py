@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cycles_lite.settlement import journal as journals
-from cycles_lite.settlement.journal import COMMIT, EVENT, Journal, Record, identity, usable_folder
+from cycles_lite.settlement.journal import COMMIT, EVENT, Claim, Journal, Record, identity, usable_folder
+from cycles_lite.settlement.look import Look
 
 BODY = {"idempotency_key": "k", "actual": {"unit": "TOKENS", "amount": 5}}
 
@@ -40,11 +41,21 @@ def put(journal, name, content):
         file.write(content if isinstance(content, bytes) else json.dumps(content).encode())
 
 
+def loaded(journal):
+    """All records of a journal, and all problems with it, as a look finds them."""
+    look, records, problems = Look([journal], set, claims=False), [], []
+    while not look.is_over:
+        for of, told in look.step(32):
+            assert of is journal
+            (problems if isinstance(told, str) else records).append(told)
+    return records, problems
+
+
 def test_a_record_comes_back_as_it_went(journal):
     journal.write(record(not_before_ms=7))
-    assert journal.load() == ([record(not_before_ms=7)], [])
+    assert loaded(journal) == ([record(not_before_ms=7)], [])
     journal.remove("rsv_1")
-    assert journal.load() == ([], [])
+    assert loaded(journal) == ([], [])
     assert files(journal) == []
 
 
@@ -80,14 +91,17 @@ def test_files_and_folders_are_private(journal):
 def test_a_later_record_replaces_an_earlier_one(journal):
     journal.write(record())
     journal.write(record(mode=EVENT))
-    assert [found.mode for found in journal.load()[0]] == [EVENT]
+    assert [found.mode for found in loaded(journal)[0]] == [EVENT]
     assert len(files(journal)) == 1
 
 
 def test_the_oldest_comes_first(journal):
+    """By the age of the files."""
     for number in (3, 1, 2):
-        journal.write(record(f"rsv_{number}", recorded_at_ms=number))
-    assert [found.recorded_at_ms for found in journal.load()[0]] == [1, 2, 3]
+        made = record(f"rsv_{number}", recorded_at_ms=number)
+        journal.write(made)
+        os.utime(journal.path_of(made.reservation_id), (number, number))
+    assert [found.recorded_at_ms for found in loaded(journal)[0]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -111,32 +125,32 @@ def test_the_oldest_comes_first(journal):
 def test_what_cannot_be_read_is_set_aside_and_the_rest_is_read(journal, content, why):
     put(journal, "v2-bad.json", content)
     journal.write(record())
-    records, problems = journal.load()
+    records, problems = loaded(journal)
     assert records == [record()]
     (problem,) = problems
     assert why in problem
     assert "v2-bad.corrupt" in files(journal)
-    assert journal.load() == ([record()], [])
+    assert loaded(journal) == ([record()], [])
 
 
 def test_legacy_names_migrate(journal):
     """Older SDKs named files by a sanitised id, so that two ids could meet in one name."""
     put(journal, "a_b.json", {"version": 1, **record("a/b")._asdict()})
-    assert journal.load() == ([record("a/b")], [])
+    assert loaded(journal) == ([record("a/b")], [])
     assert files(journal) == [journals.file_name("a/b")]
 
 
 def test_a_migration_deletes_no_other_reservations_record(journal):
     journal.write(record("a_b"))
     put(journal, "a_b.json", {"version": 1, **record("a/b")._asdict()})
-    assert {found.reservation_id for found in journal.load()[0]} == {"a_b", "a/b"}
+    assert {found.reservation_id for found in loaded(journal)[0]} == {"a_b", "a/b"}
     assert files(journal) == sorted([journals.file_name("a_b"), journals.file_name("a/b")])
 
 
 def test_the_standard_file_wins_over_a_legacy_one_of_the_same_reservation(journal):
     journal.write(record(mode=EVENT))
     put(journal, "rsv_1.json", {"version": 1, **record()._asdict()})
-    assert [found.mode for found in journal.load()[0]] == [EVENT]
+    assert [found.mode for found in loaded(journal)[0]] == [EVENT]
     assert len(files(journal)) == 1
 
 
@@ -145,16 +159,15 @@ def test_what_dead_writers_left_is_cleared_away_and_what_live_ones_write_is_not(
     put(journal, "v2-x.json.2-1-bb.tmp", b"{")
     long_ago = time.time() - 2 * 3600
     os.utime(os.path.join(journal.folder, "v2-x.json.1-1-aa.tmp"), (long_ago, long_ago))
-    assert journal.load() == ([], [])
+    assert loaded(journal) == ([], [])
     assert files(journal) == ["v2-x.json.2-1-bb.tmp"]
 
 
 def test_a_missing_folder_is_an_empty_journal(journal):
     assert journal.names() == set()
-    assert journal.load() == ([], [])
+    assert loaded(journal) == ([], [])
     assert not journal.remove("rsv_1")
-    with journal.claimed() as is_ours:
-        assert not is_ours
+    assert not Claim(journal.folder).is_ours
 
 
 def test_a_disk_that_refuses_leaves_nothing_half_written(journal, monkeypatch):
@@ -167,7 +180,7 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(journal, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         journal.write(record("rsv_2"))
     monkeypatch.undo()
-    assert journal.load() == ([record()], [])
+    assert loaded(journal) == ([record()], [])
     assert len(files(journal)) == 1
 
 
@@ -176,7 +189,7 @@ def test_short_writes_are_completed(journal, monkeypatch):
     monkeypatch.setattr(os, "write", lambda file, data: whole(file, bytes(data)[:7]))
     journal.write(record())
     monkeypatch.undo()
-    assert journal.load() == ([record()], [])
+    assert loaded(journal) == ([record()], [])
 
 
 def test_fsync_reaches_the_file_and_its_folder(tmp_path, monkeypatch):
@@ -192,20 +205,19 @@ def test_one_looks_at_a_journal_at_a_time(journal):
     """In this process and in others; a claim ends with the look that it is for."""
     journal.write(record())
     script = f"""
-from cycles_lite.settlement.journal import Journal
-with Journal({journal.folder!r}).claimed() as is_ours:
-    print(is_ours)
+from cycles_lite.settlement.journal import Claim
+print(Claim({journal.folder!r}).is_ours)
 """
 
     def elsewhere():
         return subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60).stdout.strip()
 
-    with journal.claimed() as is_ours, Journal(journal.folder).claimed() as another:
-        assert (is_ours, another) == (True, False)
-        assert elsewhere() == b"False"
+    claim = Claim(journal.folder)
+    assert (claim.is_ours, Claim(journal.folder).is_ours) == (True, False)
+    assert elsewhere() == b"False"
+    claim.close()
     assert elsewhere() == b"True"
-    with journal.claimed() as is_ours:
-        assert is_ours
+    assert Claim(journal.folder).is_ours
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -213,17 +225,17 @@ def test_a_child_that_is_forked_within_a_look_does_not_keep_the_claim(journal):
     journal.write(record())
     reader, writer = os.pipe()
     told, tells = os.pipe()
-    with journal.claimed():
-        pid = os.fork()
-        if pid == 0:
-            os.close(writer)
-            os.write(tells, b"!")  # from here on it is a process of its own
-            os.read(reader, 1)  # until the parent has seen what it wanted to see
-            os._exit(0)
+    claim = Claim(journal.folder)
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        os.write(tells, b"!")  # from here on it is a process of its own
+        os.read(reader, 1)  # until the parent has seen what it wanted to see
+        os._exit(0)
+    claim.close()
     try:
         assert os.read(told, 1) == b"!"
-        with journal.claimed() as is_ours:
-            assert is_ours
+        assert Claim(journal.folder).is_ours
     finally:
         for file in (writer, reader, told, tells):
             os.close(file)
@@ -235,7 +247,7 @@ def test_a_refused_record_is_set_aside_and_never_loaded(journal):
     (name,) = files(journal)
     journal.refuse("rsv_1")
     assert files(journal) == [name.replace(".json", ".refused")]
-    assert journal.load() == ([], [])
+    assert loaded(journal) == ([], [])
     journal.refuse("rsv_1")  # by another process, with the same answer
 
 
@@ -243,7 +255,7 @@ def test_a_refused_record_is_set_aside_and_never_loaded(journal):
 def test_a_pipe_among_the_records_keeps_nobody_waiting(journal):
     journal.write(record())
     os.mkfifo(os.path.join(journal.folder, "a.json"))
-    (found,), (problem,) = journal.load()
+    (found,), (problem,) = loaded(journal)
     assert found.reservation_id == "rsv_1"
     assert "a.json" in problem
     assert "not a regular file" in problem
