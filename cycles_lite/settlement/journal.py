@@ -187,27 +187,29 @@ class Journal:
         Windows refuses that while another program has one of the two files open. Where there is an older record of the
         same spend, that one must do. Else the file is left as it is: some later look finds it (see `_tidy`).
         """
+        older = self._unnamed.pop(reservation_id, None)
         try:
             insist(os.replace, temporary, self.path_of(reservation_id))
         except PermissionError:
             if not system.WINDOWS or self.has(reservation_id):
                 raise
             self._unnamed[reservation_id] = temporary
-        else:
-            self._unnamed.pop(reservation_id, None)
+        if older is not None and older != temporary:
+            with suppress(OSError):
+                _remove(older)
 
-    def _named(self, reservation_id: str) -> str:
-        """The file of a reservation, once it was tried again to give it its name."""
+    def _file_of(self, reservation_id: str) -> str:
+        """The file with a reservation's record. Where it has no name yet, it is tried again to give it one."""
         temporary = self._unnamed.get(reservation_id)
         if temporary is not None:
             with suppress(OSError):
                 self._name(reservation_id, temporary)
-        return self.path_of(reservation_id)
+        return self._unnamed.get(reservation_id) or self.path_of(reservation_id)
 
     def remove(self, reservation_id: str) -> bool:
         """Remove the record of settled spend. Returns whether it was there: of several processes that have settled it,
         one is told so."""
-        return _remove(self._named(reservation_id))
+        return _remove(self._file_of(reservation_id))
 
     def has(self, reservation_id: str) -> bool:
         """Whether a reservation's record is still there: nobody has settled it meanwhile."""
@@ -216,7 +218,7 @@ class Journal:
     def refuse(self, reservation_id: str) -> None:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
         try:
-            insist(os.replace, self._named(reservation_id), self.path_of(reservation_id, REFUSED))
+            insist(os.replace, self._file_of(reservation_id), self.path_of(reservation_id, REFUSED))
         except FileNotFoundError:  # another process was refused too, and has set it aside
             return
 
