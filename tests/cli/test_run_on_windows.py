@@ -22,7 +22,7 @@ from cycles_lite.runtime import system
 WITHOUT_FORK = """
 import os, signal, sys
 del os.fork, signal.pthread_sigmask
-signal.SIGBREAK = signal.SIGUSR1
+signal.SIGBREAK = signal.SIGALRM
 exec(sys.argv.pop(1))
 from cycles_lite.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[1:]))
 #: Tells of each signal, and ends when it is told to.
 LASTING = """
 import signal, sys
-for name in ("SIGINT", "SIGUSR1"):
+for name in ("SIGINT", "SIGALRM"):
     signal.signal(getattr(signal, name), lambda number, frame: print("got", flush=True))
 print("ready", flush=True)
 sys.exit(0 if sys.stdin.readline() == "go\\n" else 1)
@@ -43,7 +43,7 @@ def without_fork(*words, before="pass", **more):
     return subprocess.Popen([PYTHON, "-c", WITHOUT_FORK, before, "run", *named, *words], text=True, **more)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1], ids=["Ctrl-C", "Ctrl-Break"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM], ids=["Ctrl-C", "Ctrl-Break"])
 def test_the_command_decides_and_is_waited_for(authority, number):
     """Nothing is released while it goes on."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

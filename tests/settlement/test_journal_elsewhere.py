@@ -157,3 +157,22 @@ def test_spend_is_settled_once_whatever_is_held(ledger, held, tmp_path):
     assert sum(isinstance(event, events.Settled) for event in told) == 1
     (failed,) = [event for event in told if isinstance(event, events.JournalFailed)]
     assert "which was settled, stays on disk" in failed.problem
+
+
+def test_records_are_written_as_they_are(journal, monkeypatch):
+    """Without O_BINARY, Windows writes two bytes for each end of a line."""
+    opened, flag = [], os.O_NOCTTY  # a flag that does nothing for files
+    monkeypatch.setattr(os, "O_BINARY", flag, raising=False)
+    monkeypatch.setattr(os, "open", _noting(opened, os.open))
+    journal.write(RECORD)
+    assert journal.load() == ([RECORD], [])
+    assert len(opened) >= 2
+    assert all(flags & flag for flags in opened)
+
+
+def _noting(opened, action):
+    def noting(path, flags, mode=0o777):
+        opened.append(flags)
+        return action(path, flags, mode)
+
+    return noting
