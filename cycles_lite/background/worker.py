@@ -9,8 +9,8 @@ Where no thread can be started (limits of the process, uWSGI without threads, th
 run within the program's next call of this library.
 
 A signal handler may use the library, or raise, while the main thread is anywhere in here. So what the program's threads
-run holds no lock: they append to a deque, ring a bell that is a `SimpleQueue`, and start a thread. The heap is the
-leader's alone, and threads of the worker get no signals.
+run holds no lock: they append to a deque, ring a bell that is a queue (see `runtime.queues`), and start a thread. The
+heap is the leader's alone, and threads of the worker get no signals.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any, Callable
 
 from ..runtime.clock import monotonic
 from ..runtime.log import log
+from ..runtime.queues import new_queue
 from ..transport.turns import Turns
 
 #: The most threads that there are in one process.
@@ -111,7 +112,7 @@ class Worker:
         self._roomy = 64
         #: The lock that the leader has. Only threads of the worker take it, which get no signals.
         self._lead = threading.Lock()
-        self._bell: Any = queue.SimpleQueue()
+        self._bell: Any = new_queue()
         self._has_rung = False
         #: Until when the leader sleeps.
         self._sleeps_until = 0.0
@@ -214,7 +215,7 @@ class Worker:
         if len(self._threads) >= MAX_THREADS or now - self._started < _PATIENCE:
             return
         if not self._threads:  # nobody uses these now, and gevent may have patched their modules since
-            self._lead, self._bell, self._has_rung = threading.Lock(), queue.SimpleQueue(), False
+            self._lead, self._bell, self._has_rung = threading.Lock(), new_queue(), False
         try:
             self._started = now
             if _threads_never_run():

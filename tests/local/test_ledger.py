@@ -429,6 +429,7 @@ store.close()
 
 
 @needs_fork
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="PyPy has no waitid, which waits and leaves the process")
 def test_parent_ends_first(url, path):
     """A parent that closes its last connection does not take the WAL away from under its child."""
     process = start(PARENT_ENDS, url)
