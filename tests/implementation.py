@@ -9,8 +9,8 @@ import pytest
 
 IS_PYPY = sys.implementation.name == "pypy"
 
-#: For tests of what CPython alone has: tracing of instructions, `tracemalloc`, counted references.
-needs_cpython = pytest.mark.skipif(IS_PYPY, reason="PyPy has no counted references")
+#: For tests of what CPython alone has: counted references and bytes, a limit on the depth of calls.
+needs_cpython = pytest.mark.skipif(IS_PYPY, reason="looks into CPython")
 
 
 def collect_on_pypy():
