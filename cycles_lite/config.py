@@ -74,7 +74,7 @@ def _url(value: Any) -> str:
     if scheme == "sqlite":
         if not re.match(r"//[/?]|//\Z|(?!//)[^?]", rest):
             raise ValueError("a file's URL: sqlite:///absolute/path, sqlite:relative/path or sqlite:// (memory)")
-        return scheme + ":" + (rest if rest.startswith("/") else _below_current_folder(rest))
+        return scheme + ":" + (rest if rest.startswith("/") else _absolute(rest))
     if re.match(r"//[^/?#@\\]*@", rest):
         raise ValueError("a URL without a user name or password in it; the key goes to api_key")
     if not rest.isprintable() or not re.match(r"//[^ /?#@\\]+(/[^ ?#\\]*)?\Z", rest):
@@ -84,16 +84,20 @@ def _url(value: Any) -> str:
     return scheme + ":" + rest.rstrip("/")
 
 
-def _below_current_folder(rest: str) -> str:
+def _absolute(rest: str) -> str:
     """A relative file's URL as an absolute one: it stays where it is when the program changes its current folder, and
     the journal never takes the budgets of two folders for the same."""
     from urllib.parse import quote  # for these URLs alone
 
+    from .runtime import system
+
+    if system.is_absolute(rest):
+        return "//" + system.url_path(rest)
     try:
-        folder = os.getcwd().replace(os.sep, "/").strip("/")
+        folder = system.url_path(os.getcwd())
     except OSError:
         raise ValueError(_NO_FOLDER) from None
-    return "///" + (quote(os.fsencode(folder)) + "/" + rest).lstrip("/")
+    return "//" + quote(os.fsencode(folder)).rstrip("/") + "/" + rest
 
 
 def _is_address(match: re.Match[str] | None) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Iterable, Iterator, Mapping
 
 from ..protocol.models import Balance
 from ..protocol.values import MICROCENTS_PER_USD, Amount, SignedAmount, Unit
+from ..runtime import system
 
 _WIDTH = 32
 
@@ -29,8 +30,11 @@ def look_of(stream: Any) -> Mapping[str, str]:
 
 
 def is_coloured(stream: Any) -> bool:
-    """Whether to colour: a terminal, and nobody asked not to (NO_COLOR)."""
-    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether to colour: a terminal that can, and nobody asked not to (NO_COLOR). The old one of Windows cannot."""
+    can = os.environ.get("TERM") != "dumb"
+    if system.WINDOWS:
+        can = bool(os.environ.get("WT_SESSION") or os.environ.get("TERM", "dumb") != "dumb")
+    return can and bool(stream.isatty()) and not os.environ.get("NO_COLOR")
 
 
 def render(balances: Iterable[Balance], stream: Any = None) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any, Iterator, NamedTuple
 from ..client import CyclesClient
 from ..config import CyclesConfig
 from ..errors import ConfigError, ValidationError
+from ..runtime import system
 from ..runtime.clock import now_ms
 from ..settlement.flush import flush
 from ..settlement.journal import CORRUPT, PENDING, REFUSED, Journal, Record, identity_folders, normalised, usable_folder
@@ -110,13 +111,13 @@ def _text(entry: _Entry) -> str:
 def _discard(arguments: Any) -> None:
     entry = _find(arguments)
     print(_text(entry), flush=True)
-    os.unlink(entry.path)
+    system.insist(os.unlink, entry.path)
 
 
 def _retry(arguments: Any) -> int:
     path = _find(arguments).path
     if not path.endswith(PENDING):
-        os.replace(path, os.path.splitext(path)[0] + PENDING)
+        system.insist(os.replace, path, os.path.splitext(path)[0] + PENDING)
     return _settle([os.path.dirname(path)], arguments)
 
 

@@ -12,6 +12,7 @@ from ..client import CyclesClient
 from ..errors import AuthenticationError, BudgetDenied, ConfigError, CyclesError, ForbiddenError
 from ..guard import ReservationGuard
 from ..protocol.values import Subject
+from ..runtime import system
 from ..settlement.meaning import SettlementStatus
 from . import arguments as given, output
 from .arguments import argument, command
@@ -75,7 +76,7 @@ def _execute(words: list[str], signals: Signals) -> int:
     if status is None:
         tell("how the command ended is unknown")
         return output.UNKNOWN
-    return output.KILLED - status if status < 0 else status
+    return output.KILLED - status if status < 0 else system.exit_status(status)
 
 
 def _commit(guard: ReservationGuard, cost: CostFile | None, has_journal: bool) -> None:

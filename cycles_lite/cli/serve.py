@@ -98,10 +98,11 @@ def load_server(command: str) -> type[Server]:
 
 
 def _stop_on_signals(server: Server) -> None:
-    """Let SIGINT and SIGTERM end the server in an orderly way. Their handler raises no exception, because that could
-    hit any line, also one that may not fail."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, frame: server.stop())
+    """Let SIGINT, SIGTERM and their like end the server in an orderly way. Their handler raises no exception, because
+    that could hit any line, also one that may not fail."""
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last one is of Windows: a console that is closed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda signum, frame: server.stop())
 
 
 def _prepare(authority: Authority, arguments: Any, place: str, api_key: str | None) -> None:

@@ -7,6 +7,10 @@ were ignored from the start, as `nohup` and `&` arrange it, stay ignored.
 A signal is sent to this process alone, and then the command must be given it; or to the whole group (Ctrl-C, a hangup,
 `timeout`, a supervisor that stops all there is), and then the command has it already. The system does not tell which.
 So a witness, another process of the group, reports the signals that it gets: what it got, the command got too.
+
+On Windows there is nothing to pass on. Ctrl-C and Ctrl-Break reach every process of the console, the command among
+them, and no other signal can be sent to a process. There the handlers only note what came, and the command is waited
+for, whatever it makes of it.
 """
 
 from __future__ import annotations
@@ -15,13 +19,13 @@ import os
 import select
 import signal
 import subprocess
-from typing import Any
+from typing import Any, Callable, Iterable
 
 from ..runtime.clock import monotonic
 from .output import tell
 
-#: The signals that are passed on to the command, of those that this system has.
-_NAMES = "SIGTERM SIGHUP SIGINT SIGQUIT SIGUSR1 SIGUSR2".split()
+#: The signals that the command decides about, of those that this system has. SIGBREAK is of Windows.
+_NAMES = "SIGTERM SIGHUP SIGINT SIGQUIT SIGUSR1 SIGUSR2 SIGBREAK".split()
 _FORWARDED = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 #: Seconds that the witness has to report a signal which it got too.
@@ -36,8 +40,6 @@ class Signals:
     """Keeps the signals that are passed on from ending this process, while this context manager is entered.
 
     With `for_good` they are ignored after that too, because the exit status is known by then and nothing may change it.
-    On Windows nothing of this is possible or needed: Ctrl-C reaches the command there by itself, and no other signal
-    can be sent.
     """
 
     def __init__(self, for_good: bool) -> None:
@@ -50,18 +52,20 @@ class Signals:
         self._witness = 0
         #: When the witness last reported each signal.
         self._reported: dict[int, float] = {}
+        #: The signals that came and were not asked for yet, where there is no pipe.
+        self._noted: list[int] = []
 
     def __enter__(self) -> Signals:
         if not hasattr(os, "fork"):
+            self._handle(_FORWARDED, lambda signum, frame: self._noted.append(signum))
             return self
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         # SIGCHLD must come, or the command's end is never heard of. And it must not be ignored, as it may be from the
         # start: the system would forget how the command ended, and the command what becomes of its own children.
         mask = set(before) - {signal.SIGCHLD}
         try:
-            for signum in (*_FORWARDED, signal.SIGCHLD):
-                if signum == signal.SIGCHLD or signal.getsignal(signum) not in (signal.SIG_IGN, None):
-                    self._handlers[signum] = signal.signal(signum, _nothing)
+            self._handle(_FORWARDED, _nothing)
+            self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)
             self._start_witness(mask)
             self._came, self._comes = os.pipe()
             _report_to(self._comes)
@@ -69,6 +73,11 @@ class Signals:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._pipes = [self._came, self._told]
         return self
+
+    def _handle(self, signums: Iterable[int], handler: Callable[[int, Any], None]) -> None:
+        for signum in signums:
+            if signal.getsignal(signum) not in (signal.SIG_IGN, None):
+                self._handlers[signum] = signal.signal(signum, handler)
 
     def _start_witness(self, mask: set[Any]) -> None:
         self._told, told = os.pipe()
@@ -86,26 +95,27 @@ class Signals:
         os.close(alive)
 
     def __exit__(self, *exception: object) -> None:
-        if not self._witness:
-            return
-        os.kill(self._witness, signal.SIGKILL)
-        os.waitpid(self._witness, 0)
-        signal.set_wakeup_fd(-1)
-        for pipe in (self._came, self._comes, self._told, self._held):
-            os.close(pipe)
+        if self._witness:
+            os.kill(self._witness, signal.SIGKILL)
+            os.waitpid(self._witness, 0)
+            signal.set_wakeup_fd(-1)
+            for pipe in (self._came, self._comes, self._told, self._held):
+                os.close(pipe)
         for signum, handler in self._handlers.items():
             # `for_good` ignores: the interpreter resets handlers well before its end, but leaves ignored what is.
             signal.signal(signum, signal.SIG_IGN if self._for_good else handler)
 
     def pending(self) -> list[int]:
         """The signals that have come and were not asked for yet."""
-        return self._listen(0.0) if self._pipes else []
+        if self._pipes:
+            return self._listen(0.0)
+        noted, self._noted = self._noted, []
+        return noted
 
     def wait(self, command: subprocess.Popen[bytes]) -> int | None:
         """Pass signals on until the command ends. Its status as `Popen` tells it; None where the system does not."""
         if not self._witness:
-            signal.signal(signal.SIGINT, _nothing)
-            return command.wait()
+            return command.wait()  # none of the handlers raises, so that nothing ends this but the command's end
         # Signals that came while the command was being started may not have reached it, even if the group got them.
         for signum in self.pending():
             _send(command.pid, signum)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, 
 
 from ..errors import TransportError
 from ..runtime.clock import monotonic
+from ..runtime.queues import new_queue
 from . import schema
 from .failures import is_busy
 
@@ -190,9 +191,9 @@ class _Waiter:
 class Rights:
     """The right to write: one thread of a process has it, and no interruption can lose or double it.
 
-    A `SimpleQueue` hands it over, which may be used within a signal handler. An interruption may come when a right has
-    left the queue and is not yet in a box, or the other way round: nobody refers to the object then. Whoever waits
-    looks now and then whether that has happened, and makes another.
+    A queue hands it over that may be used within a signal handler. An interruption may come when a right has left the
+    queue and is not yet in a box, or the other way round: nobody refers to the object then. Whoever waits looks now and
+    then whether that has happened, and makes another. (PyPy finds that out at its next collection.)
 
     Those who wait stand in line, because a thread that takes and gives back in a loop would leave nothing to others.
     The line is a matter of courtesy alone: an interruption may leave a waiter in it whom nobody removes, so one who has
@@ -211,8 +212,7 @@ class Rights:
 
     def __init__(self) -> None:
         self._line: list[weakref.ref[_Waiter]] = []
-        # Looked up in the module each time, because gevent may replace the class there.
-        self._free: Any = queue.SimpleQueue()
+        self._free: Any = new_queue()
         self._replacing = threading.RLock()  # a signal handler may ask for the right as well
         self._make()
 

@@ -25,6 +25,7 @@ _MEANINGS: dict[str, tuple[type[TransportError], str]] = {
     "disk image is malformed": (TransportError, "is damaged; restore it from a copy"),
     "is not a database": (TransportError, "is damaged: it is no longer a SQLite database"),
     "unable to open": (TransportError, "cannot be opened"),
+    "ould not open": (TransportError, "cannot be opened"),  # PyPy's words
     "disk I/O error": (TransportError, "cannot be read or written: the disk reports an error"),
 }
 

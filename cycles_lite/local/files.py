@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sqlite3
 import stat
 import time
 from urllib.parse import quote
 
 from ..errors import ConfigError, TransportError
+from ..runtime import system
 from ..runtime.clock import monotonic
 from . import schema
 from .connections import Connection, Inode, Place, execute, inode, open_connections, stamp
 from .failures import is_busy, not_in_time, translated
 from .location import printable
-
-try:
-    import fcntl
-except ImportError:  # Windows, where an open file is neither removed nor replaced
-    fcntl = None  # type: ignore[assignment]
 
 #: Seconds that SQLite itself waits for a lock before it reports that it is busy. The caller then tries again.
 BUSY_TIMEOUT = 0.05
@@ -106,6 +101,8 @@ def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, d
             raise
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
     db.execute("PRAGMA synchronous = " + synchronous)
+    if synchronous == "full":
+        db.execute("PRAGMA fullfsync = 1")  # only macOS heeds it; see `system.sync`
     db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # opens the WAL
     if version < schema.VERSION:
         _upgrade(db, deadline)
@@ -169,17 +166,19 @@ class _FolderLock:
         self._folder, self._name, self._deadline = folder, name, deadline
 
     def __enter__(self) -> None:
-        if fcntl is None:
+        if system.fcntl is None:  # on Windows an open file is neither removed nor replaced
             return
         self._file = os.open(self._folder, os.O_RDONLY)
         while True:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                if system.lock(self._file):
+                    return
+                error = None
             except OSError as e:
-                if monotonic() >= self._deadline:
-                    raise not_in_time(printable(self._name), 0.0) from e
-                time.sleep(_PAUSE)
+                error = e
+            if monotonic() >= self._deadline:
+                raise not_in_time(printable(self._name), 0.0) from error
+            time.sleep(_PAUSE)
 
     def __exit__(self, *exc_info: object) -> None:
         file, self._file = self._file, None
@@ -199,7 +198,7 @@ def prepare(path: str, create: bool, timeout: float) -> None:
     if not size:
         if not create:
             what = "there is no budget file at {}" if size is None else "{} is an empty file"
-            command = f"cycles-lite budget set --db {shlex.quote(printable(path))} tenant:acme TOKENS:100000"
+            command = f"cycles-lite budget set --db {system.quoted(printable(path))} tenant:acme TOKENS:100000"
             raise ConfigError(f"{what.format(printable(path))}; this makes one: {command}")
         _make(path, size, monotonic() + timeout)
     application_id, version = _identity(path)
@@ -287,7 +286,7 @@ def _link_whole(path: str, deadline: float) -> None:
 
 def _remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        system.insist(os.unlink, path)
 
 
 def _touch(path: str) -> None:

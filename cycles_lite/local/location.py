@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from ..errors import ConfigError
 from ..protocol.checks import shown
+from ..runtime import system
 
 #: What may stand behind the question mark of a URL.
 _PARAMETER = re.compile(r"(?:synchronous=((?i:normal|full)))?\Z")
@@ -30,8 +31,7 @@ class Location(NamedTuple):
         """A URL that names the same place from any folder."""
         if self.path is None:
             return "sqlite://"
-        path = self.path if self.path.startswith("/") else "/" + self.path.replace(os.sep, "/")
-        url = "sqlite://" + quote(os.fsencode(path))
+        url = "sqlite://" + quote(os.fsencode(system.url_path(self.path)))
         return url + "?synchronous=" + self.synchronous if self.synchronous != "normal" else url
 
 
@@ -48,11 +48,9 @@ def parse(url: object) -> Location:
         return Location(None, synchronous)
     if rest.startswith("//") and not rest.startswith("///"):
         raise ConfigError(f"{shown(url)}: an absolute path has three slashes: {_FORMS}")
-    # More slashes, as other libraries' URLs have them, mean the same as three. They must not stay, because a path that
-    # begins with `//` means something else to POSIX.
-    path = _decoded(url, "/" + rest.lstrip("/") if rest.startswith("///") else rest)
-    if os.name == "nt" and re.match(r"/[A-Za-z]:", path):
-        path = path[1:]
+    path = _decoded(url, rest)
+    if rest.startswith("///"):
+        path = system.path_of_url(path[2:])
     try:
         return Location(os.path.abspath(path), synchronous)
     except OSError as e:
@@ -77,23 +75,31 @@ def printable(path: str) -> str:
 
 
 #: File systems that other machines may write too, or whose memory maps are not shared: WAL must not be used there.
+#: Among them are those through which a virtual machine, WSL or a container sees the files of its host.
 NETWORK_FILE_SYSTEMS = frozenset(
-    "9p afs beegfs ceph cifs coda fuse.ceph fuse.glusterfs fuse.gcsfuse fuse.rclone fuse.s3fs fuse.sshfs"
-    " fuse.vmhgfs-fuse gfs gfs2 glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs prl_fs smb2 smb3 smbfs vboxsf"
-    " virtiofs".split()
+    "9p acfs afpfs afs beegfs beegfs_nodev ceph cifs coda cvfs cxfs davfs davfs2 drvfs exafs fakeowner fhgfs"
+    " ftpfs gfs gfs2 glusterfs gpfs grpcfuse hgfs lustre mmfs ncp ncpfs nfs nfs3 nfs4 ocfs2 orangefs osxfs panfs"
+    " prl_fs pvfs2 shfs smb2 smb3 smbfs snfs vboxsf vmhgfs virtiofs webdav wekafs".split()
 )
+
+#: The kinds of FUSE that are known for a local disk with memory maps. The others are of all sorts, and new ones come.
+_LOCAL_FUSE = frozenset("fuse.encfs fuse.fuse-overlayfs fuse.gocryptfs".split())
 
 
 def is_on_network(path: str) -> bool:
     """Whether a file's disk is shared with other machines. Where the system does not tell, it is taken for local."""
-    if path.startswith("\\\\"):
-        return True
     try:
         with open("/proc/mounts", "rb") as mounts:
             lines = mounts.read().splitlines()
     except OSError:
-        return False
-    return file_system(os.path.realpath(path), lines) in NETWORK_FILE_SYSTEMS
+        return bool(system.is_remote(path))
+    return is_shared(file_system(os.path.realpath(path), lines))
+
+
+def is_shared(kind: str) -> bool:
+    """Whether a type of file system is, or may be, shared with other machines."""
+    is_fuse = kind == "fuse" or kind.startswith("fuse.")  # but not `fuseblk`, which is a disk
+    return kind in NETWORK_FILE_SYSTEMS or (is_fuse and kind not in _LOCAL_FUSE)
 
 
 def file_system(path: str, mounts: Iterable[bytes]) -> str:

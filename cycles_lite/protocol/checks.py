@@ -181,10 +181,16 @@ def _json_value(field: str, value: Any, depth: int) -> Any:
 
 _JSON = frozenset((str, bool, int, float, type(None), dict, list))
 
+
+def plain_text(value: str) -> str:
+    """The built-in string of a subclass's, without calling its methods, as `str.__str__` does on PyPy."""
+    return str.__add__(value, "")
+
+
 #: How an instance of a subclass becomes the built-in value, without calling its own methods, which are the program's.
 _PLAIN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (str, str.__str__),
-    (int, int.__index__),
+    (str, plain_text),
+    (int, lambda value: int.__add__(value, 0)),  # on PyPy, `int.__index__` would call the subclass's
     (float, float.__float__),
     (Mapping, dict),
     ((list, tuple), list),

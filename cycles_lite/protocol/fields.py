@@ -125,7 +125,7 @@ class OneOf(Kind):
     def check(self, field: str, value: Any) -> Any:
         if type(value) is self.enumeration:
             return value
-        word = value if type(value) is str else str.__str__(value) if checks.is_a(value, str) else ""
+        word = value if type(value) is str else checks.plain_text(value) if checks.is_a(value, str) else ""
         if word in self.members:
             return self.members[word]
         raise refuse(field, value, "one of " + ", ".join(self.members))

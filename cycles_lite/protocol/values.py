@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Mapping, TypeVar
 
 from ..errors import ErrorCode as ErrorCode, ValidationError
 from ..runtime.words import WordEnum
-from .checks import INT64_MAX, integer, is_a, refuse
+from .checks import INT64_MAX, integer, is_a, plain_text, refuse
 from .fields import (
     COUNT,
     JSON,
@@ -221,7 +221,7 @@ class Amount(_Quantity):
 def _as_text(dollars: Any) -> str:
     """Dollars as `_microcents` reads them."""
     if type(dollars) is str or is_a(dollars, str):
-        return str.__str__(dollars).strip()
+        return plain_text(dollars).strip()
     if is_a(dollars, float):
         raise refuse("dollars", dollars, "exact, because it is a float: give str(x) or a Decimal")
     if hasattr(type(dollars), "__index__") and not is_a(dollars, bool):

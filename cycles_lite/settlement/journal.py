@@ -16,16 +16,14 @@ import stat
 import tempfile
 import time
 import weakref
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Callable, Container, Iterator, NamedTuple
 
 from ..protocol.checks import INT64_MAX
 from ..protocol.wire import dumps, loads
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from ..runtime import system
+from ..runtime.system import insist
 
 VERSION = 1
 COMMIT, EVENT = "commit", "event"
@@ -190,6 +188,8 @@ class Journal:
         self.folder = folder
         self._fsync = fsync
         self._written = 0
+        #: The temporary files of records that could not get their names yet, by reservation id.
+        self._unnamed: dict[str, str] = {}
 
     def write(self, record: Record) -> None:
         """Put the record on disk, over one of the same reservation."""
@@ -197,7 +197,7 @@ class Journal:
         self._written += 1
         temporary = f"{target}.{os.getpid()}-{self._written}-{os.urandom(4).hex()}.tmp"
         left = memoryview(record.to_json())
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         try:
             try:
                 file = os.open(temporary, flags, 0o600)
@@ -208,20 +208,45 @@ class Journal:
                 while left:
                     left = left[os.write(file, left) :]
                 if self._fsync:
-                    os.fsync(file)
+                    system.sync(file)
             finally:
                 os.close(file)
-            os.replace(temporary, target)
+            self._name(record.reservation_id, temporary)
         except BaseException:
             _remove(temporary)
             raise
         if self._fsync:
             _sync_folder(self.folder)
 
+    def _name(self, reservation_id: str, temporary: str) -> None:
+        """Give a whole record its name.
+
+        Windows refuses that while another program has one of the two files open. Where there is an older record of the
+        same spend, that one must do. Else the file is left as it is: some later look finds it (see `tidy`).
+        """
+        older = self._unnamed.pop(reservation_id, None)
+        try:
+            insist(os.replace, temporary, self.path_of(reservation_id))
+        except PermissionError:
+            if not system.WINDOWS or self.has(reservation_id):
+                raise
+            self._unnamed[reservation_id] = temporary
+        if older is not None and older != temporary:
+            with suppress(OSError):
+                _remove(older)
+
+    def _file_of(self, reservation_id: str) -> str:
+        """The file with a reservation's record. Where it has no name yet, it is tried again to give it one."""
+        temporary = self._unnamed.get(reservation_id)
+        if temporary is not None:
+            with suppress(OSError):
+                self._name(reservation_id, temporary)
+        return self._unnamed.get(reservation_id) or self.path_of(reservation_id)
+
     def remove(self, reservation_id: str) -> bool:
         """Remove the record of settled spend. Returns whether it was there: of several processes that have settled it,
         one is told so."""
-        return _remove(self.path_of(reservation_id))
+        return _remove(self._file_of(reservation_id))
 
     def has(self, reservation_id: str) -> bool:
         """Whether a reservation's record is still there: nobody has settled it meanwhile."""
@@ -230,7 +255,7 @@ class Journal:
     def refuse(self, reservation_id: str) -> None:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
         try:
-            os.replace(self.path_of(reservation_id), self.path_of(reservation_id, REFUSED))
+            insist(os.replace, self._file_of(reservation_id), self.path_of(reservation_id, REFUSED))
         except FileNotFoundError:  # another process was refused too, and has set it aside
             return
 
@@ -311,13 +336,13 @@ class Journal:
         if os.path.exists(standard):
             _remove(path)
             return False
-        os.replace(path, standard)
+        insist(os.replace, path, standard)
         return True
 
 
 def _remove(path: str) -> bool:
     try:
-        os.unlink(path)
+        insist(os.unlink, path)
     except FileNotFoundError:  # another process, with the same key, was first
         return False
     return True
@@ -340,22 +365,24 @@ def _read(path: str) -> bytes:
 def _lock(file: int) -> bool:
     """Lock a file, unless somebody else has: then False. Where the system has no locks everybody is let through, which
     does no harm (see `Claim`)."""
-    if fcntl is None:
-        return True
-    locks: Any = fcntl
     try:
-        locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
+        return system.lock(file)
     except OSError:
         return True
-    return True
 
 
-def remove_stale(path: str) -> None:
+def tidy(path: str) -> None:
+    """Remove the temporary file of a writer that died. A whole record gets its name, because its spend is known."""
     try:
-        if time.time() - os.stat(path).st_mtime > _STALE_AFTER:
-            os.unlink(path)
+        if time.time() - os.stat(path).st_mtime <= _STALE_AFTER:
+            return
+        with suppress(ValueError):
+            name = file_name(Record.from_json(_read(path)).reservation_id)
+            standard = os.path.join(os.path.dirname(path), name)
+            if not os.path.exists(standard):
+                os.replace(path, standard)
+                return
+        os.unlink(path)
     except OSError:  # it is gone, or not ours to touch
         return
 
@@ -363,7 +390,7 @@ def remove_stale(path: str) -> None:
 def _quarantine(path: str, why: str) -> str:
     aside = path[: -len(PENDING)] + CORRUPT
     try:
-        os.replace(path, aside)
+        insist(os.replace, path, aside)
     except OSError as e:
         return f"journal record {path} cannot be read ({why}) nor set aside ({e})"
     return f"journal record set aside as {aside}: {why}"
@@ -376,7 +403,7 @@ def _sync_folder(folder: str) -> None:
     except OSError:
         return
     try:
-        os.fsync(file)
+        system.sync(file)
     finally:
         os.close(file)
 
@@ -417,15 +444,11 @@ def usable_folder(wanted: str | None) -> tuple[str, str | None]:
 
 
 def _temporary_folder() -> str:
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = os.path.join(tempfile.gettempdir(), f"cycles-lite-{user}")
+    folder = os.path.join(tempfile.gettempdir(), f"cycles-lite-{system.user_id()}")
     try:
         os.mkdir(folder, 0o700)
     except FileExistsError:
-        seen = os.lstat(folder)
-        ours = not hasattr(os, "getuid") or seen.st_uid == user
-        # Not exactly 0700: below a folder with the set-group-ID bit, a new one has that bit too.
-        if not stat.S_ISDIR(seen.st_mode) or not ours or stat.S_IMODE(seen.st_mode) & 0o077:
+        if not system.is_private(os.lstat(folder)):
             raise PermissionError(f"{folder} is not a folder of this user that is closed to all others") from None
     return folder
 

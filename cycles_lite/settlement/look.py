@@ -12,7 +12,7 @@ import heapq
 import os
 from typing import Callable, Container, List, Optional, Sequence, Tuple, Union
 
-from .journal import PENDING, Claim, Journal, Record, remove_stale
+from .journal import PENDING, Claim, Journal, Record, tidy
 
 #: How many files' names a look holds at the most, and how many it goes past in one step.
 MOST_NAMES = 4096
@@ -136,7 +136,7 @@ class _Search:
 
     def _see(self, entry: os.DirEntry[str]) -> None:
         if entry.name.endswith(".tmp"):
-            remove_stale(entry.path)
+            tidy(entry.path)
         if not entry.name.endswith(PENDING) or entry.name in self._known:
             return
         try:

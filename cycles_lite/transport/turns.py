@@ -3,8 +3,8 @@
 A signal handler may raise at any instruction: between a lock's `acquire` and the line that remembers it, or within the
 `finally` that was to release it; the lock is then held for good. So a turn is an object. Whoever refers to it may use
 the thing, and `give_back` ends that. Where an exception comes in between, nobody refers to the object any more, it is
-collected, and its finalizer gives the turn back. Turns are handed over by a `SimpleQueue`, which may be used within a
-signal handler and a finalizer.
+collected, and its finalizer gives the turn back. Turns are handed over by a queue that may be used within a signal
+handler and a finalizer.
 
 The right to write of `local.connections` is another thing: there must never be two of it, so that those who wait have
 to look now and then whether it was lost. Here one connection too many does no harm, and hundreds of threads may sleep.
@@ -15,6 +15,8 @@ from __future__ import annotations
 import queue
 import weakref
 from typing import Any
+
+from ..runtime.queues import new_queue
 
 
 class Turn:
@@ -43,8 +45,7 @@ class Turns:
     """`count` turns, handed out to whoever waits."""
 
     def __init__(self, count: int) -> None:
-        # Looked up in its module, because gevent puts a queue of its own there.
-        self._free: Any = queue.SimpleQueue()
+        self._free: Any = new_queue()
         free = weakref.ref(self._free)
         for _ in range(count):
             self._free.put(Turn(free))

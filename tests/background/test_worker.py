@@ -8,6 +8,7 @@ import time
 import weakref
 
 import pytest
+from implementation import collect_on_pypy
 from interrupts import AtLine, Interrupt
 
 from cycles_lite.background import worker as workers
@@ -40,6 +41,7 @@ def each_line(step, prepare=lambda: None):
                 step()
         except Interrupt:
             pass
+        collect_on_pypy()
         yield at.where
 
 

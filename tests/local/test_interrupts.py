@@ -16,6 +16,7 @@ import threading
 import time
 
 import pytest
+from implementation import collect_on_pypy
 from interrupts import IS_LONG, PACKAGE, AfterTime, AtLine, Interrupt, in_finalizer, needs_timers, rounds
 
 from cycles_lite.errors import TransportTimeout
@@ -112,12 +113,14 @@ def lines_of(work, opcodes=False):
 
 def interrupted_at(nth, work, opcodes=False):
     """What came out of some work that was interrupted there, or None."""
+    raised = None
     try:
         with AtLine(nth, opcodes=opcodes, skips=in_finalizer):
             work()
     except Interrupt as e:
-        return e
-    return None
+        raised = e
+    collect_on_pypy()
+    return raised
 
 
 def in_another_thread(work):
@@ -211,6 +214,7 @@ def test_an_exception_at_each_instruction_of_a_transaction(bench, writes):
                 work()
         except Interrupt as e:
             kept.append(e)
+        collect_on_pypy()
         assert connections.live_transactions() == []
         with ledger.writing(timeout=0) as (db, _):  # has no time to wait for anything
             db.execute("UPDATE budgets SET spent = spent")
@@ -273,6 +277,8 @@ def interrupted_after(seconds, work, act=None):
             work()
     except Interrupt:
         return True
+    finally:
+        collect_on_pypy()
     return False
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ntpath
 import os
+from contextlib import contextmanager
 
 import pytest
+from hypothesis import given, strategies as st
+from windows import windows_paths
 
+from cycles_lite import CyclesConfig
 from cycles_lite.errors import ConfigError
 from cycles_lite.local import location
 from cycles_lite.local.location import Location
+from cycles_lite.runtime import system
 
 from .processes import PATIENCE, start
 
@@ -71,6 +77,77 @@ def test_url_round_trip(path):
     """The URL of a location names the same place."""
     assert location.parse(Location(path, "full").url) == Location(path, "full")
     assert location.parse(Location(None).url) == Location(None)
+
+
+# ---- On Windows ----
+
+
+@pytest.fixture
+def on_windows(monkeypatch):
+    with on_windows_now():
+        yield
+
+
+@contextmanager
+def on_windows_now():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(system, "WINDOWS", True)
+        monkeypatch.setattr(location, "os", windows_paths(ntpath))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///C:/data/b.db", "C:\\data\\b.db"),
+        ("sqlite:////c:/b.db", "c:\\b.db"),
+        ("sqlite:C:/data/../b.db", "C:\\b.db"),
+        ("sqlite:///C:\\data\\b.db", "C:\\data\\b.db"),
+        ("sqlite:////server/share/b%23.db", "\\\\server\\share\\b#.db"),
+        ("sqlite://///server/share/b.db", "\\\\server\\share\\b.db"),
+        ("sqlite:///\\\\server\\share\\b.db", "\\\\server\\share\\b.db"),
+    ],
+)
+def test_paths_of_windows(on_windows, url, path):
+    """Drives and shares, in the forms that other libraries' URLs have too."""
+    found = location.parse(url)
+    assert found.path == path
+    assert location.parse(found.url) == found
+
+
+NAMES = st.text(
+    st.characters(blacklist_characters='<>:"/\\|?*', blacklist_categories=("Cc",)), min_size=1, max_size=12
+).filter(lambda name: name.strip(". ") == name)
+ROOTS = st.one_of(
+    st.sampled_from("CDz").map("{}:".format),
+    st.tuples(NAMES, NAMES).map(lambda names: "\\\\" + "\\".join(names)),
+)
+
+
+@given(ROOTS, st.lists(NAMES, min_size=1, max_size=4), st.sampled_from(["normal", "full"]))
+def test_every_path_of_windows_survives_its_url(root, names, synchronous):
+    """Drives and shares; blanks, signs, half surrogate pairs and other scripts in the names."""
+    path = "\\".join([root, *names])
+    with on_windows_now():
+        made = Location(path, synchronous)
+        assert location.parse(made.url) == made
+        assert CyclesConfig(base_url=made.url).base_url == made.url
+        assert made.url.isascii() if hasattr(str, "isascii") else True
+
+
+@pytest.mark.parametrize(
+    ("folder", "url", "path"),
+    [
+        ("\\\\server\\share\\my files", "sqlite:b.db", "\\\\server\\share\\my files\\b.db"),
+        ("C:\\", "sqlite:data/b.db", "C:\\data\\b.db"),
+        ("C:\\work", "sqlite:D:/b.db", "D:\\b.db"),
+        ("C:\\work", "sqlite:\\\\server\\share\\b.db", "\\\\server\\share\\b.db"),
+    ],
+)
+def test_relative_urls_of_a_configuration_on_windows(on_windows, monkeypatch, folder, url, path):
+    """They are taken from the present folder, unless they begin with a drive or a share."""
+    monkeypatch.setattr(os, "getcwd", lambda: folder)
+    assert location.parse(CyclesConfig(base_url=url).base_url).path == path
 
 
 def test_halves_of_surrogate_pairs_name_no_file():
@@ -167,10 +244,26 @@ short
 def test_file_system(path, kind):
     """The deepest mount decides, the latest on one point."""
     assert location.file_system(path, MOUNTS) == kind
-    assert (kind in location.NETWORK_FILE_SYSTEMS) == (kind in ("nfs4", "cifs", "9p"))
+    assert location.is_shared(kind) == (kind in ("nfs4", "cifs", "9p"))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shared"),
+    [
+        (
+            "fuse fuse.grpcfuse fuse.osxfs fuse.shfs fuse.sshfs fuse.rclone fuse.juicefs fuse.davfs2 fuse.some_new_one",
+            True,
+        ),
+        ("fakeowner drvfs wekafs davfs osxfs grpcfuse virtiofs vboxsf 9p nfs cifs smb3 lustre gpfs", True),
+        ("ext4 xfs btrfs zfs tmpfs overlay f2fs ntfs3 exfat fuseblk fuse.fuse-overlayfs apfs bcachefs", False),
+        ("fusectl fuser", False),
+    ],
+)
+def test_which_file_systems_are_shared(kinds, shared):
+    """What a user's own program serves is of all sorts, so that each is, but for the few that are known."""
+    assert [kind for kind in kinds.split() if location.is_shared(kind) is not shared] == []
 
 
 def test_this_machine(tmp_path):
-    """A temporary folder is local, a Windows share is not."""
+    """A temporary folder is local."""
     assert not location.is_on_network(str(tmp_path / "b.db"))
-    assert location.is_on_network("\\\\server\\share\\b.db")

@@ -20,6 +20,7 @@ import uuid
 
 import pytest
 from hypothesis import given
+from implementation import needs_cpython
 from samples import JSON_OBJECTS, Proxy
 
 from cycles_lite.errors import ValidationError
@@ -587,6 +588,7 @@ def test_an_exception_of_a_signal_handler_is_none_of_the_values_faults():
         gc.enable()
 
 
+@needs_cpython
 def test_a_program_that_is_deep_down_already_gets_a_refusal():
     def below(depth):
         if depth:

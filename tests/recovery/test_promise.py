@@ -19,6 +19,7 @@ from stage import ACTION, Stage, key_of, kinds_and_keys
 
 from cycles_lite import Amount, SettlementStatus, Subject, events
 from cycles_lite.background import heartbeat
+from cycles_lite.runtime import system
 from cycles_lite.runtime.clock import now_ms
 from cycles_lite.settlement import finder, journal
 from cycles_lite.settlement.journal import Journal
@@ -194,7 +195,7 @@ def test_a_file_system_without_locks_is_replayed_all_the_same(stage, monkeypatch
         raise OSError(errno.ENOLCK, "No locks available")
 
     leave_pending(stage)
-    monkeypatch.setattr(journal.fcntl, "flock", unsupported)
+    monkeypatch.setattr(system.fcntl, "flock", unsupported)
     with stage.client() as client:
         assert client.flush(PATIENCE) == 0
     assert stage.spent() == 42

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from implementation import IS_PYPY, needs_cpython
 from peers import (
     ACTION,
     KEY,
@@ -564,6 +565,7 @@ def test_one_endless_chunk_is_refused():
     assert peer.poured < 4 * MAX_ANSWER_BYTES
 
 
+@needs_cpython
 def test_a_small_answer_takes_little_memory():
     """http.client of Python 3.7 to 3.9 fills a buffer of the size that is asked for, whatever the answer's size."""
     import tracemalloc
@@ -918,6 +920,7 @@ def test_a_transport_does_not_pickle_and_so_gives_no_secret_away():
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="needs /dev/fd")
+@pytest.mark.skipif(IS_PYPY, reason="PyPy opens a file for the random bytes of an idempotency key")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_without_file_descriptors_the_work_can_go_on(host):
     """What passes is no fault of the configuration, so that `on_unavailable="allow"` lets the work run."""
