@@ -21,6 +21,9 @@ class Ledger:
         #: How often each key was carried out; a replay does not count.
         self.times = {}
         self.released = []
+        #: Payloads that came under the key of another.
+        self.changed = []
+        self.has_lied = False
         #: The answers to commits and events, in their order: the operation, the status, the body.
         self.answers = []
 
@@ -50,12 +53,14 @@ class Ledger:
         """There is nothing to close."""
 
     def _carry_out(self, operation, id, data):
-        key = data["idempotency_key"]
-        if key in self.settled:
-            assert self.settled[key] == (operation.name, id, data), "another payload under the same key"
-            return
-        self.settled[key] = (operation.name, id, data)
-        self.times[key] = self.times.get(key, 0) + 1
+        key, wanted = data["idempotency_key"], (operation.name, id, data)
+        known = self.settled.setdefault(key, wanted)
+        if known is wanted:
+            self.times[key] = self.times.get(key, 0) + 1
+        elif known[0] != operation.name:  # a commit was carried out, and then called expired
+            self.has_lied = True
+        elif known != wanted:
+            self.changed.append((known, wanted))
 
 
 def good(operation, data):

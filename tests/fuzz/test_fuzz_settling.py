@@ -98,6 +98,9 @@ def outcome(config, ledger, amount):
     ((name, id, body),) = ledger.settled.values() if ledger.settled else [answered(ledger)]
     assert body is None or body["actual"]["amount"] == amount
     assert list(ledger.times.values()) in ([1], [])
+    assert ledger.changed == []
+    if ledger.has_lied:
+        return "a lie about expiry"
     return f"{word} by {name}"
 
 
