@@ -238,19 +238,19 @@ class Journal:
         parent, own = os.path.split(self.folder)
         try:
             with os.scandir(parent) as entries:
-                return any(entry.name != own and entry.is_dir() for entry in entries)
+                return any(entry.name != own and _is_folder(entry) for entry in entries)
         except OSError:
             return False
 
-    def peek(self, suffix: str = PENDING) -> list[Record]:
-        """The readable records, the oldest first. No file is changed or moved."""
-        found = []
-        for name in sorted(self.names(suffix)):
+    def peek(self, suffix: str = PENDING) -> dict[str, Record]:
+        """The readable records by their files, the oldest first. No file is changed or moved."""
+        found = {}
+        for path in [os.path.join(self.folder, name) for name in sorted(self.names(suffix))]:
             try:
-                found.append(Record.from_json(_read(os.path.join(self.folder, name))))
+                found[path] = Record.from_json(_read(path))
             except (OSError, ValueError):  # it was settled meanwhile, or is no record
                 continue
-        return sorted(found, key=lambda record: record.recorded_at_ms)
+        return dict(sorted(found.items(), key=lambda entry: entry[1].recorded_at_ms))
 
     def load(self, known: Container[str] = ()) -> tuple[list[Record], list[str]]:
         """Every record whose file is not `known`, the oldest first, and a sentence for each file that is no record:
@@ -263,8 +263,8 @@ class Journal:
             path = os.path.join(self.folder, name)
             try:
                 record = Record.from_json(_read(path))
-                if name != file_name(record.reservation_id):
-                    self._migrate(path, record)
+                if name != file_name(record.reservation_id) and not self._migrate(path, record, problems):
+                    continue
             except FileNotFoundError:  # another process has settled or migrated it meanwhile
                 continue
             except OSError as e:  # it is a folder, a pipe or somebody else's; the others are read all the same
@@ -288,13 +288,21 @@ class Journal:
         records = (name for name in names if name.endswith(PENDING))
         return sorted(records, key=lambda name: (not _STANDARD_NAME.match(name), name))
 
-    def _migrate(self, path: str, record: Record) -> None:
-        """Give a record of an older naming scheme its own name. Two ids that shared a name no longer do."""
-        standard = os.path.join(self.folder, file_name(record.reservation_id))
-        if os.path.exists(standard):
-            _remove(path)  # the standard file is the same reservation's, and newer
+    def _migrate(self, path: str, record: Record, problems: list[str]) -> bool:
+        """Give a record of an older naming scheme its own name. Two ids that shared a name no longer do. False where a
+        record has that name: it is the same reservation's, and newer, so that it stays in the place of this one."""
+        standard = self.path_of(record.reservation_id)
+        try:
+            Record.from_json(_read(standard))
+        except FileNotFoundError:
+            pass
+        except ValueError as e:
+            problems.append(_quarantine(standard, str(e)))
         else:
-            os.replace(path, standard)
+            _remove(path)
+            return False
+        os.replace(path, standard)
+        return True
 
 
 def _remove(path: str) -> bool:
@@ -412,8 +420,15 @@ def _temporary_folder() -> str:
     return folder
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself, which must not hide the folders beside it
+        return False
+
+
 def identity_folders(folder: str) -> Iterator[str]:
     """The folder itself where it holds records, or what was set aside, and those of its folders that do."""
-    for candidate in [folder, *sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())]:
+    for candidate in [folder, *sorted(entry.path for entry in os.scandir(folder) if _is_folder(entry))]:
         if any(name.endswith((PENDING, REFUSED, CORRUPT)) for name in os.listdir(candidate)):
             yield candidate

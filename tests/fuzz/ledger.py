@@ -53,7 +53,7 @@ class Ledger:
         """There is nothing to close."""
 
     def _carry_out(self, operation, id, data):
-        key, wanted = data["idempotency_key"], (operation.name, id, data)
+        key, wanted = json.dumps(data.get("idempotency_key")), (operation.name, id, data)
         known = self.settled.setdefault(key, wanted)
         if known is wanted:
             self.times[key] = self.times.get(key, 0) + 1
