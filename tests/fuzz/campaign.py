@@ -39,7 +39,8 @@ class Campaign:
         self.name, self.cases, self.seed, self.first = name, cases, seed, first
         self.counts = Counter()
         self.failures = {}
-        self.seconds = 0.0
+        #: The seconds of the case that took the longest, and its number.
+        self.slowest = (0.0, 0)
 
     def numbers(self, short):
         """The numbers of this run's cases."""
@@ -50,18 +51,18 @@ class Campaign:
 
     def run(self, check, short):
         """Run the cases one after the other. Failures are gathered, one of each kind."""
-        start = time.monotonic()
         for number in self.numbers(short):
             case = self.case(number)
+            begun = time.monotonic()
             try:
                 outcome = check(case)
             except Exception as e:
                 self.failed(number, kind_of(e), told(case, e))
             else:
                 self.counts[outcome] += 1
+            self.slowest = max(self.slowest, (time.monotonic() - begun, number))
             if len(self.failures) >= MOST_FAILURES:
                 break
-        self.seconds += time.monotonic() - start
         self.judge()
 
     def failed(self, number, kind, text):
@@ -80,7 +81,9 @@ class Campaign:
         """One line for the end of the run."""
         total = sum(self.counts.values())
         parts = ", ".join(f"{outcome} {count:,}" for outcome, count in self.counts.most_common())
-        return f"{self.name}: seed {self.seed}, cases {self.first}..{self.first + total - 1} ({total:,}): {parts}"
+        cases = f"cases {self.first}..{self.first + total - 1} ({total:,})"
+        slowest = f"; the slowest, {self.slowest[1]}, took {self.slowest[0]:.2f} s" if self.slowest[0] else ""
+        return f"{self.name}: seed {self.seed}, {cases}: {parts}{slowest}"
 
 
 def kind_of(error):

@@ -198,7 +198,7 @@ ODD.update({f"mutated {number}": _mutated for number in range(6)})
 
 def _client(case, place, folder):
     with CyclesClient(config_of(URL, api_key="k" * 12, journal_dir=place, **LATER)) as client:
-        client.flush(20.0)
+        client.flush(3.0)
     return "flushed"
 
 
@@ -218,14 +218,14 @@ def _list(case, place, folder):
 
 
 def _replay(case, place, folder):
-    status, out, err = _command("journal", "replay", "--timeout", "20", case.random.choice([place, folder]))
+    status, out, err = _command("journal", "replay", "--timeout", "3", case.random.choice([place, folder]))
     case.show(out=out, err=err)
     assert status in (DONE, WRONG), err
     return "all" if status == DONE else "some"
 
 
 def _replay_to(case, place, folder):
-    status, out, err = _command("journal", "replay", "--timeout", "20", "--to", "http://127.0.0.1:10", place)
+    status, out, err = _command("journal", "replay", "--timeout", "3", "--to", "http://127.0.0.1:10", place)
     case.show(out=out, err=err)
     assert status in (DONE, WRONG), err
     return "all" if status == DONE else "some"
@@ -239,7 +239,7 @@ def _one(case, folder):
 
 def _retry(case, place, folder):
     name = _one(case, folder)
-    status, out, err = _command("journal", "retry", name, place, "--timeout", "20")
+    status, out, err = _command("journal", "retry", name, place, "--timeout", "3")
     case.show(id=name, out=out, err=err)
     assert status in (DONE, WRONG, FAILED)
     return f"status {status}"
