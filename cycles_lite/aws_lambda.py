@@ -19,6 +19,7 @@ from .background.worker import Job, worker
 from .guard import ReservationGuard
 from .guards.costs import settle_call
 from .guards.generators import UNDONE, is_generator_function, refuse_asynchronous, refuse_unawaited
+from .protocol.checks import is_a
 from .runtime.log import log
 from .transport.deadline import deadline_in
 
@@ -89,7 +90,7 @@ def _decorated(client: CyclesClient, asked: Sequence[Any], actual: Any, handler:
                     worker.post(timer)
                 try:
                     result = handler(event, context, *more)
-                    if isinstance(result, UNDONE):  # another decorator hid it until now: nothing of it will ever run
+                    if is_a(result, UNDONE):  # another decorator hid it until now: nothing of it will ever run
                         refuse_unawaited("guarded", handler, result)
                         result.close()
                         raise _never_run(handler)

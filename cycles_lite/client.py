@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn, cast
 from .config import CyclesConfig
 from .errors import ApiError, ConfigError, CyclesError, ResponseError, ValidationError
 from .protocol import wire
-from .protocol.checks import refuse
+from .protocol.checks import is_a, refuse
 from .protocol.fields import Model
 from .protocol.values import SUBJECT_LEVELS
 from .runtime.clock import monotonic
@@ -48,7 +48,7 @@ class CyclesClient:
         observer: Observer | None = None,
         transport: Transport | None = None,
     ) -> None:
-        if not isinstance(config, CyclesConfig):
+        if not is_a(config, CyclesConfig):
             raise ConfigError(_misplaced(config))
         _prepare()
         #: What this client shares with its guards, their settlement and their heartbeats.
@@ -239,7 +239,7 @@ class CyclesClient:
 
     def _post(self, operation: wire.Operation, request: Any, reservation_id: str | None = None) -> Any:
         wanted = operation.request
-        if wanted is None or not isinstance(request, wanted):
+        if wanted is None or not is_a(request, wanted):
             raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
         return response_in(self._session.send(operation, self._session.body_of(request), reservation_id))
 
@@ -268,7 +268,7 @@ class CyclesClient:
             unknown = sorted(set(filters) - {entry.name for entry in kind.layout()})
             if unknown:
                 raise ValidationError(f"{unknown[0]} is not a field of {name}")
-        elif filters or not isinstance(request, kind):
+        elif filters or not is_a(request, kind):
             raise refuse("request", request, f"a {name}, or its fields as keywords")
         query = wire.query(kind(**filters) if request is None else request)
         if self.config.tenant:
@@ -280,7 +280,7 @@ class CyclesClient:
 
 def _misplaced(config: object) -> str:
     """What to write in the place of this configuration. Its value is not shown, because a key may be in it."""
-    given = f"the class {config.__name__}" if isinstance(config, type) else f"a value of type {type(config).__name__}"
+    given = f"the class {config.__name__}" if is_a(config, type) else f"a value of type {type(config).__name__}"
     return (
         f"CyclesClient: {given} is not a configuration: write CyclesClient(CyclesConfig(base_url=...)), or "
         "CyclesClient.from_env()"

@@ -33,7 +33,7 @@ from .background.worker import left_over, worker
 from .errors import CyclesError, GuardFinalizedError
 from .guards.current import enter, leave
 from .protocol import wire
-from .protocol.checks import INT64_MAX, integer, refuse
+from .protocol.checks import INT64_MAX, integer, is_a, refuse
 from .protocol.models import (
     Balance,
     ReleaseRequest,
@@ -276,7 +276,7 @@ class ReservationGuard:
 
     def can_cost(self, actual: object) -> bool:
         """Whether a value is an amount that can be committed on this reservation."""
-        return isinstance(actual, Amount) and actual.unit == self.estimate.unit
+        return is_a(actual, Amount) and actual.unit == self.estimate.unit
 
     def _settle(self, told: Told | None, waits: bool = True) -> Settlement:
         """Go from ACTIVE to FINISHED with what `commit` was told, or else with what the meter shows. It `waits` for the
@@ -310,7 +310,7 @@ class ReservationGuard:
     def release(self, reason: str) -> None:
         """Give the reservation back unused; a reason is cut to the protocol's 256 characters. A failure is logged: what
         is not released expires."""
-        if not isinstance(reason, str):
+        if not is_a(reason, str):
             raise refuse("reason", reason, "a string")
         request = ReleaseRequest(reason=reason if len(reason) <= 256 else reason[:253] + "...")
         try:

@@ -16,7 +16,7 @@ from .guard import ReservationGuard
 from .guards.costs import actual_of, amount_of, is_cost, settle, settle_call, settle_unknown
 from .guards.current import inside
 from .guards.generators import UNDONE, GuardedGenerator, is_generator_function, refuse_asynchronous, refuse_unawaited
-from .protocol.checks import boolean, refuse
+from .protocol.checks import boolean, is_a, refuse, texts
 from .protocol.models import ReservationCreateRequest
 from .protocol.values import SUBJECT_LEVELS, Action, Amount, CyclesMetrics, Subject, Unit
 from .runtime.log import log
@@ -69,7 +69,7 @@ def with_cycles(
     cost, or with one that cannot be committed, the meter is committed if there is one, else the reservation is
     released, with an ERROR in the log.
     """
-    if metrics is not None and not isinstance(metrics, CyclesMetrics):
+    if metrics is not None and not is_a(metrics, CyclesMetrics):
         raise refuse("metrics", metrics, "a CyclesMetrics")
     with client.reserve(
         estimate,
@@ -82,7 +82,7 @@ def with_cycles(
         idempotency_key=idempotency_key,
     ) as guard:
         result: Any = fn(guard)
-        is_pair = isinstance(result, tuple) and len(result) == 2
+        is_pair = is_a(result, tuple) and len(result) == 2
         if is_pair and is_cost(result[1]):
             settle(guard, result[1], metrics=metrics)
             result = result[0]
@@ -108,10 +108,16 @@ _clients: dict[str, CyclesClient] = {}
 
 def set_default_client(client: CyclesClient | None) -> None:
     """Set the client of `@cycles` without one of its own; with None the next use makes one from the environment."""
+    _demand_client(client)
     if client is None:
         _clients.pop(_DEFAULT, None)
     else:
         _clients[_DEFAULT] = client
+
+
+def _demand_client(client: CyclesClient | None) -> None:
+    if client is not None and not is_a(client, CyclesClient):
+        raise refuse("client", client, "a CyclesClient of cycles_lite")
 
 
 def default_client() -> CyclesClient:
@@ -169,8 +175,7 @@ def cycles(
     _refuse_bare_use(estimate, sys._getframe(1))
     boolean("dry_run", dry_run)
     boolean("use_estimate_if_actual_not_provided", use_estimate_if_actual_not_provided)
-    if client is not None and not isinstance(client, CyclesClient):
-        raise refuse("client", client, "a CyclesClient of cycles_lite")
+    _demand_client(client)
     callables = {name: value for name, value in given.items() if callable(value)}
     constants = _checked({name: value for name, value in given.items() if name not in callables}, callables, actual)
     plan = _Plan(constants, callables, actual, client, use_estimate_if_actual_not_provided)
@@ -201,7 +206,7 @@ def _checked(constants: dict[str, Any], callables: Mapping[str, Any], actual: An
     example = {"unit": Unit.TOKENS, "estimate": 0, **constants}
     unit = Amount(example["unit"], 0).unit
     request = ReservationCreateRequest(subject=_subject(example, lambda: {"tenant": "any"}), **_reservation(example))
-    if isinstance(given["estimate"], Amount) or ("estimate" in constants and "unit" in constants):
+    if is_a(given["estimate"], Amount) or ("estimate" in constants and "unit" in constants):
         unit = request.estimate.unit
         constants["estimate"] = request.estimate
         if actual is not None and not callable(actual):
@@ -226,19 +231,22 @@ def _reservation(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _action(values: Mapping[str, Any]) -> Action:
-    fields: dict[str, Any] = {
-        "kind": values.get("action_kind") or "unknown",
-        "name": values.get("action_name") or "unknown",
-        "tags": values.get("action_tags") or None,
-    }
-    if not isinstance(fields["tags"], (str, type(None))):  # a string is refused: its letters are no tags
-        fields["tags"] = tuple(fields["tags"])
-    return Action(**fields)
+    kind, name, tags = (None if _is_blank(values.get(each)) else values[each] for each in _ACTION_FIELDS)
+    return Action(
+        kind="unknown" if kind is None else kind,
+        name="unknown" if name is None else name,
+        tags=None if tags is None else texts("action_tags", tags),
+    )
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a value counts as left out. Nothing else is asked of it, because a program's objects may raise."""
+    return value is None or (type(value) in (str, dict, list, tuple) and not value)
 
 
 def _subject(values: Mapping[str, Any], defaults: Callable[[], Mapping[str, str]]) -> Subject | None:
     """The subject that a call names, its missing levels filled from the defaults; None where it names none."""
-    named = {name: values[name] for name in _SUBJECT_FIELDS if values.get(name) not in (None, "", {})}
+    named = {name: values[name] for name in _SUBJECT_FIELDS if not _is_blank(values.get(name))}
     return Subject(**{**defaults(), **named}) if named else None
 
 
@@ -267,7 +275,7 @@ def _decorated(plan: _Plan, dry_run: bool, fn: Any) -> Any:
 
 def _finished(plan: _Plan, guard: ReservationGuard, fn: Any, result: Any) -> Any:
     """Settle the call, unless its result is what does its work: then that settles it."""
-    if isinstance(result, UNDONE):
+    if is_a(result, UNDONE):
         refuse_unawaited("cycles", fn, result)
         return GuardedGenerator(result, plan.settle, guard=guard)
     plan.settle(guard, result)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 from . import __version__
 from .errors import ConfigError, CyclesError, ResponseError, TransportError, TransportTimeout, ValidationError
 from .protocol import wire
-from .protocol.checks import refuse, text
+from .protocol.checks import is_a, refuse, shown, text
 from .runtime.clock import monotonic
 from .runtime.log import log
 from .transport.deadline import ambient, seconds_left
@@ -57,7 +57,7 @@ class Session:
         traceparent: Traceparent = None,
         observer: Observer | None = None,
     ) -> None:
-        if isinstance(traceparent, str) and not re.match(_TRACEPARENT, traceparent):
+        if is_a(traceparent, str) and not re.match(_TRACEPARENT, traceparent):
             raise ConfigError(f"traceparent: {traceparent!r:.80} is not a W3C traceparent")
         self.config = config
         self.transport = _open_transport(config) if transport is None else transport
@@ -162,11 +162,11 @@ class Session:
                 raise
             # A server may echo the API key in an error, so it is blotted out there. A success is data, and is left as
             # it is.
-            shown = redacted(call, answer)
-            if shown is answer:
+            blotted = redacted(call, answer)
+            if blotted is answer:
                 return e
         try:
-            wire.read_answer(call.operation, shown, unit)
+            wire.read_answer(call.operation, blotted, unit)
         except CyclesError as e:
             e.__context__ = None
             return e
@@ -198,9 +198,9 @@ class Session:
             except Exception:
                 log().warning("the traceparent callable failed; the request goes without", exc_info=True)
                 return None
-        if value is None or (isinstance(value, str) and re.match(_TRACEPARENT, value)):
+        if value is None or (is_a(value, str) and re.match(_TRACEPARENT, value)):
             return value
-        log().warning("%.80r is not a W3C traceparent; the request goes without", value)
+        log().warning("%s is not a W3C traceparent; the request goes without", shown(value))
         return None
 
 

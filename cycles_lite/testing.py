@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .errors import TransportTimeout, ValidationError
 from .local.authority import Authority, Caller, LocalTransport
 from .local.messages import error_answer
+from .protocol.checks import INT64_MAX, boolean, integer, is_a, refuse, shown, words
 from .protocol.values import Amount, Caps
 from .protocol.wire import GET_RESERVATION, OPERATIONS, Answer, Call
 from .runtime.clock import now_ms
@@ -44,7 +45,9 @@ class TestAuthority(Authority):
         call = Call(GET_RESERVATION, reservation_id, {}, None, {}, None, 2.0, 5.0)
         answer = super().answer(call, Caller(None, admin=True))
         if answer.status != 200:
-            raise ValidationError(f"reservation {reservation_id} cannot be expired: {answer.body.decode('utf-8')}")
+            raise ValidationError(
+                f"reservation {shown(reservation_id)} cannot be expired: {answer.body.decode('utf-8')}"
+            )
         expires_at_ms: int = answer.data["expires_at_ms"]
         longest_grace_ms = 60_000
         self._ahead_ms = max(self._ahead_ms, expires_at_ms + longest_grace_ms + 1 - now_ms())
@@ -62,13 +65,21 @@ class TestAuthority(Authority):
         """Let the next calls fail: of one operation, such as "commit_reservation", or of any.
 
         Without a status the answer is lost: a timeout in process, a 500 over HTTP; with one, the answer is that error.
-        With `after` the request is served first, so that only its answer is lost.
+        With `after` the request is served first, so that only its answer is lost. `status` is 400..599, `retry_after`
+        whole seconds.
         """
         names = [known.name for known in OPERATIONS]
-        if operation is not None and operation not in names:
-            raise ValidationError(f"operation: {operation!r} is not one of {', '.join(names)}")
-        for _ in range(times):
-            self._faults.append(_Fault(operation, status, code, after, retry_after))
+        if operation is not None and not (is_a(operation, str) and operation in names):
+            raise refuse("operation", operation, "one of " + ", ".join(names))
+        boolean("after", after)
+        fault = _Fault(
+            operation,
+            None if status is None else integer("status", status, 400, 599),
+            words("code", code, 128),
+            after,
+            None if retry_after is None else integer("retry_after", retry_after, 0, INT64_MAX),
+        )
+        self._faults.extend([fault] * integer("times", times, 0, 1_000_000))
 
     def answer(self, call: Call, caller: Caller = Caller()) -> Answer:  # noqa: B008
         fault = self._due(call.operation.name)

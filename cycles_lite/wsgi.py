@@ -20,7 +20,7 @@ from .guard import ReservationGuard
 from .guards.costs import settle_by_estimate, settle_call
 from .guards.current import inside
 from .guards.generators import goes_on
-from .protocol.checks import shown
+from .protocol.checks import is_a, refuse, shown, texts
 from .protocol.values import Subject
 from .runtime.log import log
 
@@ -129,12 +129,12 @@ class CyclesMiddleware:
             raise ValidationError("client: a client is needed, or client_for")
         if client_for is not None and tenant_header is None:
             raise ValidationError("client_for: tenant_header must tell the tenant")
-        if isinstance(exclude, str):
-            raise ValidationError("exclude: a list of paths is needed")
+        if not (tenant_header is None or callable(tenant_header) or is_a(tenant_header, str)):
+            raise refuse("tenant_header", tenant_header, "the name of a header, or a callable of the environment")
         self._app, self._client, self._client_for = app, client, client_for
         self._estimate, self._action, self._subject, self._actual = estimate, action, subject, actual
         self._tenant_header, self._ttl_ms, self._on_error = tenant_header, ttl_ms, on_error
-        self._exclude = tuple(path.rstrip("/") for path in exclude)
+        self._exclude = tuple(path.rstrip("/") for path in texts("exclude", exclude))
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")

@@ -98,6 +98,23 @@ def nothing_left_behind():
     pytest.fail(f"left behind: threads {threads}, child processes {children}")
 
 
+def pytest_addoption(parser):
+    text = "cases of each test in tests/fuzz, such as 100000, in the place of the few hundred that it has by itself"
+    parser.addoption("--fuzz", type=int, default=0, metavar="CASES", help=text)
+    parser.addoption("--fuzz-seed", default="", metavar="SEED[:FIRST]", help="the cases of that seed, from one on")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What became of the cases in tests/fuzz. Reports bring it from the workers of xdist too."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    ended = [report for report in reports if getattr(report, "when", "") == "teardown"]
+    lines = [text for report in ended for name, text in report.user_properties if name == "fuzz"]
+    if lines:
+        terminalreporter.section("fuzz")
+    for line in lines:
+        terminalreporter.line(line)
+
+
 @pytest.fixture
 def ledger(tmp_path):
     """A budget file of the tenant acme, with 1000 tokens."""

@@ -17,7 +17,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that tells in one line what is wrong, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(output.FAILED, f"{self.prog}: {message} (see --help)\n")
+        self.exit(output.FAILED, " ".join(f"{self.prog}: {message} (see --help)".split()) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,8 +63,8 @@ def _entries(given: str | None) -> Iterator[_Entry]:
     for folder in _folders(given):
         journal = Journal(folder)
         for suffix in (PENDING, REFUSED):
-            for record in journal.peek(suffix):
-                yield _Entry(journal.path_of(record.reservation_id, suffix), record)
+            for path, record in journal.peek(suffix).items():
+                yield _Entry(path, record)
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*" + CORRUPT))):
             yield _Entry(path, None)
 
@@ -127,8 +127,9 @@ def _replay(arguments: Any) -> int:
         return _settle(folders, arguments)
     CyclesConfig.from_env(base_url=arguments.to)  # it raises where this is no server, before a record is changed
     for journal in map(Journal, folders):
-        for record in journal.peek():
-            journal.write(record._replace(base_url=normalised(arguments.to)))
+        for path, record in journal.peek().items():
+            if path == journal.path_of(record.reservation_id) or not journal.has(record.reservation_id):
+                journal.write(record._replace(base_url=normalised(arguments.to)))
     return _settle(folders, arguments, base_url=arguments.to)
 
 

@@ -44,7 +44,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
     except CyclesError as e:
         if is_shadow:
             log().warning("shadow mode: the authority could not be asked about %s: %s", request.action.kind, e)
-        elif session.config.on_unavailable == "allow" and isinstance(e, (TransportError, ResponseError, ServerError)):
+        elif session.config.on_unavailable == "allow" and _is_unavailable(e):
             log().warning("the authority cannot be asked (%s): the work runs, and its spend is recorded afterwards", e)
         else:
             raise
@@ -62,3 +62,9 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
         ReservationGuard(session, request, Backing.RESERVATION, body["subject"], response).settle_abandoned()
         raise
     return ReservationGuard(session, request, Backing.RESERVATION, body["subject"], response)
+
+
+def _is_unavailable(error: CyclesError) -> bool:
+    """Whether nobody has said no. A 4xx is somebody's no, also where its code is a server's failure."""
+    status = getattr(error, "status", 0)
+    return isinstance(error, (TransportError, ResponseError, ServerError)) and not 400 <= status < 500

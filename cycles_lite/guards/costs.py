@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Mapping
 
 from ..errors import CyclesError, GuardFinalizedError, ValidationError
-from ..protocol.checks import INT64_MAX, integer, refuse
+from ..protocol.checks import INT64_MAX, integer, is_a, refuse
 from ..protocol.values import Amount
 from ..runtime.log import log
 
@@ -23,13 +23,13 @@ _ESTIMATED = {"actual_source": "estimate"}
 
 def is_cost(value: Any) -> bool:
     """Whether a value is of a kind that tells a cost: an Amount, or something that counts as an integer."""
-    return isinstance(value, Amount) or (hasattr(type(value), "__index__") and not isinstance(value, bool))
+    return is_a(value, Amount) or (hasattr(type(value), "__index__") and not is_a(value, bool))
 
 
 def amount_of(name: str, value: Any, unit: Unit | str) -> Amount:
     """An Amount as it is, or an integer in the unit."""
-    if isinstance(value, Amount):
-        return value
+    if is_a(value, Amount):
+        return value  # type: ignore[no-any-return]
     if not is_cost(value):
         raise refuse(name, value, f"an Amount or an integer in {unit}")
     return Amount(unit, integer(name, value, 0, INT64_MAX))  # type: ignore[arg-type]

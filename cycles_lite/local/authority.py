@@ -13,6 +13,7 @@ from ..runtime.log import log
 from ..transport.handlers import is_from_handler
 from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
+from .failures import UnreadableError
 from .ledger import Ledger
 from .rules import Refused, invalid
 from .tenants import TenantMethods, owner, sha256
@@ -167,7 +168,8 @@ class Authority(BudgetMethods, TenantMethods):
         except Refused as e:
             return messages.refusal_answer(e, call.headers, None if e.code == "UNAUTHORIZED" else caller.tenant)
         except Exception as e:
-            if is_from_handler(e) or isinstance(e, (TransportError, ConfigError)):
+            of_the_file = isinstance(e, (TransportError, ConfigError)) and not isinstance(e, UnreadableError)
+            if is_from_handler(e) or of_the_file:
                 raise
             crash = Refused("INTERNAL_ERROR", "The authority failed; see its log.")
             answer = messages.refusal_answer(crash, call.headers, tenant)

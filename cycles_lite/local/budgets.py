@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
 
 from ..errors import ValidationError
-from ..protocol.checks import refuse
+from ..protocol.checks import is_a, refuse
 from ..protocol.fields import OneOf
 from ..protocol.values import Amount, Caps, Unit
 from . import rows, rules, scopes
@@ -101,10 +101,10 @@ class BudgetMethods:
             return made
 
 
-def _place(scope: object, amount: object) -> tuple[str, str]:
+def _place(scope: object, amount: Any) -> tuple[str, str]:
     """The canonical scope and the unit of a budget."""
     scope = scopes.budget_scope(scope)
-    if isinstance(amount, Amount):
+    if is_a(amount, Amount):
         return scope, amount.unit.value
     raise refuse("amount", amount, "an Amount")
 
@@ -117,18 +117,18 @@ def _set(
     _demand_not_closed(found)
     made = rules.allocate(found, amount, _limit(limit, unit))
     if caps is not None:
-        if not isinstance(caps, Caps):
+        if not is_a(caps, Caps):
             raise refuse("caps", caps, "a Caps")
         made = made._replace(caps=caps.to_json() or None)
     rows.save_budget(db, made)
     return made
 
 
-def _limit(value: int | Amount | None, unit: str) -> int | None:
+def _limit(value: Any, unit: str) -> int | None:
     """An overdraft limit as a number of a budget's unit, in which it must be."""
     if value is None:
         return None
-    if not isinstance(value, Amount):
+    if not is_a(value, Amount):
         return Amount(Unit(unit), value).amount
     if value.unit.value != unit:
         raise refuse("overdraft_limit", value.unit.value, "the budget's unit, " + unit)

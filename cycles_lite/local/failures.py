@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
-from ..errors import TransportError, TransportTimeout
+from ..errors import CyclesError, TransportError, TransportTimeout
+from ..transport.handlers import is_from_handler
 
 #: SQLITE_BUSY, SQLITE_LOCKED and SQLITE_PROTOCOL (a race for the WAL that SQLite gave up): worth another try.
 _BUSY_CODES = (5, 6, 15)
@@ -35,6 +36,22 @@ def _meaning(error: sqlite3.Error) -> tuple[type[TransportError], str]:
     return next((meaning for part, meaning in _MEANINGS.items() if part in text), (TransportError, "failed"))
 
 
+class UnreadableError(TransportError):
+    """A row of the file holds what no row of ours does: another type, no JSON. Another program has written it, or it is
+    damaged where SQLite does not look."""
+
+
+#: What reading such a row raises; and what SQLite's own error does if its text is damaged.
+_UNREADABLE = (TypeError, ValueError, LookupError, AttributeError)
+
+
+def is_of_file(error: BaseException | None) -> bool:
+    """Whether an error within a transaction comes of what is in the file."""
+    if isinstance(error, sqlite3.Error):
+        return True
+    return isinstance(error, _UNREADABLE) and not isinstance(error, CyclesError) and not is_from_handler(error)
+
+
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether somebody else held the lock that was needed."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
@@ -47,8 +64,10 @@ def is_late(error: sqlite3.Error) -> bool:
     return _meaning(error) is _LATE if code is None else code & 0xFF == _LATE_CODE
 
 
-def translated(error: sqlite3.Error, name: str) -> TransportError:
-    """The error to raise for one of SQLite's; `name` is what messages call the ledger."""
+def translated(error: Exception, name: str) -> TransportError:
+    """The error to raise for one of the file's; `name` is what messages call the ledger."""
+    if not isinstance(error, sqlite3.Error):
+        return UnreadableError(f"the budget file {name} holds what cannot be read ({type(error).__name__}: {error})")
     kind, meaning = _meaning(error)
     return kind(f"the budget file {name} {meaning} (SQLite: {error})")
 

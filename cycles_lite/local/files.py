@@ -239,12 +239,12 @@ def _identity(path: str) -> tuple[int, int]:
     """
     try:
         made = connect(path, "mode=ro&immutable=1")
-    except sqlite3.Error as e:
+    except (sqlite3.Error, UnicodeDecodeError) as e:  # the text of a damaged schema is in the error
         raise ConfigError(f"{printable(path)} cannot be read: {e}") from e
     try:
         made.db.execute("PRAGMA writable_schema=ON")
         return schema.identity(made.db)
-    except sqlite3.Error as e:
+    except (sqlite3.Error, UnicodeDecodeError) as e:  # the text of a damaged schema is in the error
         raise ConfigError(f"{printable(path)} is not a budget file, nor any SQLite database: {e}") from e
     finally:
         made.close()
@@ -305,5 +305,5 @@ def _fill(path: str, deadline: float) -> None:
             db.execute("COMMIT")
         finally:
             made.close()  # rolls back what was not committed
-    except sqlite3.Error as e:
+    except (sqlite3.Error, UnicodeDecodeError) as e:  # the text of a damaged schema is in the error
         raise translated(e, printable(path)) from e

@@ -21,7 +21,7 @@ from ..errors import ConfigError, TransportError, TransportTimeout
 from ..runtime.clock import monotonic, now_ms
 from . import connections, files, location, rows, rules
 from .connections import INHERITED, NEVER, Connection, Memory, Pool, Right
-from .failures import is_busy, is_late, not_in_time, translated
+from .failures import is_busy, is_late, is_of_file, not_in_time, translated
 from .schema import RESERVATIONS
 
 #: The most seconds between two tries for the write lock, because SQLite has no queue to wait in.
@@ -186,8 +186,8 @@ class Transaction:
                     pass
 
     def finish(self, error: BaseException | None) -> None:
-        """Commit and end, or raise the block's error if it is SQLite's; the `with` statement calls this last."""
-        if isinstance(error, sqlite3.Error):
+        """Commit and end, or raise the block's error if it is the file's; the `with` statement calls this last."""
+        if error is not None and is_of_file(error):
             raise error
         if error is None:
             db = self.connection[-1].db
@@ -197,9 +197,13 @@ class Transaction:
             self._commit(db)
         self.pool.end(self)
 
-    def translated(self, error: sqlite3.Error) -> TransportError:
-        """The error to raise for one of SQLite's."""
-        return self._not_in_time() if is_busy(error) else translated(error, self._name)
+    def translated(self, error: Exception) -> TransportError:
+        """The error to raise for one of the file's."""
+        return (
+            self._not_in_time()
+            if isinstance(error, sqlite3.Error) and is_busy(error)
+            else translated(error, self._name)
+        )
 
     def _not_in_time(self) -> TransportTimeout:
         return not_in_time(self._name, self._seconds)
@@ -283,9 +287,10 @@ def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any
             made = step(transaction, *raised[1:2])
             transaction = None
             return made
-        except sqlite3.Error as e:
-            assert transaction is not None
-            transaction.pool.end(transaction, is_busy(e) or is_late(e))
+        except Exception as e:
+            if transaction is None or not is_of_file(e):
+                raise
+            transaction.pool.end(transaction, isinstance(e, sqlite3.Error) and (is_busy(e) or is_late(e)))
             raise transaction.translated(e) from e
         finally:
             if transaction is not None:

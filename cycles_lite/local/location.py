@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import Iterable, NamedTuple
+from typing import Any, Iterable, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from ..errors import ConfigError
-from ..protocol.checks import shown
+from ..protocol.checks import is_a, shown
 from ..runtime import system
 
 #: What may stand behind the question mark of a URL.
@@ -35,9 +35,9 @@ class Location(NamedTuple):
         return url + "?synchronous=" + self.synchronous if self.synchronous != "normal" else url
 
 
-def parse(url: object) -> Location:
+def parse(url: Any) -> Location:
     """The location in a `sqlite:` URL. Raises `ConfigError`. Relative paths are taken from the present folder."""
-    if not isinstance(url, str) or url[:7].lower() != "sqlite:":
+    if not is_a(url, str) or url[:7].lower() != "sqlite:":
         raise ConfigError(f"{shown(url)} is not a budget file's URL: {_FORMS}")
     rest, _, query = url[7:].partition("?")
     parameter = _PARAMETER.match(query)

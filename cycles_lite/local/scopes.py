@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from ..errors import ValidationError
-from ..protocol.checks import refuse, shown
+from ..protocol.checks import is_a, refuse, shown
 from ..protocol.values import SUBJECT_LEVELS
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ is_value: Callable[[str], object] = re.compile(r"[a-zA-Z0-9_.-]{1,128}\Z").match
 is_tenant_id: Callable[[str], object] = re.compile(r"[a-z0-9-]{3,64}\Z").match
 
 
-def tenant_id(tenant: object) -> str:
+def tenant_id(tenant: Any) -> str:
     """A tenant's id, checked."""
-    if isinstance(tenant, str) and is_tenant_id(tenant):
+    if is_a(tenant, str) and is_tenant_id(tenant):
         return tenant
     raise refuse("tenant_id", tenant, "3 to 64 of the characters a-z, 0-9 and -")
 
@@ -53,13 +53,13 @@ def owner(scope_path: str) -> str:
     return scope_path.split("/", 1)[0][len(TENANT_PREFIX) :]
 
 
-def budget_scope(text: object) -> str:
+def budget_scope(text: Any) -> str:
     """A scope that may have a budget, in canonical form: it begins with a tenant and keeps the levels' order.
 
     >>> budget_scope("tenant:acme/agent:Bot")
     'tenant:acme/agent:bot'
     """
-    if not isinstance(text, str):
+    if not is_a(text, str):
         raise refuse("scope", text, "a string such as tenant:acme/agent:bot")
     scope = text.lower()
     depth = -1

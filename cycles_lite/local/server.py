@@ -73,7 +73,10 @@ class Application:
     def _answer(self, environ: dict[str, Any]) -> Answer:
         headers = _headers(environ)
         try:
-            length = int(environ.get("CONTENT_LENGTH") or 0)
+            told = environ.get("CONTENT_LENGTH") or "0"
+            if re.match(r"[0-9]{1,18}\Z", told) is None:  # waitress refuses it before, other servers may not
+                return error_answer(400, "INVALID_REQUEST", "Content-Length is no number of bytes.", headers)
+            length = int(told)
             if length > MAX_BODY_BYTES:
                 message = f"The body is larger than {MAX_BODY_BYTES} bytes."
                 return error_answer(413, "INVALID_REQUEST", message, headers)

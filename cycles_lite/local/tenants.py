@@ -14,7 +14,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 from ..errors import ValidationError
-from ..protocol.checks import INT64_MAX, integer, refuse, text
+from ..protocol.checks import INT64_MAX, integer, is_a, shown, text, texts
 from ..protocol.fields import Integer, OneOf
 from ..protocol.values import CommitOveragePolicy
 from . import rows, scopes
@@ -168,7 +168,7 @@ class TenantMethods:
     def tenant(self, tenant_id: str) -> Tenant | None:
         """A tenant's record; None where it has none, which does not keep it from having budgets."""
         with self._ledger.reading() as (db, _):
-            return _tenant(db, tenant_id) if scopes.is_tenant_id(tenant_id) else None
+            return _tenant(db, tenant_id) if is_a(tenant_id, str) and scopes.is_tenant_id(tenant_id) else None
 
     def close_tenant(self, tenant_id: str) -> Tenant:
         """Close a tenant for good: nothing is reserved, settled or recorded for it any more. Its keys are revoked."""
@@ -228,7 +228,7 @@ class TenantMethods:
             db.execute(_REVOKE, (now, text("key_id", key_id, 256)))
             for found in _keys(db, "key_id = ?", key_id):
                 return found
-        raise ValidationError(f"key_id: there is no key {key_id}")
+        raise ValidationError(f"key_id: there is no key {shown(key_id)}")
 
     def keys(self) -> list[ApiKey]:
         """Every key, the oldest first, without their secrets."""
@@ -240,6 +240,8 @@ class TenantMethods:
 
         Keys are found by their hash, so that the time it takes tells nothing about secrets.
         """
+        if not is_a(secret, str):
+            return None
         with self._ledger.reading() as (db, now):
             return owner(db, now, sha256(secret))
 
@@ -290,13 +292,11 @@ def _secret(given: str | None) -> str:
     """The secret that a program gave, or a new one."""
     if given is None:
         return "cyc_live_" + os.urandom(20).hex()
-    if not isinstance(given, str) or _SECRET.match(given) is None:
+    if not is_a(given, str) or _SECRET.match(given) is None:
         raise ValidationError("secret: 1 to 256 visible ASCII characters are expected")
     return given
 
 
 def _permissions(given: Sequence[str]) -> tuple[str, ...]:
     """The permissions that a program gave, each a text; a text alone is no list of them."""
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise refuse("permissions", given, "a list of strings")
-    return tuple([text("permissions", permission, 128) for permission in given])
+    return tuple([text("permissions", permission, 128) for permission in texts("permissions", given)])

@@ -141,6 +141,17 @@ def items(field: str, value: Any) -> Any:
     return list(value) if type(value) in (list, tuple) else _plain(field, value, "a list", (list, tuple))
 
 
+def texts(field: str, value: Any) -> tuple[str, ...]:
+    """The strings of any iterable, but not the letters of a string."""
+    try:
+        found = None if is_a(value, (str, bytes)) else tuple(value)
+    except Exception as e:  # it is no iterable, or one of the program's own that raises
+        raise refuse(field, value, "a list of strings") from e
+    if found is None:
+        raise refuse(field, value, "a list of strings")
+    return tuple([free_text(field, item, INT64_MAX) for item in found])
+
+
 def json_object(field: str, value: Any) -> dict[str, Any]:
     """A JSON object: string keys, and only values that JSON has. Copied, so that later changes do not reach it.
 

@@ -103,15 +103,15 @@ class _Quantity(Model):
             return _in_dollars(self.amount) + " USD"
         return f"{self.amount} {self.unit}"
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Quantity):
+    def __eq__(self, other: Any) -> bool:
+        if not is_a(other, _Quantity):
             return NotImplemented
         return self.amount == other.amount and self.unit == other.unit
 
     __hash__ = Model.__hash__
 
     def __lt__(self, other: _Quantity) -> bool:
-        return self.amount < self._of_one_unit(other) if isinstance(other, _Quantity) else NotImplemented
+        return self.amount < self._of_one_unit(other) if is_a(other, _Quantity) else NotImplemented
 
     def __add__(self: Q, other: _Quantity) -> Q:
         return self._summed("sum", other, 1)
@@ -120,7 +120,7 @@ class _Quantity(Model):
         return self._summed("difference", other, -1)
 
     def _summed(self: Q, name: str, other: _Quantity, sign: int) -> Q:
-        if not isinstance(other, _Quantity):
+        if not is_a(other, _Quantity):
             return NotImplemented
         amount = self.amount + sign * self._of_one_unit(other)
         made = object.__new__(type(self))

@@ -189,9 +189,28 @@ def loads(body: bytes) -> Any:
     # Checking each integer takes a third of the time, and is needed only if the body has enough digits for a long one.
     digits = len(body) - len(body.translate(None, b"0123456789"))
     try:
-        return (_decode if digits <= _MOST_DIGITS else _decode_wary)(body.decode("utf-8"))
+        data = (_decode if digits <= _MOST_DIGITS else _decode_wary)(body.decode("utf-8"))
     except RecursionError as e:
         raise ValueError("nested too deep") from e
+    if body.count(b"[") + body.count(b"{") > _DEEPEST and _is_too_deep(data):
+        raise ValueError("nested too deep")
+    return data
+
+
+#: Levels of nesting that JSON may have. Metadata may have 200. What is much deeper can be decoded, but its copy, its
+#: repr or its pickle fails with a `RecursionError`.
+_DEEPEST = 250
+
+
+def _is_too_deep(data: Any) -> bool:
+    """Whether there is a value below `_DEEPEST` others."""
+    level = [data]
+    for _ in range(_DEEPEST):
+        below = [list(value.values()) if type(value) is dict else value for value in level]
+        level = [value for values in below for value in values if type(value) is dict or type(value) is list]
+        if not level:
+            return False
+    return True
 
 
 def read_body(body: bytes) -> Any:

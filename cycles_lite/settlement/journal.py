@@ -33,7 +33,6 @@ COMMIT, EVENT = "commit", "event"
 PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
 
 
-
 class Claim:
     """The claim of one process on a folder's records, which lasts until it is closed or nobody refers to it any more.
 
@@ -276,19 +275,19 @@ class Journal:
         parent, own = os.path.split(self.folder)
         try:
             with os.scandir(parent) as entries:
-                return any(entry.name != own and entry.is_dir() for entry in entries)
+                return any(entry.name != own and _is_folder(entry) for entry in entries)
         except OSError:
             return False
 
-    def peek(self, suffix: str = PENDING) -> list[Record]:
-        """The readable records, the oldest first. No file is changed or moved."""
-        found = []
-        for name in sorted(self.names(suffix)):
+    def peek(self, suffix: str = PENDING) -> dict[str, Record]:
+        """The readable records by their files, the oldest first. No file is changed or moved."""
+        found = {}
+        for path in [os.path.join(self.folder, name) for name in sorted(self.names(suffix))]:
             try:
-                found.append(Record.from_json(_read(os.path.join(self.folder, name))))
+                found[path] = Record.from_json(_read(path))
             except (OSError, ValueError):  # it was settled meanwhile, or is no record
                 continue
-        return sorted(found, key=lambda record: record.recorded_at_ms)
+        return dict(sorted(found.items(), key=lambda entry: entry[1].recorded_at_ms))
 
     def glance(self) -> set[str] | None:
         """The names of the records' files; None where there are more files in the folder than a glance sees."""
@@ -319,25 +318,28 @@ class Journal:
         path = os.path.join(self.folder, name)
         try:
             record = Record.from_json(_read(path))
-            if name != file_name(record.reservation_id) and not self._migrate(path, record):
-                return None
+            return record if name == file_name(record.reservation_id) else self._migrate(path, record)
         except FileNotFoundError:
             return None
         except OSError as e:  # it is a folder, a pipe or somebody else's; the others are read all the same
             return f"journal record {path} cannot be read: {e}"
         except ValueError as e:
             return _quarantine(path, str(e))
-        return record
 
-    def _migrate(self, path: str, record: Record) -> bool:
-        """Give a record of an older naming scheme its own name: two ids that shared a name no longer do. False where
-        the reservation has a file of that name, which is newer; then that one counts."""
-        standard = os.path.join(self.folder, file_name(record.reservation_id))
-        if os.path.exists(standard):
-            _remove(path)
-            return False
-        insist(os.replace, path, standard)
-        return True
+    def _migrate(self, path: str, record: Record) -> Record | str | None:
+        """Give a record of an older naming scheme its own name: two ids that shared a name no longer do. None where the
+        reservation has a record of that name, which is newer, so that this one goes. A sentence where the file of that
+        name is none: it is set aside, and a later look takes this one up."""
+        standard = self.path_of(record.reservation_id)
+        try:
+            Record.from_json(_read(standard))
+        except FileNotFoundError:
+            insist(os.replace, path, standard)
+            return record
+        except ValueError as e:
+            return _quarantine(standard, str(e))
+        _remove(path)
+        return None
 
 
 def _remove(path: str) -> bool:
@@ -453,8 +455,15 @@ def _temporary_folder() -> str:
     return folder
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself, which must not hide the folders beside it
+        return False
+
+
 def identity_folders(folder: str) -> Iterator[str]:
     """The folder itself where it holds records, or what was set aside, and those of its folders that do."""
-    for candidate in [folder, *sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())]:
+    for candidate in [folder, *sorted(entry.path for entry in os.scandir(folder) if _is_folder(entry))]:
         if any(name.endswith((PENDING, REFUSED, CORRUPT)) for name in os.listdir(candidate)):
             yield candidate

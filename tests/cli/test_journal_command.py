@@ -157,7 +157,7 @@ def test_replay_to_what_is_no_server_leaves_the_records_as_they_are(url, tmp_pat
     journal.write(record)
     assert main(["journal", "replay", journal.folder, "--to", to]) != 0
     assert capsys.readouterr().err
-    assert list(journal.peek()) == [record]
+    assert list(journal.peek().values()) == [record]
 
 
 def test_the_default_folder_is_the_clients(url, capsys):
