@@ -27,38 +27,38 @@ class Line:
         self.look_again, self._passed_over = look_again, passed_over
         #: In the order of their coming. They are referred to weakly: a waiter that was interrupted before it could
         #: leave is gone with its frame.
-        self.places: list[weakref.ref[Place]] = []
+        self.waiters: list[weakref.ref[Waiter]] = []
 
     def is_empty(self) -> bool:
         """Whether nobody waits, as nearly always."""
-        return not self.places
+        return not self.waiters
 
-    def first(self, beside: Place | None = None) -> Place | None:
-        """Whose turn it is. One that a signal handler of the same thread has interrupted lets the handler's place,
+    def first(self, beside: Waiter | None = None) -> Waiter | None:
+        """Whose turn it is. One that a signal handler of the same thread has interrupted lets the handler's one,
         `beside`, go first, because it cannot go on before."""
         thread = beside.thread if beside is not None else None
         late = monotonic() - self._passed_over
-        for place in self._alive():
-            if place is beside or (place.thread != thread and place.looked > late):
-                return place
+        for waiter in self._alive():
+            if waiter is beside or (waiter.thread != thread and waiter.looked > late):
+                return waiter
         return None
 
     def ring(self) -> None:
         """Wake whose turn it is, in a signal handler too if one has interrupted it."""
-        first = self.first() if self.places else None
+        first = self.first() if self.waiters else None
         if first is None:
             return
-        for place in self._alive():
-            if place.thread == first.thread:
+        for waiter in self._alive():
+            if waiter.thread == first.thread:
                 with suppress(RuntimeError):  # it was rung before
-                    place.bell.release()
+                    waiter.bell.release()
 
-    def _alive(self) -> list[Place]:
-        return [place for place in [reference() for reference in list(self.places)] if place is not None]
+    def _alive(self) -> list[Waiter]:
+        return [waiter for waiter in [reference() for reference in list(self.waiters)] if waiter is not None]
 
 
-class Place:
-    """One waiter's place in a line, for as long as the `with` block runs."""
+class Waiter:
+    """One waiter in a line, for as long as the `with` block runs."""
 
     __slots__ = ("__weakref__", "_line", "bell", "looked", "thread")
 
@@ -72,16 +72,16 @@ class Place:
         #: When it last looked whether it is the first, as a monotonic time.
         self.looked = monotonic()
 
-    def __enter__(self) -> Place:
-        self._line.places.append(weakref.ref(self))
+    def __enter__(self) -> Waiter:
+        self._line.waiters.append(weakref.ref(self))
         return self
 
     def __exit__(self, *_: object) -> None:
-        places = self._line.places
-        for reference in list(places):
+        waiters = self._line.waiters
+        for reference in list(waiters):
             if reference() in (self, None):  # one that was interrupted could not remove itself
                 with suppress(ValueError):  # another thread was faster
-                    places.remove(reference)
+                    waiters.remove(reference)
         self._line.ring()
 
     def is_first(self) -> bool:

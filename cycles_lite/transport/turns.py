@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 
 from ..runtime.clock import monotonic
-from ..runtime.line import Line, Place
+from ..runtime.line import Line, Waiter
 
 #: Seconds between two looks of one who waits, and after which one who has not looked is passed over. Both are for
 #: waiters that were interrupted; all others are woken.
@@ -66,12 +66,12 @@ class Turns:
         if turn is not None or timeout <= 0:
             return turn
         deadline = monotonic() + timeout
-        with Place(self.line) as place:
+        with Waiter(self.line) as waiter:
             while True:
-                turn = self._free_one() if place.is_first() else None
+                turn = self._free_one() if waiter.is_first() else None
                 if turn is not None or monotonic() >= deadline:
                     return turn
-                place.wait(deadline)
+                waiter.wait(deadline)
 
     def _free_one(self) -> Turn | None:
         try:

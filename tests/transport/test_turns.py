@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from cycles_lite.runtime.clock import monotonic
-from cycles_lite.runtime.line import Line, Place
+from cycles_lite.runtime.line import Line, Waiter
 from cycles_lite.transport.turns import Turns
 
 
@@ -150,7 +150,7 @@ def test_turns_are_had_in_the_order_in_which_they_were_waited_for():
     for number in range(5):
         threads.append(threading.Thread(target=take_once, args=(number,)))
         threads[-1].start()
-        while len(turns.line.places) <= number:
+        while len(turns.line.waiters) <= number:
             threads[-1].join(0.001)
     turn.give_back()
     for thread in threads:
@@ -196,7 +196,7 @@ def test_a_signal_handler_waits_while_its_own_thread_stands_in_the_line():
 
 def test_one_that_does_not_look_any_more_is_passed_over():
     line = Line(0.01, 0.02)
-    with Place(line) as gone, Place(line) as behind:
+    with Waiter(line) as gone, Waiter(line) as behind:
         gone.thread = -1  # another thread, which was interrupted and never looks again
         gone.looked = monotonic()
         assert not behind.is_first()
