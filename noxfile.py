@@ -110,7 +110,7 @@ def tests(session: nox.Session) -> None:
     """The tests, with the newest dependencies. What follows `--` goes to pytest."""
     python = str(session.python)
     session.install("-e", ".[server,test]")
-    options = ["-q", "-n", "auto", *session.posargs]
+    options = ["-q", "-n", "auto", "--durations=30", *session.posargs]
     if python == NEWEST:  # once with all that Python itself can find
         session.run("python", "-X", "dev", "-W", "error", "-m", "pytest", *options)
     elif python in WHOLE:
