@@ -62,7 +62,10 @@ class _Client:
 
     def goes_on(self) -> float | None:
         """Take what came; the seconds that a pair took, if it has ended."""
-        self._read += self.socket.recv(65536)
+        came = self.socket.recv(65536)
+        if not came:
+            raise ConnectionResetError("the server has hung up")
+        self._read += came
         head = self._read.find(b"\r\n\r\n")
         length = _LENGTH.search(self._read, 0, head + 2) if head > 0 else None
         if length is None or len(self._read) < head + 4 + int(length.group(1)):

@@ -239,8 +239,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.is_proven = False
         #: Since when the server waits for this client: for its next request, or for the rest of one.
         self.waits_since = monotonic()
-        #: When the client last took a part of an answer.
-        self.takes_nothing_since = self.waits_since
+        #: When the client last took a part of an answer, as a monotonic time.
+        self.took_last = self.waits_since
         #: What a worker has written while it is collected.
         self._parts: list[bytes] | None = None
         super().__init__(*given, **options)
@@ -265,6 +265,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """
         is_served = self.requests and not self.will_close and self.total_outbufs_len < self.adj.outbuf_high_watermark
         return not is_served and bool(super().writable())
+
+    def handle_write(self) -> None:
+        """Send what is left of answers. Waitress does so without the lock where no request is at work, but a worker
+        that has just ended one may be asking for the next one's body, and the same bytes would be sent twice."""
+        with self.outbuf_lock:
+            super().handle_write()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -298,7 +304,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Send a part of an answer, and note whether the client took any of it."""
         sent = int(super().send(*given, **options))
         if sent:
-            self.takes_nothing_since = monotonic()
+            self.took_last = monotonic()
         return sent
 
 
@@ -323,7 +329,7 @@ def let_go(sockets: Mapping[int, Any], most: int) -> None:
         if number < excess or is_late:
             channel.handle_close()
     for channel in channels:
-        if channel.holds_its_worker and now - channel.takes_nothing_since > PATIENCE:
+        if channel.holds_its_worker and now - channel.took_last > PATIENCE:
             channel.handle_close()
 
 

@@ -299,6 +299,27 @@ def test_a_body_is_asked_for_once_the_answer_before_it_has_gone(served):
             assert (status, json.loads(answer.decode())["decision"]) == (200, "ALLOW")
 
 
+def test_a_body_is_asked_for_once_however_long_that_takes(served, monkeypatch):
+    """While a worker asks for it, the loop must not send the same bytes."""
+    send = server.Channel.send
+
+    def slow_send(channel, data, **options):
+        if threading.current_thread().name.startswith("waitress") and b" 100 Continue" in bytes(data):
+            channel.server.pull_trigger()  # as a worker does that has ended meanwhile
+            threading.Event().wait(0.2)
+        return send(channel, data, **options)
+
+    monkeypatch.setattr(server.Channel, "send", slow_send)
+    body = json.dumps(asking()).encode()
+    head = f"POST /v1/decide HTTP/1.1\r\nX-Cycles-API-Key: {served.key}\r\nContent-Length: {len(body)}\r\n"
+    with Reader(served.url) as reader:
+        reader.send(asked(served, "/v1/balances?tenant=acme") + head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert reader.answer()[0] == 200
+        assert [reader.line(), reader.line()] == [b"HTTP/1.1 100 Continue\r\n", b"\r\n"]
+        reader.send(body)
+        assert reader.answer()[0] == 200
+
+
 def test_the_last_answer_before_a_close_arrives_whole(served):
     path = large_reservation(served)
     for last in (asked(served, path, "Connection: close\r\n"), asked(served, path).replace(b"1.1", b"1.0")):
