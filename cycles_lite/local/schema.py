@@ -85,6 +85,7 @@ TABLES = (
     _PROMISES,
     _UPKEEP,
     # How a reservation was committed or released, under its `number`. Rows that grow would cost more than added ones.
+    # `answer` is what the answer is made of, see `replies`; version 1 stored it whole.
     """
     CREATE TABLE settlements (
         number INTEGER PRIMARY KEY,
