@@ -42,8 +42,9 @@ PRUNE_EVERY_MS = 60_000
 class Ledger:
     """Budgets and reservations in a file, or in memory, and their transactions.
 
-    `clock` gives milliseconds since 1970. `timeout` is in seconds: if a lock cannot be had in time, `TransportTimeout`
-    is raised and nothing is written. Every error of SQLite is raised as a `TransportError`.
+    `clock` gives milliseconds since 1970. `timeout` is in seconds: if a lock cannot be had in time, or the statements
+    take longer, `TransportTimeout` is raised and nothing is written. Every error of SQLite is raised as a
+    `TransportError`.
     """
 
     def __init__(

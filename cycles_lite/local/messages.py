@@ -110,10 +110,14 @@ def _trace_id(headers: Mapping[str, str]) -> str:
     parent = _TRACEPARENT.match(_header(headers, "traceparent") or "")
     if parent is not None:
         return parent.group(1)
-    flat = _header(headers, "X-Cycles-Trace-Id") or ""
-    while _TRACE_ID.match(flat) is None:
-        flat = os.urandom(16).hex()
-    return flat
+    named = _header(headers, "X-Cycles-Trace-Id")
+    return named if named is not None and _TRACE_ID.match(named) else _new_trace_id()
+
+
+def _new_trace_id() -> str:
+    """A new trace's id, which is never all zeros."""
+    made = os.urandom(16).hex()
+    return made if _TRACE_ID.match(made) else _new_trace_id()
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:

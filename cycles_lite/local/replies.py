@@ -16,9 +16,9 @@ from typing import Any, Callable, Mapping, Sequence
 
 from ..protocol.values import ReservationStatus
 from ..protocol.wire import dumps
-from . import rows, scopes
+from . import rows, rules, scopes
 from .rows import Json, Reservation, encode
-from .rules import Budget, Refused, balances
+from .rules import Budget, Refused
 from .schema import RESERVATIONS
 
 _HOUR_MS = 3600 * 1000
@@ -66,7 +66,7 @@ def _amounts(budgets: Sequence[Budget]) -> list[Sequence[Any]]:
 
 
 def _balances(kept: Sequence[Sequence[Any]]) -> list[Json]:
-    return balances([Budget(*fields) for fields in kept])
+    return rules.balances([Budget(*fields) for fields in kept])
 
 
 def created(of: Reservation, expires_at_ms: int, caps: Mapping[str, Any] | None, shown: list[Json], now: int) -> Json:
@@ -167,7 +167,7 @@ class Once:
         kept = dumps([made.expires_at_ms, caps, _amounts(held)])
         promise = (made.reply_until_ms, number, _fingerprint(self._payload, defaults[0]), defaults[1], kept)
         self._db.execute(_ADD_PROMISE, promise)
-        return created(made, made.expires_at_ms, caps, balances(held), self._now)
+        return created(made, made.expires_at_ms, caps, rules.balances(held), self._now)
 
     def keep_others(self, until: int) -> None:
         """Keep the other answers of the target for as long as the newest."""
@@ -201,7 +201,7 @@ def finish(
     metadata = encode(payload["metadata"]) if "metadata" in payload else None
     kept = dumps([charged, released, _amounts(budgets)])
     db.execute(_ADD_SETTLEMENT, (of.number, payload["idempotency_key"], _fingerprint(payload, {}), kept, metadata))
-    return settled(status, of.unit, charged, released, balances(budgets))
+    return settled(status, of.unit, charged, released, rules.balances(budgets))
 
 
 def find_settled(db: sqlite3.Connection, of: Reservation, status: str, payload: Json) -> Json | None:

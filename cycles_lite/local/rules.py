@@ -46,6 +46,10 @@ class Budget(NamedTuple):
         """What new reservations may take; negative in overdraft."""
         return self.allocated - self.spent - self.reserved - self.debt
 
+    def moved(self, reserved: int, spent: int) -> Budget:
+        """The budget with more or less reserved and spent. Each call does this, and `_replace` takes thrice as long."""
+        return Budget._make((*self[:3], self.spent + spent, self.reserved + reserved, *self[5:]))
+
     @property
     def balance(self) -> Balance:
         """As the protocol's `Balance`."""
@@ -176,7 +180,7 @@ def hold(budgets: Budgets, amount: int) -> Budgets:
 
 def free(budgets: Budgets, amount: int) -> Budgets:
     """The budgets with a hold given back."""
-    return tuple([budget._replace(reserved=budget.reserved - amount) for budget in budgets])
+    return tuple([budget.moved(-amount, 0) for budget in budgets])
 
 
 # ---- Settling ----
@@ -188,7 +192,7 @@ def charge(budgets: Budgets, held: int, actual: int, policy: str) -> Charge:
     Frozen, closed and over-limit budgets settle like others: the action already happened.
     """
     if actual <= held:
-        settled = tuple([b._replace(reserved=b.reserved - held, spent=b.spent + actual) for b in budgets])
+        settled = tuple([budget.moved(-held, actual) for budget in budgets])
         return _in_range(Charge(settled, actual, held - actual), actual)
     if policy == REJECT:
         short = next((b for b in budgets if b.remaining < actual - held), budgets[-1])

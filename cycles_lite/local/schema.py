@@ -85,6 +85,7 @@ TABLES = (
     _PROMISES,
     _UPKEEP,
     # How a reservation was committed or released, under its `number`. Rows that grow would cost more than added ones.
+    # `answer` is what the answer is made of, see `replies`; version 1 stored it whole.
     """
     CREATE TABLE settlements (
         number INTEGER PRIMARY KEY,
@@ -135,8 +136,7 @@ STEPS = {
 
 def create(db: sqlite3.Connection) -> None:
     """Write the tables into an empty database, in the caller's transaction."""
-    for statement in TABLES:
-        db.execute(statement)
+    list(map(db.execute, TABLES))
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -144,8 +144,7 @@ def create(db: sqlite3.Connection) -> None:
 def upgrade(db: sqlite3.Connection) -> None:
     """Make a database of an earlier version one of this, in the caller's transaction, which has the lock to write."""
     for version in range(identity(db)[1], VERSION):
-        for statement in STEPS[version]:
-            db.execute(statement)
+        list(map(db.execute, STEPS[version]))
     db.execute(f"PRAGMA user_version = {VERSION}")
 
 

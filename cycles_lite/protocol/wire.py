@@ -254,6 +254,8 @@ def read_answer(
         for name in ("charged", "released"):
             if name in values and not isinstance(values[name].unit, Unit):
                 raise _unusable(answer, f"{name} is in an unknown unit")
+    if operation.method == "GET":  # what is read may have metadata, which the response shares with decoded JSON
+        answer = answer._replace(content=answer.body)
     values.update(headers=answer.headers, answer=answer, attempt_ms=attempt_ms)
     return response
 

@@ -138,16 +138,23 @@ def pages(bench, query, owner, limit=13):
 
 
 class Explained:
-    """A database that tells how SQLite goes about each statement, and counts its instructions."""
+    """A connection that tells how SQLite goes about each statement."""
 
     def __init__(self, db):
         self._db, self.plans = db, []
 
+    def __getattr__(self, name):
+        return getattr(self._db, name)
+
     def execute(self, statement, values=()):
-        if statement.startswith("SELECT"):
+        if statement.split()[0] in ("SELECT", "UPDATE", "DELETE"):
             rows = self._db.execute("EXPLAIN QUERY PLAN " + statement, values).fetchall()
             self.plans += [(row[-1], statement) for row in rows]
         return self._db.execute(statement, values)
+
+    def executemany(self, statement, values):
+        for row in values:
+            self.execute(statement, row)
 
 
 LONG_LISTS = [
@@ -201,6 +208,29 @@ def steps(db, work):
     finally:
         db.set_progress_handler(None, 0)
     return count[0]
+
+
+def test_no_operation_looks_at_every_row():
+    """Nor does freeing holds or pruning: each statement of theirs goes by an index."""
+    with Bench() as bench:
+        bench.budget()
+        connection = bench.authority._ledger.pool()._only
+        connection.db = looked = Explained(connection.db)
+        for _ in range(2):
+            made = bench.reserve(1, idempotency_key="k", ttl_ms=1000)
+            bench.extend(made.id, idempotency_key="e")
+            bench.commit(made.id, 1, idempotency_key="c")
+            bench.release(bench.reserve(1).id)
+            bench.event(1, idempotency_key="v")
+            bench.decide(1, idempotency_key="d")
+            bench.get(made.id)
+            bench.reserve(1, ttl_ms=1000)
+        for days in (1, 400):
+            bench.clock.now += days * 24 * 3600 * 1000
+            bench.decide(1)
+        assert [plan for plan in looked.plans if plan[0].startswith("SCAN")] == []
+        used = {" ".join(statement.split()[:3]) for _, statement in looked.plans}
+        assert {f"UPDATE {RESERVATIONS} SET", f"DELETE FROM {RESERVATIONS}", "DELETE FROM promises"} <= used
 
 
 BALANCES = [

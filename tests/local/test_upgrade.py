@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sqlite3
 
 import pytest
+from interrupts import AtLine, Interrupt, in_finalizer
 
 from cycles_lite.errors import ConfigError, TransportError
 from cycles_lite.local import schema
@@ -277,6 +280,57 @@ def test_killed_in_the_middle(old, url):
     with Bench(url, create=False) as bench:
         assert bench.authority.check() == []
     assert rows_of(old) == before
+
+
+def test_an_error_at_each_statement(old, url, monkeypatch):
+    """Whichever statement of the upgrade fails, the file stays one of version 1, and the next try upgrades it."""
+    before = rows_of(old)
+    steps = schema.STEPS[1]
+    for number in range(len(steps) + 1):
+        broken = (*steps[:number], "SELECT no_such_function()", *steps[number:])
+        with monkeypatch.context() as patch, Bench(url, create=False) as bench:
+            patch.setattr(schema, "STEPS", {1: broken})
+            with pytest.raises(TransportError, match="no_such_function"):
+                bench.authority.budgets()
+        assert version_of(old) == 1
+        assert rows_of(old) == before
+    with Bench(url, create=False) as bench:
+        assert bench.authority.check() == []
+    assert version_of(old) == schema.VERSION
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_at_many_lines(old, url, tmp_path):
+    """A signal handler that raises within the upgrade leaves the old file or the new one, with all rows."""
+    before = rows_of(old)
+    db = sqlite3.connect(old)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.close()
+    with open(old, "rb") as file:
+        content = file.read()
+
+    def upgrade():
+        with Bench(url, create=False) as bench:
+            bench.authority.budgets()
+
+    with AtLine(skips=in_finalizer) as counting:
+        upgrade()
+    versions = set()
+    for number in range(1, counting.count + 1, 11):
+        gc.collect()
+        for name in os.listdir(str(tmp_path)):
+            os.remove(str(tmp_path / name))
+        with open(old, "wb") as file:
+            file.write(content)
+        try:
+            with AtLine(number, skips=in_finalizer):
+                upgrade()
+        except Interrupt:
+            pass
+        versions.add(version_of(old))
+        assert rows_of(old) == before
+    assert versions == {1, schema.VERSION}
 
 
 def test_a_process_of_version_1_that_has_the_file_open(old, url):
