@@ -117,6 +117,7 @@ class CyclesClient:
         """Flush, then close the connections. Reads that wait to be retried give up. Later calls open new connections,
         so that closing too early loses no settlement."""
         if self._session.settler is not None:
+            self._session.settler.is_ending = True
             self._flush(self.config.flush_timeout)
             self._session.settler.close()
         self._session.close()

@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from those before it, whether at import time, for types, or within a function.
 #: `local` and `cli` count as one module each. A new module gets its place here.
 ORDER = (
-    "runtime.clock runtime.words transport.turns transport.handlers errors runtime.log transport.proxies "
+    "runtime.clock runtime.shutdown runtime.words transport.turns transport.handlers errors runtime.log transport.proxies "
     "transport.trust transport.deadline transport.connections protocol.checks protocol.twins protocol.fields "
     "protocol.values protocol.keywords protocol.models config transport.retry background.lease protocol.wire local "
     "transport.redaction transport.http settlement.journal settlement.look settlement.meaning events session "
@@ -45,7 +45,7 @@ FOLDERS = {
     "settlement": "finder flush journal look meaning settler spend",
     "background": "heartbeat lease worker",
     "guards": "asking costs current generators",
-    "runtime": "clock log words",
+    "runtime": "clock log shutdown words",
     "": "__main__ aws_lambda client config errors events guard lifecycle pytest_plugin session testing wsgi",
 }
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from .. import events
 from ..background.worker import Job, worker
-from ..errors import CyclesError
+from ..errors import CyclesError, TransportTimeout
 from ..protocol import wire
-from ..runtime.clock import now_ms
+from ..runtime import shutdown
+from ..runtime.clock import monotonic, now_ms
 from ..runtime.log import log
 from ..transport.deadline import has_time
 from .finder import LOOK_AGAIN, Finder
@@ -29,6 +30,9 @@ from .spend import Spend, amount_of, until
 
 if TYPE_CHECKING:
     from ..session import Session
+
+#: Seconds that an attempt takes at the least, if it has met with silence.
+_SILENCE = 1.0
 
 #: How many of the pending spends are gone through at once.
 _AT_ONCE = 256
@@ -56,6 +60,8 @@ class Settler:
         self.pid = os.getpid()
         self._journal: Journal | None = None
         self.is_open = False
+        #: Whether the client is being closed.
+        self.is_ending = False
         #: One entry until a thread has told where the journal is and looked into it. Popping it is atomic.
         self._unsaid = [True]
         #: The problems of the journal that were reported, by their hash; each look would find and report them again.
@@ -85,7 +91,8 @@ class Settler:
     def settle(self, spend: Spend) -> Settlement:
         """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no.
 
-        While the caller waits there are two attempts at the most in each of the record's modes.
+        While the caller waits there are two attempts at the most in each of the record's modes; one where the client
+        or the process is ending, because the record is on disk.
         """
         told, repeated = None, ""
         while told is None:
@@ -134,6 +141,7 @@ class Settler:
         record, is_commit = spend.record, spend.record.mode == COMMIT
         operation = wire.COMMIT_RESERVATION if is_commit else wire.CREATE_EVENT
         body = (record.commit_body if is_commit else record.event_fallback_body) or {}
+        begun = monotonic()
         told = self.session.send(operation, body, record.reservation_id, retries=False)
         if not isinstance(told, CyclesError):
             if is_commit:
@@ -154,10 +162,17 @@ class Settler:
         if meaning is Meaning.REJECTED:
             self._rejected(spend, told)
             return told
-        if meaning is Meaning.UNKNOWN and may_repeat and has_time():
+        if meaning is Meaning.UNKNOWN and may_repeat and has_time() and not self._is_last_attempt(spend):
             return None
+        is_silent = isinstance(told, TransportTimeout) and monotonic() - begun >= _SILENCE
+        spend.silent_at = monotonic() if is_silent else None
         self._hold(spend, meaning, told)
         return Settlement(SettlementStatus.PENDING)
+
+    def _is_last_attempt(self, spend: Spend) -> bool:
+        """Whether there is to be no other attempt while the caller waits, who wants to end."""
+        is_ending = self.is_ending or not self.is_open or shutdown.is_under_way()
+        return is_ending and spend.is_written
 
     def _turn_to_event(self, spend: Spend) -> bool:
         """Put the record into event mode, with the same key, on disk before the event is sent. False where it has none.
@@ -295,7 +310,7 @@ class Settler:
         # Threads that come at the same time each find the journal, because none of them may settle without it.
         journal, notice = self._find_journal()
         self._journal = journal
-        self.is_open = True
+        self.is_open, self.is_ending = True, False
         _settlers[id(self)] = self
         try:
             self._unsaid.pop()
