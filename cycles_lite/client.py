@@ -74,6 +74,12 @@ class CyclesClient:
     def __repr__(self) -> str:
         return f"CyclesClient({self.config!r})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a CyclesClient has connections and secrets, and can be neither pickled nor copied: make one in each "
+            "process, from the same settings (CyclesClient.from_env()); with_options() gives a second one here"
+        )
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name):

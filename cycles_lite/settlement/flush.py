@@ -121,10 +121,8 @@ class Flush:
         """Whether an attempt that began after the flush is to come, or is under way in another thread."""
         if spend.runner is not None:
             return spend.runner != get_ident()
-        if self._is_last and spend.is_written and spend.silent_at is not None:
-            if monotonic() - spend.silent_at < _JUST_NOW:
-                return False
-        return spend.number < self._number and not until(spend.record)
+        is_in_vain = self._is_last and spend.is_written and monotonic() - spend.silent_at < _JUST_NOW
+        return spend.number < self._number and not is_in_vain and not until(spend.record)
 
 
 def _is_idle(job: Job | None) -> bool:

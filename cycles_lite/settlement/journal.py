@@ -35,7 +35,6 @@ COMMIT, EVENT = "commit", "event"
 PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
 
 
-
 class Claim:
     """The claim of one process on a folder's records, which lasts until it is closed or nobody refers to it any more.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from typing import Callable, Container, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, List, Sequence, Tuple, Union
 
 from .journal import PENDING, Claim, Journal, Record, remove_stale
 
@@ -34,11 +34,11 @@ class Look:
 
     def __init__(self, journals: Sequence[Journal], known: Callable[[], Container[str]], claims: bool) -> None:
         self._journals, self._known, self._claims = list(journals), known, claims
-        self._claim: Optional[Claim] = None
-        self._search: Optional[_Search] = None
+        self._claim: Claim | None = None
+        self._search: _Search | None = None
         #: The files that the last search has found, the oldest last; where it ended, and whether there may be more.
-        self._found: List[str] = []
-        self._after: Optional[_Place] = None
+        self._found: list[str] = []
+        self._after: _Place | None = None
         self._has_more = True
         #: Whether another process has the claim on a journal.
         self.was_refused = False
@@ -113,16 +113,17 @@ class Look:
 class _Search:
     """A search of a folder for its oldest records that come after a place, and are not `known`."""
 
-    def __init__(self, folder: str, known: Container[str], after: Optional[_Place]) -> None:
+    def __init__(self, folder: str, known: Container[str], after: _Place | None) -> None:
         self._known, self._after = known, after
         #: A heap of the oldest up to now. Its first entry is the newest of them, which an older one takes the place of.
-        self.places: List[_Place] = []
+        self.places: list[_Place] = []
         #: Whether there are more that come after the place.
         self.has_more = False
+        self._entries: Any = None
         try:
             self._entries = os.scandir(folder)
         except FileNotFoundError:
-            self._entries = None
+            return
 
     def go_on(self) -> bool:
         """Go past some files. Return whether they were the last."""

@@ -8,6 +8,7 @@ again. The program's threads hold no lock here, because a signal handler may flu
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections import deque
 from itertools import count
@@ -26,7 +27,7 @@ from .finder import LOOK_AGAIN, Finder
 from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
 from .look import Look
 from .meaning import SLOW_RETRY, Meaning, Settlement, SettlementStatus, is_too_old, meaning_of, retry_in
-from .spend import Spend, amount_of, until
+from .spend import Spend, amount_of
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -94,6 +95,9 @@ class Settler:
         While the caller waits there are two attempts at the most in each of the record's modes; one where the client
         or the process is ending, because the record is on disk.
         """
+        if sys.is_finalizing() and spend.is_written:  # an interpreter that ends cannot send
+            self._drop(spend)
+            return Settlement(SettlementStatus.PENDING)
         told, repeated = None, ""
         while told is None:
             mode = spend.record.mode
@@ -165,7 +169,7 @@ class Settler:
         if meaning is Meaning.UNKNOWN and may_repeat and has_time() and not self._is_last_attempt(spend):
             return None
         is_silent = isinstance(told, TransportTimeout) and monotonic() - begun >= _SILENCE
-        spend.silent_at = monotonic() if is_silent else None
+        spend.silent_at = monotonic() if is_silent else Spend.silent_at
         self._hold(spend, meaning, told)
         return Settlement(SettlementStatus.PENDING)
 

@@ -110,7 +110,9 @@ def test_preloaded_workers(ledger, records, tmp_path, worker_class, warm):
 
 
 @pytest.mark.parametrize("worker_class", ["sync", "gthread"])
-def test_a_worker_that_is_told_to_end_asks_a_silent_authority_once(desk, peer, scripted, records, tmp_path, worker_class):
+def test_a_worker_that_is_told_to_end_asks_a_silent_authority_once(
+    desk, peer, scripted, records, tmp_path, worker_class
+):
     """The request that it is serving ends with spend that is pending, on disk; nobody waits for a second attempt, and
     the end of the interpreter makes none either."""
     reached = threading.Event()
