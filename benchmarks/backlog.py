@@ -84,7 +84,7 @@ def _first_reserve(quick: bool) -> list[Row]:
 
 def _reserve_first(url: str, folder: str) -> float:
     """Microseconds of a new client's first reservation. Its transport has a connection."""
-    client = CyclesClient(work.config(url, journal_dir=folder, flush_timeout=0.0, heartbeat=False))
+    client = CyclesClient(work.config(url, journal_dir=folder, flush_timeout=0.0))
     client.warm_up()
     gc.collect()
     start = wall()

@@ -80,7 +80,8 @@ class Flush:
                 if left <= 0 or self._is_through():
                     break
                 time.sleep(min(pause, left))
-                pause = min(2 * pause, _GLANCE)
+                if not worker.is_inline:  # what is to do is done by others, who need no company
+                    pause = min(2 * pause, _GLANCE)
         return self
 
     def count(self) -> int:
@@ -97,8 +98,9 @@ class Flush:
         worker.catch_up()
         finder = self._settler.finder
         if self._look and (finder.looks >= self._look or not self._settler.is_open):
-            # A look that had begun before has passed by records that this flush is to try.
-            self._look = finder.look_around() if self._joins and finder.has_left and self._settler.is_open else 0
+            # A look that had begun before may have passed by records that this flush is to try.
+            goes_on = self._joins and self._settler.is_open and self._settler.has_unseen()
+            self._look = finder.look_around() if goes_on else 0
             self._joins = False
         is_waiting = self._wanted or self._look or self._settler.releasing
         return not (is_waiting or any(map(self._is_awaited, list(finder.found.values())))) and is_drained()

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from itertools import count
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from .. import events
 from ..background.worker import Job, worker
@@ -349,7 +349,7 @@ class Settler:
 
     def new_look(self) -> Look:
         """A look at the journals. A journal that was given is another's, which nobody else looks at."""
-        return Look(self.journals(), _known, claims=self._given is None)
+        return Look(self.journals(), lambda: (_known([self]), _known()), claims=self._given is None)
 
     def has_unseen(self) -> bool:
         """Whether there may be records on disk that this client does not hold, as far as a glance tells."""
@@ -435,9 +435,9 @@ def open_settlers() -> list[Settler]:
     return [settler for settler in [held() for held in _settlers.valuerefs()] if settler is not None]
 
 
-def _known() -> set[str]:
-    """The names of the files whose spend the clients of this process are settling."""
-    return {file_name(id) for settler in open_settlers() for id in list(settler.pending)}
+def _known(settlers: Iterable[Settler] = ()) -> set[str]:
+    """The names of the files whose spend is being settled: by these clients, or else by all of this process."""
+    return {file_name(id) for settler in settlers or open_settlers() for id in list(settler.pending)}
 
 
 def _after_fork() -> None:
