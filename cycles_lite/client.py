@@ -106,7 +106,9 @@ class CyclesClient:
     def flush(self, timeout: float | None = None) -> int:
         """Settle what is pending, for at most `timeout` seconds (default: the configuration's `flush_timeout`).
 
-        Returns how much is left: what is retried, what other threads are settling, and what collected guards left."""
+        Returns how much is left: what is retried, what other threads are settling, what collected guards left, and what
+        is on disk and was not read yet. To count that, the names in the journal's folder are read after this time.
+        """
         flush = self._flush(self.config.flush_timeout if timeout is None else timeout)
         return 0 if flush is None else flush.count()
 
