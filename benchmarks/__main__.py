@@ -14,7 +14,7 @@ from typing import Callable
 
 from cycles_lite import CyclesClient
 
-from . import authority, calls, scale, size, startup, work
+from . import authority, backlog, calls, scale, size, startup, work
 from .canned import HERE, canned
 from .report import Row, Target, as_json, as_text
 
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "sqlite": authority.sqlite,
     "serve": authority.serve,
     "growth": scale.growth,
+    "backlog": backlog.backlog,
 }
 
 #: Seconds after which a benchmark is ended.

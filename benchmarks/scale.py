@@ -12,10 +12,9 @@ import urllib.request
 from typing import Any, Callable
 
 from cycles_lite import Action, Amount, CyclesClient, ReservationGuard, events
-from cycles_lite.runtime.clock import now_ms
-from cycles_lite.settlement.journal import Journal, Record, identity, normalised
 
 from . import work
+from .backlog import resident_bytes, with_records
 from .canned import canned
 from .report import Row, Target
 from .timing import beside, microseconds, wall
@@ -41,12 +40,6 @@ def _in_threads(count: int, run: Callable[[], Any]) -> float:
     return wall() - start
 
 
-def _memory() -> int:
-    """Resident bytes of this process."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 # ---- Many guards at once ----
 
 
@@ -69,10 +62,10 @@ def live_guards(quick: bool) -> list[Row]:
 
         _in_threads(_THREADS, lambda: client.reserve(Amount.tokens(1), Action("a", "b")).release("warm"))
         gc.collect()
-        before = _memory()
+        before = resident_bytes()
         made_in = _in_threads(_THREADS, reserve)
         gc.collect()
-        each = (_memory() - before) / len(guards) / 1024
+        each = (resident_bytes() - before) / len(guards) / 1024
         threads = _most_threads(seconds)
         with urllib.request.urlopen(url + "/book") as answer:
             book = json.loads(answer.read())
@@ -160,10 +153,10 @@ def _after_calls(quick: bool) -> list[Row]:
             while done < stage:
                 guard()
                 done += 1
-                memory = memory or (_memory() if done >= stages[1] else 0)
+                memory = memory or (resident_bytes() if done >= stages[1] else 0)
             found.append(microseconds(guard, calls))
             done += calls
-        grown = (_memory() - memory) / 2**20
+        grown = (resident_bytes() - memory) / 2**20
     rows = [
         Row(
             f"guard after {stage:,} calls",
@@ -184,35 +177,10 @@ def _beside_records(quick: bool) -> list[Row]:
     few, many = (10, 200) if quick else (10, 10_000)
     rounds, calls = (2, 10) if quick else (21, 200)
     with canned() as url, tempfile.TemporaryDirectory() as folder:
-        clients = [_with_records(url, os.path.join(folder, str(count)), count) for count in (many, few)]
-        first = [microseconds(work.guarded(client), 1, wall) / 1000 for client in clients]
+        clients = [with_records(url, os.path.join(folder, str(count)), count) for count in (many, few)]
         guards = [work.guarded(client) for client in clients]
         ours, peer = beside(lambda: microseconds(guards[0], calls), lambda: microseconds(guards[1], calls), rounds)
         for client in clients:
             client.close()
-    how = f"CPU; medians of {rounds} rounds of {calls}, alternating, after the first call, which reads the records"
-    return [
-        Row(f"guard beside {many:,} waiting records", ours, "us", peer, f"beside {few}", _FLAT, how),
-        Row(
-            f"first guard with {many:,} records, each",
-            (first[0] - first[1]) * 1000 / (many - few),
-            "us",
-            None,
-            "",
-            None,
-            f"wall; the first call took {first[0]:.0f} ms, with {few} records {first[1]:.0f} ms",
-        ),
-    ]
-
-
-def _with_records(url: str, folder: str, count: int) -> CyclesClient:
-    """A client whose journal holds records that may not be sent for an hour."""
-    config = work.config(url, journal_dir=folder, flush_timeout=0.0)
-    journal = Journal(os.path.join(folder, identity(url, config.tenant, config.api_key)))
-    now = now_ms()
-    for number in range(count):
-        key = f"{number:032x}"
-        body = {"actual": {"unit": "TOKENS", "amount": 1}, "idempotency_key": key}
-        event = {**body, "subject": {"tenant": "acme"}, "action": {"kind": "llm.completion", "name": "gpt-4o"}}
-        journal.write(Record(f"rsv_waits_{key}", normalised(url), "commit", body, event, now, now + 3_600_000))
-    return CyclesClient(config)
+    how = f"CPU; medians of {rounds} rounds of {calls}, alternating, after the first look at them"
+    return [Row(f"guard beside {many:,} waiting records", ours, "us", peer, f"beside {few}", _FLAT, how)]

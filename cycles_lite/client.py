@@ -74,6 +74,12 @@ class CyclesClient:
     def __repr__(self) -> str:
         return f"CyclesClient({self.config!r})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a CyclesClient has connections and secrets, and can be neither pickled nor copied: make one in each "
+            "process, from the same settings (CyclesClient.from_env()); with_options() gives a second one here"
+        )
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name):
@@ -100,7 +106,9 @@ class CyclesClient:
     def flush(self, timeout: float | None = None) -> int:
         """Settle what is pending, for at most `timeout` seconds (default: the configuration's `flush_timeout`).
 
-        Returns how much is left: what is retried, what other threads are settling, and what collected guards left."""
+        Returns how much is left: what is retried, what other threads are settling, what collected guards left, and what
+        is on disk and was not read yet. To count that, the names in the journal's folder are read after this time.
+        """
         flush = self._flush(self.config.flush_timeout if timeout is None else timeout)
         return 0 if flush is None else flush.count()
 
@@ -117,6 +125,7 @@ class CyclesClient:
         """Flush, then close the connections. Reads that wait to be retried give up. Later calls open new connections,
         so that closing too early loses no settlement."""
         if self._session.settler is not None:
+            self._session.settler.is_ending = True
             self._flush(self.config.flush_timeout)
             self._session.settler.close()
         self._session.close()

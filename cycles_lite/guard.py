@@ -21,17 +21,17 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 import warnings
 import weakref
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Iterable, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, NoReturn, TypeVar
 
 from . import events
 from .background.heartbeat import Heartbeat
 from .background.worker import left_over, worker
 from .errors import CyclesError, GuardFinalizedError
 from .guards.current import enter, leave
+from .guards.interrupted import interrupted_commit
 from .protocol import wire
 from .protocol.checks import INT64_MAX, integer, is_a, refuse
 from .protocol.models import (
@@ -133,6 +133,13 @@ class ReservationGuard:
     def __repr__(self) -> str:
         state = "active" if self.is_active else "finished"
         return f"<ReservationGuard {self.reservation_id or self._backing.value}, {self.estimate}, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"guard {self.reservation_id or ''} settles in the process that made it, and can be neither pickled nor "
+            "copied: settle here what the other process returns, or give it the reservation_id, and have its own "
+            "client call commit_reservation()"
+        )
 
     # ---- What was granted ----
 
@@ -373,7 +380,7 @@ class ReservationGuard:
         if not self.is_active or sys.is_finalizing():
             return
         try:
-            owed = self._owed or _interrupted_commit(self, exception)
+            owed = self._owed or interrupted_commit(self, exception)
             if owed or self._meter.total:
                 self._settle(owed)
                 return
@@ -434,15 +441,3 @@ class ReservationGuard:
 
 class Abandoned(Exception):
     """The exception that ends a guard which was garbage-collected; its name is the reason of the release."""
-
-
-def _interrupted_commit(guard: ReservationGuard, exception: BaseException | None) -> Told | None:
-    """What `commit` was told, where a signal handler raised this exception at its very first instruction. Then nothing
-    but its frame, which the traceback holds, knows the amount."""
-    if exception is None:
-        return None
-    for frame, _ in traceback.walk_tb(exception.__traceback__):
-        told = frame.f_locals if frame.f_code is type(guard).commit.__code__ else {}
-        if told.get("self") is guard and guard.can_cost(told["actual"]):
-            return told["actual"], told["metrics"], told["metadata"]
-    return None

@@ -22,13 +22,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from those before it, whether at import time, for types, or within a function.
 #: `local` and `cli` count as one module each. A new module gets its place here.
 ORDER = (
-    "runtime.clock runtime.system runtime.words runtime.line transport.turns transport.handlers errors runtime.log "
-    "transport.proxies transport.trust transport.deadline transport.connections protocol.checks protocol.twins "
+    "runtime.clock runtime.shutdown runtime.system runtime.words runtime.line transport.turns transport.handlers errors "
+    "runtime.log transport.proxies transport.trust transport.deadline transport.connections protocol.checks protocol.twins "
     "protocol.fields protocol.values protocol.keywords protocol.models config transport.retry background.lease "
-    "protocol.wire local transport.redaction transport.http settlement.journal settlement.look settlement.meaning events session "
-    "background.worker settlement.spend settlement.finder settlement.settler background.heartbeat guards.current guards.costs "
-    "guards.generators guard settlement.flush guards.asking client lifecycle wsgi aws_lambda testing pytest_plugin "
-    "cli __main__"
+    "protocol.wire local transport.redaction transport.http settlement.journal settlement.look settlement.meaning "
+    "events session background.worker settlement.spend settlement.finder settlement.settler background.heartbeat "
+    "guards.current guards.interrupted guards.costs guards.generators guard settlement.flush guards.asking client "
+    "lifecycle wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
 #: The imports against that order: for types alone.
@@ -36,6 +36,7 @@ AGAINST_THE_ORDER = {
     ("guards.current", "guard"),
     ("guards.costs", "guard"),
     ("guards.generators", "guard"),
+    ("guards.interrupted", "guard"),
     ("settlement.finder", "settlement.settler"),
 }
 
@@ -45,8 +46,8 @@ FOLDERS = {
     "transport": "connections deadline handlers http proxies redaction retry trust turns",
     "settlement": "finder flush journal look meaning settler spend",
     "background": "heartbeat lease worker",
-    "guards": "asking costs current generators",
-    "runtime": "clock line log system words",
+    "guards": "asking costs current generators interrupted",
+    "runtime": "clock line log shutdown system words",
     "": "__main__ aws_lambda client config errors events guard lifecycle pytest_plugin session testing wsgi",
 }
 

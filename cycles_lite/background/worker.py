@@ -233,6 +233,8 @@ class Worker:
             self._started = now
             if _threads_never_run():
                 raise RuntimeError("uWSGI runs without --enable-threads")
+            if sys.is_finalizing():  # before Python 3.12 the start of a thread would wait for it for ever
+                raise RuntimeError("the interpreter is ending")
             threading.Thread(target=self._serve, name="cycles-lite-worker", daemon=True).start()
         except RuntimeError as e:
             self._started = 0.0

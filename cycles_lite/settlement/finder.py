@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..background.worker import Job, worker
 from ..runtime.clock import monotonic
+from ..transport.deadline import seconds_left
 from ..transport.turns import Turns
 from .journal import Journal, Record, normalised
 from .look import Look
@@ -30,8 +31,8 @@ _FIRST_LOOK = 0.1
 #: Seconds between two steps of a look; and while there is no room for more records, each time twice as many, up to.
 _PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 
-#: Seconds between two looks at the least.
-_BETWEEN_LOOKS = 1.0
+#: Seconds between two looks at the least; and how many times as long as the last one took.
+_BETWEEN_LOOKS, _TIMES_ITS_TIME = 1.0, 4
 
 #: How many records that were found wait for their first attempt at the most: where threads send them, and where the
 #: program's own calls do.
@@ -58,8 +59,10 @@ class Finder:
         self._pause = _PAUSE
         #: How many looks are over.
         self.looks = 0
-        #: Whether the last look has left records to another process.
-        self._is_refused = False
+        #: When the look under way began, by the monotonic clock, and the seconds that the last one took.
+        self._since = self._took = 0.0
+        #: Whether the last look has left records to other processes or clients.
+        self._leaves_some = False
         #: The monotonic time at which records have to be read again that were found and are not held; or None.
         self._left_until: float | None = None
 
@@ -69,9 +72,15 @@ class Finder:
         return self._look is not None
 
     @property
+    def is_coming(self) -> bool:
+        """Whether a look is under way, or begins soon."""
+        job = self._job
+        return self._look is not None or (job is not None and not job.is_guest)
+
+    @property
     def has_left(self) -> bool:
         """Whether there are records on disk that this process has found, or may find, and does not hold."""
-        return self._look is not None or self._is_refused or self._left_until is not None
+        return self._look is not None or self._leaves_some or self._left_until is not None
 
     @property
     def has_room(self) -> bool:
@@ -117,7 +126,7 @@ class Finder:
     def _look_later(self) -> None:
         delay = LOOK_AGAIN
         if self._left_until is not None:
-            delay = min(delay, max(_BETWEEN_LOOKS, self._left_until - monotonic()))
+            delay = min(delay, max(_BETWEEN_LOOKS, self._took * _TIMES_ITS_TIME, self._left_until - monotonic()))
         self._post(delay, is_guest=True)
 
     def _post(self, delay: float, is_guest: bool = False) -> None:
@@ -165,7 +174,7 @@ class Finder:
         look = self._look
         if look is None:
             look, self._left_until = settler.new_look(), None
-            self._look = look
+            self._look, self._since = look, monotonic()
         room = self._room(settler)
         self._pause = _PAUSE if room > 0 else min(2 * self._pause, _LONGEST_PAUSE)
         for journal, told in look.step(room) if room > 0 else ():
@@ -174,8 +183,8 @@ class Finder:
             else:
                 self._take_up(settler, journal, told)
         if look.is_over:
-            self._is_refused = look.was_refused
-            self._look = None
+            self._leaves_some = look.leaves_some
+            self._look, self._took = None, monotonic() - self._since
             self.looks += 1
 
     def _room(self, settler: Settler) -> int:
@@ -186,7 +195,8 @@ class Finder:
                 self.found.pop(id, None)
             elif not spend.attempt and not until(spend.record):
                 in_hand += 1
-        return (_IN_HAND_INLINE if worker.is_inline else _IN_HAND) - in_hand
+        is_slow = worker.is_inline and seconds_left() is None  # a flush has a deadline, by which it ends
+        return (_IN_HAND_INLINE if is_slow else _IN_HAND) - in_hand
 
     def _take_up(self, settler: Settler, journal: Journal, record: Record) -> None:
         """Schedule a record, if it is owed to this server and not pending in this process yet."""

@@ -11,6 +11,7 @@ from threading import get_ident
 
 from ..background.worker import Job, drain, is_drained, left_over, worker
 from ..guard import metered
+from ..runtime import shutdown
 from ..runtime.clock import monotonic
 from ..transport.deadline import deadline_in
 from .settler import Settler, open_settlers
@@ -18,6 +19,9 @@ from .spend import Spend, until
 
 #: The longest pause, in seconds, between two looks at whether the spend has been settled.
 _GLANCE = 0.02
+
+#: For so many seconds after an attempt has met with silence the interpreter's end expects nothing else of another one.
+_JUST_NOW = 10.0
 
 
 def flush(settler: Settler, timeout: float) -> int:
@@ -37,8 +41,10 @@ class Flush:
     goes on from one spend to the next only after it has looked at the time.
     """
 
-    def __init__(self, settler: Settler, end: float) -> None:
+    def __init__(self, settler: Settler, end: float, is_last: bool = False) -> None:
         self._settler, self._end = settler, end
+        #: Whether the process ends. What an authority has left unanswered just now is not asked again then.
+        self._is_last = is_last
         #: The number from which on attempts have begun after this flush.
         self._number = 0
         #: The reservations whose spend is to be tried, or is being tried.
@@ -74,7 +80,8 @@ class Flush:
                 if left <= 0 or self._is_through():
                     break
                 time.sleep(min(pause, left))
-                pause = min(2 * pause, _GLANCE)
+                if not worker.is_inline:  # what is to do is done by others, who need no company
+                    pause = min(2 * pause, _GLANCE)
         return self
 
     def count(self) -> int:
@@ -91,8 +98,9 @@ class Flush:
         worker.catch_up()
         finder = self._settler.finder
         if self._look and (finder.looks >= self._look or not self._settler.is_open):
-            # A look that had begun before has passed by records that this flush is to try.
-            self._look = finder.look_around() if self._joins and finder.has_left and self._settler.is_open else 0
+            # A look that had begun before may have passed by records that this flush is to try.
+            goes_on = self._joins and self._settler.is_open and self._settler.has_unseen()
+            self._look = finder.look_around() if goes_on else 0
             self._joins = False
         is_waiting = self._wanted or self._look or self._settler.releasing
         return not (is_waiting or any(map(self._is_awaited, list(finder.found.values())))) and is_drained()
@@ -115,7 +123,8 @@ class Flush:
         """Whether an attempt that began after the flush is to come, or is under way in another thread."""
         if spend.runner is not None:
             return spend.runner != get_ident()
-        return spend.number < self._number and not until(spend.record)
+        is_in_vain = self._is_last and spend.is_written and monotonic() - spend.silent_at < _JUST_NOW
+        return spend.number < self._number and not is_in_vain and not until(spend.record)
 
 
 def _is_idle(job: Job | None) -> bool:
@@ -134,6 +143,7 @@ weakref.finalize(metered, int).detach()
 def _at_exit() -> None:
     """Wait for pending spend at the interpreter's end, for all clients at once, each as long as its `flush_timeout`.
     All records are written before anything is sent. Spend that closed clients have left on disk is not waited for."""
+    shutdown.begin()
     worker.expect_refusal()
     drain()
     for held in metered.valuerefs():
@@ -143,7 +153,9 @@ def _at_exit() -> None:
     start = monotonic()
     ours = [settler for settler in open_settlers() if settler.pid == os.getpid()]
     flushes = [
-        Flush(settler, start + settler.session.config.flush_timeout) for settler in ours if settler.is_waited_for
+        Flush(settler, start + settler.session.config.flush_timeout, is_last=True)
+        for settler in ours
+        if settler.is_waited_for
     ]
     for flush in flushes:
         flush.begin()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from typing import Callable, Container, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, List, Sequence, Tuple, Union
 
 from .journal import PENDING, Claim, Journal, Record, tidy
 
@@ -21,6 +21,9 @@ _PASSED = 1000
 #: A file's place in the order of a look: the time of its last change with a minus sign, and its name.
 _Place = Tuple[int, str]
 
+#: The names of files whose spend is being settled: by one client, and by others.
+Known = Tuple[Container[str], Container[str]]
+
 #: What a step finds: a record, or a sentence about what is none, with its journal.
 Found = List[Tuple[Journal, Union[Record, str]]]
 
@@ -28,20 +31,20 @@ Found = List[Tuple[Journal, Union[Record, str]]]
 class Look:
     """One look at some journals. The steps of one look come one after the other, from any threads.
 
-    `known` tells the names of the files whose spend is being settled. With `claims`, journals are passed over that
-    another process is looking at.
+    `known` tells the names of the files whose spend is being settled: by the client that looks, and by others of this
+    process. With `claims`, journals are passed over that another process is looking at.
     """
 
-    def __init__(self, journals: Sequence[Journal], known: Callable[[], Container[str]], claims: bool) -> None:
+    def __init__(self, journals: Sequence[Journal], known: Callable[[], Known], claims: bool) -> None:
         self._journals, self._known, self._claims = list(journals), known, claims
-        self._claim: Optional[Claim] = None
-        self._search: Optional[_Search] = None
+        self._claim: Claim | None = None
+        self._search: _Search | None = None
         #: The files that the last search has found, the oldest last; where it ended, and whether there may be more.
-        self._found: List[str] = []
-        self._after: Optional[_Place] = None
+        self._found: list[str] = []
+        self._after: _Place | None = None
         self._has_more = True
-        #: Whether another process has the claim on a journal.
-        self.was_refused = False
+        #: Whether there are records that another process or client has, which may give them up.
+        self.leaves_some = False
 
     @property
     def is_over(self) -> bool:
@@ -56,7 +59,7 @@ class Look:
             if self._claims and self._claim is None:
                 self._claim = Claim(journal.folder)
             if self._claim is not None and not self._claim.is_ours:
-                self.was_refused = self.was_refused or os.path.isdir(journal.folder)
+                self.leaves_some = self.leaves_some or os.path.isdir(journal.folder)
                 self._next_journal()
                 return []
             if not self._found and self._has_more:
@@ -83,6 +86,7 @@ class Look:
             search = self._search = _Search(journal.folder, self._known(), self._after)
         if not search.go_on():
             return
+        self.leaves_some = self.leaves_some or search.leaves_some
         places = sorted(search.places)
         if places:
             self._after = places[0]
@@ -113,16 +117,19 @@ class Look:
 class _Search:
     """A search of a folder for its oldest records that come after a place, and are not `known`."""
 
-    def __init__(self, folder: str, known: Container[str], after: Optional[_Place]) -> None:
-        self._known, self._after = known, after
+    def __init__(self, folder: str, known: Known, after: _Place | None) -> None:
+        (self._own, self._others), self._after = known, after
+        #: Whether there are records that other clients of this process have.
+        self.leaves_some = False
         #: A heap of the oldest up to now. Its first entry is the newest of them, which an older one takes the place of.
-        self.places: List[_Place] = []
+        self.places: list[_Place] = []
         #: Whether there are more that come after the place.
         self.has_more = False
+        self._entries: Any = None
         try:
             self._entries = os.scandir(folder)
         except FileNotFoundError:
-            self._entries = None
+            return
 
     def go_on(self) -> bool:
         """Go past some files. Return whether they were the last."""
@@ -137,7 +144,10 @@ class _Search:
     def _see(self, entry: os.DirEntry[str]) -> None:
         if entry.name.endswith(".tmp"):
             tidy(entry.path)
-        if not entry.name.endswith(PENDING) or entry.name in self._known:
+        if not entry.name.endswith(PENDING) or entry.name in self._own:
+            return
+        if entry.name in self._others:
+            self.leaves_some = True
             return
         try:
             place = (-entry.stat().st_mtime_ns, entry.name)

@@ -8,27 +8,32 @@ again. The program's threads hold no lock here, because a signal handler may flu
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections import deque
 from itertools import count
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from .. import events
 from ..background.worker import Job, worker
-from ..errors import CyclesError
+from ..errors import CyclesError, TransportTimeout
 from ..protocol import wire
-from ..runtime.clock import now_ms
+from ..runtime import shutdown
+from ..runtime.clock import monotonic, now_ms
 from ..runtime.log import log
 from ..transport.deadline import has_time
 from .finder import LOOK_AGAIN, Finder
 from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
 from .look import Look
 from .meaning import SLOW_RETRY, Meaning, Settlement, SettlementStatus, is_too_old, meaning_of, retry_in
-from .spend import Spend, amount_of, until
+from .spend import Spend, amount_of
 
 if TYPE_CHECKING:
     from ..session import Session
+
+#: Seconds that an attempt takes at the least, if it has met with silence.
+_SILENCE = 1.0
 
 #: How many of the pending spends are gone through at once.
 _AT_ONCE = 256
@@ -56,6 +61,8 @@ class Settler:
         self.pid = os.getpid()
         self._journal: Journal | None = None
         self.is_open = False
+        #: Whether the client is being closed.
+        self.is_ending = False
         #: One entry until a thread has told where the journal is and looked into it. Popping it is atomic.
         self._unsaid = [True]
         #: The problems of the journal that were reported, by their hash; each look would find and report them again.
@@ -85,8 +92,12 @@ class Settler:
     def settle(self, spend: Spend) -> Settlement:
         """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no.
 
-        While the caller waits there are two attempts at the most in each of the record's modes.
+        While the caller waits there are two attempts at the most in each of the record's modes; one where the client
+        or the process is ending, because the record is on disk.
         """
+        if sys.is_finalizing() and spend.is_written:  # an interpreter that ends cannot send
+            self._drop(spend)
+            return Settlement(SettlementStatus.PENDING)
         told, repeated = None, ""
         while told is None:
             mode = spend.record.mode
@@ -134,6 +145,7 @@ class Settler:
         record, is_commit = spend.record, spend.record.mode == COMMIT
         operation = wire.COMMIT_RESERVATION if is_commit else wire.CREATE_EVENT
         body = (record.commit_body if is_commit else record.event_fallback_body) or {}
+        begun = monotonic()
         told = self.session.send(operation, body, record.reservation_id, retries=False)
         if not isinstance(told, CyclesError):
             if is_commit:
@@ -154,10 +166,17 @@ class Settler:
         if meaning is Meaning.REJECTED:
             self._rejected(spend, told)
             return told
-        if meaning is Meaning.UNKNOWN and may_repeat and has_time():
+        if meaning is Meaning.UNKNOWN and may_repeat and has_time() and not self._is_last_attempt(spend):
             return None
+        is_silent = isinstance(told, TransportTimeout) and monotonic() - begun >= _SILENCE
+        spend.silent_at = monotonic() if is_silent else Spend.silent_at
         self._hold(spend, meaning, told)
         return Settlement(SettlementStatus.PENDING)
+
+    def _is_last_attempt(self, spend: Spend) -> bool:
+        """Whether there is to be no other attempt while the caller waits, who wants to end."""
+        is_ending = self.is_ending or not self.is_open or shutdown.is_under_way()
+        return is_ending and spend.is_written
 
     def _turn_to_event(self, spend: Spend) -> bool:
         """Put the record into event mode, with the same key, on disk before the event is sent. False where it has none.
@@ -295,7 +314,7 @@ class Settler:
         # Threads that come at the same time each find the journal, because none of them may settle without it.
         journal, notice = self._find_journal()
         self._journal = journal
-        self.is_open = True
+        self.is_open, self.is_ending = True, False
         _settlers[id(self)] = self
         try:
             self._unsaid.pop()
@@ -330,7 +349,7 @@ class Settler:
 
     def new_look(self) -> Look:
         """A look at the journals. A journal that was given is another's, which nobody else looks at."""
-        return Look(self.journals(), _known, claims=self._given is None)
+        return Look(self.journals(), lambda: (_known([self]), _known()), claims=self._given is None)
 
     def has_unseen(self) -> bool:
         """Whether there may be records on disk that this client does not hold, as far as a glance tells."""
@@ -416,9 +435,9 @@ def open_settlers() -> list[Settler]:
     return [settler for settler in [held() for held in _settlers.valuerefs()] if settler is not None]
 
 
-def _known() -> set[str]:
-    """The names of the files whose spend the clients of this process are settling."""
-    return {file_name(id) for settler in open_settlers() for id in list(settler.pending)}
+def _known(settlers: Iterable[Settler] = ()) -> set[str]:
+    """The names of the files whose spend is being settled: by these clients, or else by all of this process."""
+    return {file_name(id) for settler in settlers or open_settlers() for id in list(settler.pending)}
 
 
 def _after_fork() -> None:

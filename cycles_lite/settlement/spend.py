@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple
 
 from ..errors import ValidationError
@@ -78,6 +79,8 @@ class Spend:
     #: How many attempts were begun, and the number of the last one among all of its settler's.
     attempt = 0
     number = 0
+    #: When its last attempt ended, if nothing was heard for a while: a monotonic time, else long ago.
+    silent_at = -math.inf
     #: The thread that is settling it.
     runner: int | None = None
     #: The next attempt in the background.

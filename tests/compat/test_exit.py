@@ -254,3 +254,45 @@ def test_a_meter_that_outlives_its_client_is_settled_at_the_exit(place, ledger, 
     """Whether its guard is still there then or was dropped after the close."""
     run(AFTER_CLOSE.format(drops=drops), tmp_path, PYTHONWARNINGS=UNFINISHED, **place)
     assert ledger.amounts == (7, 0)
+
+
+LATE = """
+import atexit, weakref
+from program import *
+
+client = new_client(heartbeat=False)
+
+class Owner:
+    def __del__(self):
+        if "{how}" == "a finalizer":
+            self.guard.commit(Amount.tokens(1))
+
+def use():
+    spend(client)
+
+owner = Owner()
+if "{how}" == "an exit handler":
+    atexit.register(use)  # before the first use, and so it runs after the library's own
+elif "{how}" == "a weak finalizer":
+    weakref.finalize(owner, use)
+spend(client)
+if "{how}" == "a thread":
+    threading.Thread(target=lambda: (threading.main_thread().join(), use())).start()
+owner.guard = reserve(client) if "{how}" == "a finalizer" else None
+"""
+
+
+@pytest.mark.parametrize("how", ["an exit handler", "a weak finalizer", "a thread"])
+def test_a_use_after_the_librarys_own_exit_leaves_no_connection_open(place, ledger, records, tmp_path, how):
+    """Warnings are errors, so that an unclosed socket or database would be complained of."""
+    run(LATE.format(how=how), tmp_path, **place)
+    assert ledger.amounts == (2, 0)
+    assert records() == []
+
+
+def test_a_commit_while_modules_are_taken_apart_is_on_disk(place, ledger, records, tmp_path):
+    """In a finalizer of an object that lives until then. Nothing can be sent, imported or started any more."""
+    run(LATE.format(how="a finalizer"), tmp_path, **place)
+    assert ledger.amounts == (1, 10)
+    (path,) = records()
+    assert json.loads(pathlib.Path(path).read_text())["commit_body"]["actual"]["amount"] == 1

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import hosts
 import pytest
+from desks import requests_of
 
 if not hasattr(os, "fork"):
     pytest.skip("gunicorn needs fork", allow_module_level=True)
@@ -106,3 +107,33 @@ def test_preloaded_workers(ledger, records, tmp_path, worker_class, warm):
     assert records() == []
     for word in ("Traceback", "Warning", "Exception", "cycles", "reservation"):
         assert word not in ended.err, ended.err
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_a_worker_that_is_told_to_end_asks_a_silent_authority_once(
+    desk, peer, scripted, records, tmp_path, worker_class
+):
+    """The request that it is serving ends with spend that is pending, on disk; nobody waits for a second attempt, and
+    the end of the interpreter makes none either."""
+    reached = threading.Event()
+
+    def silent(line, request):
+        reached.set()
+        line.wait_for_close()
+
+    desk.answers["commit"] = silent
+    answers = []
+    bounds = {"CYCLES_READ_TIMEOUT": "2", "CYCLES_CONNECT_TIMEOUT": "1", "CYCLES_FLUSH_TIMEOUT": "5"}
+    with gunicorn(tmp_path, worker_class, **{**scripted, **bounds}) as (program, address):
+        thread = threading.Thread(target=_ask, args=(address, answers, 1))
+        thread.start()
+        assert reached.wait(hosts.PATIENCE)
+        start = time.monotonic()
+        program.signal(signal.SIGTERM)
+        thread.join()
+        ended = program.end()
+        print(f"{worker_class}: ended {time.monotonic() - start:.1f} s after SIGTERM")
+    assert ended.status == 0, ended
+    assert [status for status, _ in answers] == ["PENDING"]
+    assert len(requests_of(peer, "commit")) == 1
+    assert len(records()) == 1

@@ -16,7 +16,7 @@ from cycles_lite.background.worker import Job, worker
 from cycles_lite.runtime.clock import now_ms
 from cycles_lite.settlement import finder as finders, journal as journals, look as looks
 from cycles_lite.settlement.journal import COMMIT, Claim, Journal, Record, identity
-from cycles_lite.settlement.settler import settler_of
+from cycles_lite.settlement.settler import open_settlers, settler_of
 
 ACTION = Action("llm.completion", "gpt-4o")
 URL = "http://fake.invalid"
@@ -251,9 +251,10 @@ def test_a_client_that_is_closed_within_a_look_leaves_all_of_it_to_another(journ
     for _ in range(5):
         with client_with(journal, Authority(lambda id: DOWN)) as client:
             client.flush(0.0)
+    wait_until(lambda: not any(settler.pending for settler in open_settlers()))  # the last attempts have ended
     transport = Authority()
     with client_with(journal, transport) as client:
-        wait_until(lambda: client.flush(PATIENCE) == 0)
+        assert client.flush(PATIENCE) == 0
     assert journal.names() == set()
     assert len(transport.commits) == 300
 
@@ -278,12 +279,11 @@ def test_without_threads_each_call_sends_one_record_and_flush_all(journal, inlin
     leave(journal, 12)
     transport = Authority(lambda id: DOWN)
     with client_with(journal, transport) as client:
-        sent = []
-        for _ in range(8):
+        sent, end = [0], time.monotonic() + PATIENCE
+        while sent[-1] < 5:
+            assert time.monotonic() < end
             client.reserve(tokens(5), ACTION).release("")
             sent.append(len(transport.commits))
-            threading.Event().wait(0.11)  # from the first call to the first look, and from step to step
-        assert [later - before for before, later in zip(sent, sent[1:])][:2] != [0, 0]
         assert max(later - before for before, later in zip(sent, sent[1:])) == 1
         transport.answer_of = lambda id: replied(committed())
         assert client.flush(PATIENCE) == 0
@@ -310,6 +310,42 @@ def test_wherever_a_step_is_interrupted_a_flush_settles_all(journal, inline, sma
                 pass
             assert client.flush(PATIENCE) == 0, at.where
         assert journal.names() == set(), at.where
+
+
+def test_a_flush_without_threads_is_not_held_up_by_pauses(journal, inline, monkeypatch):
+    """It has a deadline, so that it need not take one record at a time."""
+    leave(journal, 100)
+    steps, take_step = [], finders.Finder._step
+    monkeypatch.setattr(finders.Finder, "_step", lambda *args: (steps.append(1), take_step(*args))[1])
+    with client_with(journal, Authority()) as client:
+        assert client.flush(PATIENCE) == 0
+    assert len(steps) < 20
+
+
+def test_a_flush_sees_what_came_after_the_look_that_it_joins(journal, small):
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def answer_of(id):
+        if id == "rsv_0":
+            reached.set()
+            assert may_go_on.wait(PATIENCE)
+        return replied(committed())
+
+    leave(journal, 8)
+    transport = Authority(answer_of)
+    with client_with(journal, transport) as client:
+        finder = settler_of(client._session).finder
+        settler_of(client._session).open()
+        assert reached.wait(PATIENCE)
+        search = finder._look
+        wait_until(lambda: len(transport.commits) >= 7 or finder._look is not search)
+        body = {"actual": {"unit": "TOKENS", "amount": 1}, "idempotency_key": "late"}
+        late = Record("rsv_late", URL, COMMIT, body, body, now_ms())
+        journal.write(late)
+        os.utime(journal.path_of(late.reservation_id), (1, 1))  # it is older than what has been looked at
+        threading.Timer(0.2, may_go_on.set).start()
+        assert client.flush(PATIENCE) == 0
+    assert "rsv_late" in transport.commits
 
 
 def test_spend_of_this_process_is_not_dropped_for_what_is_found(journal, small):
