@@ -12,7 +12,6 @@ import weakref
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Callable
 
-from .. import events
 from ..background.worker import Job, worker
 from ..errors import CyclesError
 from ..protocol import wire
@@ -129,7 +128,7 @@ class Settler:
             # Only the process that removes the record tells its observer; another may have sent it with the same key.
             is_first = self._end(spend, Journal.remove) or not spend.is_written
             if is_first and self.session.observer is not None:
-                self.session.observe(events.Settled(record.reservation_id, amount_of(body), done))
+                self.session.tell("Settled", record.reservation_id, amount_of(body), done)
             return done
         meaning = meaning_of(record.mode, told)
         if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
@@ -175,7 +174,7 @@ class Settler:
             spend.runner = None
         spend.teller = get_ident()
         try:
-            self.session.observe(events.Pending(record.reservation_id, error, delay))
+            self.session.tell("Pending", record.reservation_id, error, delay)
         finally:
             spend.teller = None
 
@@ -223,7 +222,7 @@ class Settler:
             wire.dumps(record.body).decode("ascii"),
         )
         try:
-            self.session.observe(events.Rejected(record.reservation_id, dict(record.body), error))
+            self.session.tell("Rejected", record.reservation_id, dict(record.body), error)
         finally:
             self._end(spend, Journal.refuse)
 
@@ -356,7 +355,7 @@ class Settler:
 
     def _journal_failed(self, problem: str) -> None:
         log().error("%s", problem)
-        self.session.observe(events.JournalFailed(problem))
+        self.session.tell("JournalFailed", problem)
 
     # ---- The end ----
 
