@@ -21,11 +21,11 @@ import sqlite3
 import threading
 import time
 import weakref
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, Tuple, TypeVar
 
 from ..errors import TransportError
 from ..runtime.clock import monotonic
+from ..runtime.line import Line, Waiter
 from . import schema
 from .failures import is_busy
 
@@ -152,20 +152,6 @@ class Right:
     __slots__ = ("__weakref__",)
 
 
-class _Waiter:
-    """One call of `Rights.take` that waits."""
-
-    __slots__ = ("__weakref__", "bell", "looked", "thread")
-
-    def __init__(self) -> None:
-        #: A lock that the waiter has acquired. It waits to acquire it once more, and is woken by its release.
-        self.bell = threading.Lock()
-        self.bell.acquire()
-        self.thread = threading.get_ident()
-        #: When it last looked for the right, as a monotonic time.
-        self.looked = monotonic()
-
-
 class Rights:
     """The right to write: one thread of a process has it, and no interruption can lose or double it.
 
@@ -173,10 +159,7 @@ class Rights:
     left the queue and is not yet in a box, or the other way round: nobody refers to the object then. Whoever waits
     looks now and then whether that has happened, and makes another.
 
-    Those who wait stand in line, because a thread that takes and gives back in a loop would leave nothing to others.
-    The line is a matter of courtesy alone: an interruption may leave a waiter in it whom nobody removes, so one who has
-    not looked for a while is passed over. Nobody waits within the queue. Before Python 3.13 a `get` with a timeout may
-    wait without end where the time has passed when it loses its item to another thread.
+    Those who wait stand in line (`runtime.line`), and never within the queue.
 
     The turns of `transport.turns` would not do. They come back by themselves, but an interruption may hand out one too
     many, and two writers on one connection in memory would mix their transactions.
@@ -189,7 +172,7 @@ class Rights:
     PASSED_OVER = 1.0
 
     def __init__(self) -> None:
-        self._line: list[weakref.ref[_Waiter]] = []
+        self._line = Line(self.LOOK_AGAIN, self.PASSED_OVER)
         # Looked up in the module each time, because gevent may replace the class there.
         self._free: Any = queue.SimpleQueue()
         self._replacing = threading.RLock()  # a signal handler may ask for the right as well
@@ -198,30 +181,20 @@ class Rights:
     def take(self, box: list[Right], deadline: float, is_in_vain: Callable[[], bool]) -> bool:
         """Wait for the right until a monotonic time, and put it into the box. False if it did not come in time, or
         `is_in_vain` tells that it cannot come."""
-        if not self._line and self._is_in(box):
+        if self._line.is_empty() and self._is_in(box):
             return True
-        mine = _Waiter()
-        place = weakref.ref(mine)
-        self._line.append(place)
-        try:
+        with Waiter(self._line) as waiter:
             while True:
-                mine.looked = now = monotonic()
-                if self._first(mine.thread, mine) is mine and self._is_in(box):
+                if waiter.is_first() and self._is_in(box):
                     return True
-                if not self._replaced() and (now >= deadline or is_in_vain()):
+                if not self._replaced() and (monotonic() >= deadline or is_in_vain()):
                     return False
-                mine.bell.acquire(True, max(0.0, min(deadline - now, self.LOOK_AGAIN)))
-        finally:
-            for other in list(self._line):
-                if other is place or other() is None:  # an interrupted waiter could not remove itself
-                    with suppress(ValueError):  # another thread was faster
-                        self._line.remove(other)
-            self._ring()
+                waiter.wait(deadline)
 
     def give_back(self, box: list[Right]) -> None:
         """Let the right in a box be taken again."""
         self._free.put(box.pop())
-        self._ring()
+        self._line.ring()
 
     def _is_in(self, box: list[Right]) -> bool:
         """Put the right into the box if it is free; whether it was."""
@@ -230,21 +203,6 @@ class Rights:
         except queue.Empty:
             return False
         return True
-
-    def _first(self, thread: int | None = None, mine: _Waiter | None = None) -> _Waiter | None:
-        """Whose turn it is. A waiter that a signal handler of this thread has interrupted lets `mine` go first."""
-        late = monotonic() - self.PASSED_OVER
-        for waiter in [place() for place in list(self._line)]:
-            if waiter is not None and (waiter is mine or (waiter.thread != thread and waiter.looked > late)):
-                return waiter
-        return None
-
-    def _ring(self) -> None:
-        """Wake whose turn it is; an interruption may keep that from being done, so that waiters look by themselves."""
-        first = self._first() if self._line else None
-        if first is not None:
-            with suppress(RuntimeError):  # it was rung before
-                first.bell.release()
 
     def _replaced(self) -> bool:
         if self._seen() is not None:
