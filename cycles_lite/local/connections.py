@@ -181,7 +181,7 @@ class Rights:
     def take(self, box: list[Right], deadline: float, is_in_vain: Callable[[], bool]) -> bool:
         """Wait for the right until a monotonic time, and put it into the box. False if it did not come in time, or
         `is_in_vain` tells that it cannot come."""
-        if self._line.is_empty() and self._is_in(box):
+        if not self._line.waiters and self._is_in(box):
             return True
         with Waiter(self._line) as waiter:
             while True:
@@ -194,7 +194,8 @@ class Rights:
     def give_back(self, box: list[Right]) -> None:
         """Let the right in a box be taken again."""
         self._free.put(box.pop())
-        self._line.ring()
+        if self._line.waiters:
+            self._line.ring()
 
     def _is_in(self, box: list[Right]) -> bool:
         """Put the right into the box if it is free; whether it was."""

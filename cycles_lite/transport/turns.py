@@ -42,7 +42,7 @@ class Turn:
             # The order matters: an interruption between these lines leaves one turn too many, and never one too few.
             turns.free.append(Turn(of))
         self._of = None
-        if turns is not None:
+        if turns is not None and turns.line.waiters:
             turns.line.ring()
 
     __del__ = give_back
@@ -62,7 +62,7 @@ class Turns:
 
     def take(self, timeout: float) -> Turn | None:
         """A turn, which is waited for up to `timeout` seconds; None where none became free in time."""
-        turn = self._free_one() if self.line.is_empty() else None
+        turn = None if self.line.waiters else self._free_one()
         if turn is not None or timeout <= 0:
             return turn
         deadline = monotonic() + timeout
