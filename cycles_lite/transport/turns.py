@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from typing import Callable
 
 from ..runtime.clock import monotonic
 from ..runtime.line import Line, Waiter
@@ -28,9 +29,9 @@ class Turn:
 
     __slots__ = ("_of",)
 
-    def __init__(self, of: weakref.ref[Turns]) -> None:
-        #: The turns that this is one of; None once it has been given back.
-        self._of: weakref.ref[Turns] | None = of
+    def __init__(self, of: Callable[[], Turns | None]) -> None:
+        #: A weak reference to the turns that this is one of; None once it has been given back.
+        self._of: Callable[[], Turns | None] | None = of
 
     def give_back(self) -> None:
         """End this turn. A second call does nothing."""
