@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 try:  # the C module: the one in Python takes long to import, and few programs have imported it
-    import _signal as signals  # pyright: ignore[reportMissingImports]
+    import _signal as signals  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
 except ImportError:
     import signal as signals
 
