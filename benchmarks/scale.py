@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from functools import partial
 from typing import Any, Callable
 
 from cycles_lite import Action, Amount, CyclesClient, ReservationGuard, events
@@ -110,10 +111,17 @@ def _most_threads(seconds: float) -> int:
 
 
 def threads(quick: bool) -> list[Row]:
-    """Sixteen threads on one client, beside sixteen on one bare pool."""
+    """Sixteen threads on one client: the programmatic client, and the default path with its guard and journal. Beside
+    them sixteen on one bare pool, and sixteen with a connection each."""
     rounds, calls = (2, 5) if quick else (15, 100)
     with canned() as url, CyclesClient(work.config(url)) as client:
-        plain, bare = work.plain(client), work.Bare(url, _THREADS).work
+        plain, guarded = work.plain(client), work.guarded(client)
+        pool, single = work.Bare(url, _THREADS).work, work.BareHttp(url).work
+        cases = [
+            ("16 threads, create + commit", plain, pool, "bare urllib3 pool", Target(0.80, is_floor=True)),
+            ("16 threads, guard, journal on", guarded, pool, "bare urllib3 pool", Target(0.80, is_floor=True)),
+            ("16 threads, guard, journal on", guarded, single, "bare http.client", None),
+        ]
 
         def pairs_a_second(one: work.Work) -> float:
             def run() -> None:
@@ -122,13 +130,13 @@ def threads(quick: bool) -> list[Row]:
 
             return _THREADS * calls / _in_threads(_THREADS, run)
 
-        for one in (plain, bare):
-            pairs_a_second(one)
-        ours, peer = beside(lambda: pairs_a_second(plain), lambda: pairs_a_second(bare), rounds)
-    how = f"{_THREADS} threads of {calls} pairs each; medians of {rounds} rounds, alternating"
-    return [
-        Row("16 threads, create + commit", ours, "pairs/s", peer, "bare urllib3 pool", Target(0.80, is_floor=True), how)
-    ]
+        how = f"{_THREADS} threads of {calls} pairs each; medians of {rounds} rounds, alternating"
+        rows = []
+        for what, one, other, name, target in cases:
+            pairs_a_second(one), pairs_a_second(other)
+            ours, peer = beside(partial(pairs_a_second, one), partial(pairs_a_second, other), rounds)
+            rows.append(Row(what, ours, "pairs/s", peer, name, target, how))
+    return rows
 
 
 # ---- Many calls, and many records that wait ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -72,15 +73,17 @@ class _Ended(NamedTuple):
     cpu_ms: float
 
 
-def _run(program: str, *arguments: str) -> _Ended:
+def _run(program: str, *arguments: str, under: tuple[str, ...] = ()) -> _Ended:
     """A fresh interpreter, without `site`: what happens to lie in this environment's .pth files is on nobody's bill.
     Bytecode is kept, as everywhere where a library is installed, in a folder of this benchmark's process."""
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": os.path.join(os.path.expanduser("~"), "bytecode")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONHASHSEED"] = "0"  # with other seeds, the same program takes other numbers of instructions
     folder = os.path.dirname(os.path.dirname(str(importlib.util.find_spec("urllib3").origin)))  # type: ignore[union-attr]
     text = f"import sys; sys.path[:0] = [{HERE!r}, {folder!r}]\n{program}"
+    command = [*under, sys.executable, "-S", "-c", text, *arguments]
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-S", "-c", text, *arguments], env=environment, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process.stdout:
         out = process.stdout.read().decode()
@@ -89,6 +92,17 @@ def _run(program: str, *arguments: str) -> _Ended:
     process.returncode = status
     assert status == 0, f"a program of this benchmark failed:\n{program}"
     return _Ended(out, wall * 1000, (used.ru_utime + used.ru_stime) * 1000)
+
+
+def _instructions(program: str, *arguments: str) -> float:
+    """Millions of instructions of a fresh interpreter, as valgrind counts them. What else the machine does changes them
+    little; what the system's kernel does is not among them."""
+    told = os.path.join(os.path.expanduser("~"), "callgrind")
+    options = (f"--callgrind-out-file={told}", f"--log-file={told}.log")
+    _run(program, *arguments, under=("valgrind", "--tool=callgrind", *options))
+    with open(told) as file:
+        (total,) = [line.split()[1] for line in file if line.startswith(("summary:", "totals:"))][:1]
+    return int(total) / 1e6
 
 
 def imports(quick: bool) -> list[Row]:
@@ -106,7 +120,7 @@ def imports(quick: bool) -> list[Row]:
     alone = sorted({name.split(".")[0] for name in loaded[_OURS]} - {name.split(".")[0] for name in loaded[_PEER]})
     how = f"CPU of the import statement in a fresh process; medians of {rounds} rounds, alternating"
     return [
-        Row("import", ours, "ms", peer, "urllib3", Target(0.50), how),
+        Row("import", ours, "ms", peer, "urllib3", Target(0.40), how),
         Row(
             "modules that the import loads",
             len(loaded[_OURS]),
@@ -132,10 +146,12 @@ def first_commit(quick: bool) -> list[Row]:
         for program in found:
             measure(program)
         ours, peer = beside(lambda: measure(_FIRST_OURS), lambda: measure(_FIRST_PEER), rounds)
+        counted = [_instructions(program, url) for program in found] if shutil.which("valgrind") else None
     cpu = [median(ended.cpu_ms for ended in found[program]) for program in found]
     memory = [median(int(ended.out) for ended in found[program]) / 1024 for program in found]
     how = f"a whole process; medians of {rounds} rounds, alternating"
     return [
+        _in_instructions(counted),
         Row("fresh process to first commit, wall", ours, "ms", peer, "bare urllib3", Target(1.25), how),
         Row("fresh process to first commit, CPU", cpu[0], "ms", cpu[1], "bare urllib3", Target(1.25), how),
         Row(
@@ -148,3 +164,11 @@ def first_commit(quick: bool) -> list[Row]:
             f"resident at the end of those processes: {memory[0]:.1f} and {memory[1]:.1f} MiB",
         ),
     ]
+
+
+def _in_instructions(counted: list[float] | None) -> Row:
+    what, target = "fresh process to first commit, instructions", Target(1.25)
+    if counted is None:
+        return Row(what, None, "M", None, "", target, "not measured: valgrind is not on this machine")
+    how = "a whole process, without what the kernel does for it; one run of each"
+    return Row(what, counted[0], "M", counted[1], "bare urllib3", target, how)

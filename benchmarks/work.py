@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import threading
 from typing import Any, Callable
 from urllib.parse import urlsplit
 
@@ -74,7 +76,7 @@ def decorated(client: CyclesClient) -> Work:
     return work
 
 
-# ---- Bare urllib3 ----
+# ---- Bare urllib3, and bare http.client ----
 
 
 class Bare:
@@ -82,21 +84,20 @@ class Bare:
 
     def __init__(self, url: str, maxsize: int = 1) -> None:
         parts = urlsplit(url)
-        self._pool = urllib3.HTTPConnectionPool(parts.hostname or "", parts.port, maxsize=maxsize, block=True)
+        self._host, self._port = parts.hostname or "", parts.port
+        self._pool = urllib3.HTTPConnectionPool(self._host, self._port, maxsize=maxsize, block=True)
+
+    def _sent(self, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+        return self._pool.urlopen("POST", path, body=body, headers=headers).data
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        response = self._pool.urlopen(
-            "POST",
-            path,
-            body=json.dumps(body).encode("utf-8"),
-            headers={
-                "X-Cycles-API-Key": KEY,
-                "X-Idempotency-Key": body["idempotency_key"],
-                "Content-Type": "application/json",
-                "Accept": "application/json",
-            },
-        )
-        return json.loads(response.data)
+        headers = {
+            "X-Cycles-API-Key": KEY,
+            "X-Idempotency-Key": body["idempotency_key"],
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+        }
+        return json.loads(self._sent(path, json.dumps(body).encode("utf-8"), headers))
 
     def work(self) -> None:
         created = self._post(
@@ -113,6 +114,20 @@ class Bare:
             "/v1/reservations/{}/commit".format(created["reservation_id"]),
             {"idempotency_key": os.urandom(16).hex(), "actual": {"unit": "TOKENS", "amount": 742}},
         )
+
+
+class BareHttp(Bare):
+    """The same through the standard library: a connection for each thread, because they cannot be shared."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._own = threading.local()
+
+    def _sent(self, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+        if not hasattr(self._own, "connection"):
+            self._own.connection = http.client.HTTPConnection(self._host, self._port)
+        self._own.connection.request("POST", path, body, headers)
+        return self._own.connection.getresponse().read()
 
 
 # ---- The official SDK ----

@@ -26,7 +26,6 @@ import weakref
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, NoReturn, TypeVar
 
-from . import events
 from .background.heartbeat import Heartbeat
 from .background.worker import left_over, worker
 from .errors import CyclesError, GuardFinalizedError
@@ -233,7 +232,7 @@ class ReservationGuard:
             raise self._finalized("spent on")
         unit = self.estimate.unit
         log().error("guard %s was ended by the library before %d %s were spent on it", self.reservation_id, n, unit)
-        self._session.observe(events.SpentTooLate(self.reservation_id, Amount(unit, n)))
+        self._session.tell("SpentTooLate", self.reservation_id, Amount(unit, n))
         return False
 
     def _demand_active(self, what: str) -> None:
@@ -329,7 +328,7 @@ class ReservationGuard:
                 if isinstance(told, CyclesError):
                     log().warning("reservation %s was not released and will expire: %s", self.reservation_id, told)
                 else:
-                    self._session.observe(events.Released(self.reservation_id, request.reason or ""))
+                    self._session.tell("Released", self.reservation_id, request.reason or "")
         except BaseException:  # it was interrupted: leaving the block, or being collected, releases it after all
             self._give_back(request)
             raise

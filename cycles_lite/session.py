@@ -28,7 +28,7 @@ from .transport.retry import retry_delay
 
 if TYPE_CHECKING:
     from .config import CyclesConfig
-    from .events import Event, Observer
+    from .events import Observer
     from .transport.http import Transport
 
 #: A W3C `traceparent`, or a callable that makes one for each request; with None the header is not sent.
@@ -63,20 +63,25 @@ class Session:
         self.transport = _open_transport(config) if transport is None else transport
         self.traceparent = traceparent
         self.observer = observer
+        if observer is not None:
+            from . import events  # only observers need it; and here, so that no import can fail where spend is settled
+
+            self._events = events
         #: The levels of a subject that the configuration fills in.
         self._subject = config.subject_defaults()
         self._is_closed = False
         #: A lock for each thread that waits before it sends again; releasing the lock wakes the thread.
         self._bells: dict[Any, None] = {}
 
-    def observe(self, event: Event) -> None:
-        """Tell the observer of an event. An error that the observer raises is logged and stops nothing."""
+    def tell(self, event: str, *facts: Any) -> None:
+        """Tell the observer, where there is one, of an event: the name of its class in `events`, and its fields. An
+        error that the observer raises is logged and stops nothing."""
         if self.observer is None:
             return
         try:
-            self.observer(event)
+            self.observer(getattr(self._events, event)(*facts))
         except Exception:
-            log().exception("the observer failed on %s", type(event).__name__)
+            log().exception("the observer failed on %s", event)
 
     def body_of(self, request: Any) -> dict[str, Any]:
         """The JSON object that a request sends, its subject's missing levels filled from the configuration."""

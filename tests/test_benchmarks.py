@@ -41,6 +41,8 @@ def test_each_benchmark_runs(name):
     assert found["machine"].startswith("CPython 3.")
     assert found["rows"]
     for row in found["rows"]:
+        if row["how"] == "not measured: valgrind is not on this machine":
+            continue
         assert row["ours"] is not None, row
         assert (row["peer"] is not None) is bool(row["beside"]), row
         assert (row["verdict"] == "") is (row["target"] is None), row

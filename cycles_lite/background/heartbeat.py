@@ -8,7 +8,6 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .. import events
 from ..errors import CyclesError, TransportError
 from ..protocol import wire
 from ..protocol.fields import new_idempotency_key
@@ -93,7 +92,7 @@ class Heartbeat:
                 error or "no safe schedule",
                 disposition,
             )
-            self._session.observe(events.HeartbeatFailed(self._reservation_id, error, disposition))
+            self._session.tell("HeartbeatFailed", self._reservation_id, error, disposition)
 
     def beat(self) -> None:
         """Try to extend, once. Where the program has extended or finished meanwhile, the outcome is ignored."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import events
 from ..background.worker import worker
 from ..errors import BudgetDenied, CyclesError, ResponseError, ServerError, TransportError
 from ..guard import Backing, ReservationGuard
@@ -37,7 +36,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
     except BudgetDenied as e:
         if is_shadow:
             log().warning("shadow mode: %s of %s would have been denied: %s", request.action.kind, request.estimate, e)
-        session.observe(events.Denied(request.estimate, request.action, e, is_shadow))
+        session.tell("Denied", request.estimate, request.action, e, is_shadow)
         if not is_shadow:
             raise
         return ReservationGuard(session, request, Backing.NOTHING)
@@ -48,7 +47,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
             log().warning("the authority cannot be asked (%s): the work runs, and its spend is recorded afterwards", e)
         else:
             raise
-        session.observe(events.Degraded(request.estimate, request.action, e))
+        session.tell("Degraded", request.estimate, request.action, e)
         if is_shadow:
             return ReservationGuard(session, request, Backing.NOTHING)
         return ReservationGuard(session, request, Backing.EVENT, session.body_of(request)["subject"])
@@ -57,7 +56,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
     # The observer is told before the guard is made. If the observer raises, a log handler may keep the error, whose
     # traceback refers to this frame, and a guard in it would stay alive although nobody has it to finish it.
     try:
-        session.observe(events.Reserved(response.reservation_id, request.estimate, request.action, response))
+        session.tell("Reserved", response.reservation_id, request.estimate, request.action, response)
     except BaseException:  # the observer or a signal handler ends the program, and nobody gets the guard
         ReservationGuard(session, request, Backing.RESERVATION, body["subject"], response).settle_abandoned()
         raise

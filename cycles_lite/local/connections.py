@@ -198,7 +198,7 @@ class Rights:
     def take(self, box: list[Right], deadline: float, is_in_vain: Callable[[], bool]) -> bool:
         """Wait for the right until a monotonic time, and put it into the box. False if it did not come in time, or
         `is_in_vain` tells that it cannot come."""
-        if self.line.is_empty() and self._is_in(box):
+        if not self.line.waiters and self._is_in(box):
             return True
         with Waiter(self.line) as mine:
             while True:
@@ -211,7 +211,8 @@ class Rights:
     def give_back(self, box: list[Right]) -> None:
         """Let the right in a box be taken again."""
         self._free.append(box.pop())
-        self.line.ring()
+        if self.line.waiters:
+            self.line.ring()
 
     def _is_in(self, box: list[Right]) -> bool:
         """Put the right into the box if it is free; whether it was."""

@@ -28,6 +28,8 @@ class Kind:
 
     #: The function that makes of a value what `json` can encode; None if it can encode the value itself.
     write: Callable[[Any], Any] | None = None
+    #: The type of decoded JSON that `read` returns as it is, so that it need not be called for that.
+    plain: type | None = None
 
     def check(self, field: str, value: Any) -> Any:
         """The legal value that a program's value stands for."""
@@ -45,6 +47,7 @@ class Kind:
 class FreeText(Kind):
     """Text of 0..longest characters."""
 
+    plain = str
     _check: Callable[[str, Any, int], str] = staticmethod(checks.free_text)
 
     def __init__(self, longest: int) -> None:
@@ -141,8 +144,7 @@ class Object(Kind):
 
     def __init__(self, model: type[Model]) -> None:
         self.model = model
-        # The model's own methods, without a call in between, because nothing is read or written more often.
-        self.take, self.read = model.take, model.read  # type: ignore[method-assign]
+        self.take, self.read = model.take, model.read  # type: ignore[method-assign]  # without a call in between
         self.write = lambda made: made.to_json()
 
     def check(self, field: str, value: Any) -> Any:
@@ -158,18 +160,19 @@ class Quantity(Object):
     def __init__(self, model: type[Model]) -> None:
         super().__init__(model)
         unit, amount = [entry.kind for entry in model.layout()]
-        self._units, self._least = getattr(unit, "members", {}), getattr(amount, "low", 0)
-        self.read = self._read  # type: ignore[method-assign]
+        units, least, new = getattr(unit, "members", {}), getattr(amount, "low", 0), object.__new__
 
-    def _read(self, field: str, value: Any, strict: bool) -> Any:
-        if type(value) is dict and len(value) == 2:
-            amount, unit = value.get("amount"), value.get("unit")
-            if type(amount) is int and self._least <= amount <= INT64_MAX and type(unit) is str and unit in self._units:
-                made = object.__new__(self.model)
-                values = made.__dict__
-                values["unit"], values["amount"] = self._units[unit], amount
-                return made
-        return self.model.read(field, value, strict)
+        def read(field: str, value: Any, strict: bool) -> Any:  # within, so that all it needs is at hand
+            if type(value) is dict and len(value) == 2 and "amount" in value and "unit" in value:
+                amount, unit = value["amount"], value["unit"]
+                if type(amount) is int and least <= amount <= INT64_MAX and type(unit) is str and unit in units:
+                    made = new(model)
+                    values = made.__dict__
+                    values["unit"], values["amount"] = units[unit], amount
+                    return made
+            return model.read(field, value, strict)
+
+        self.read = read  # type: ignore[method-assign]
 
 
 class ListOf(Kind):
@@ -191,8 +194,7 @@ class ListOf(Kind):
     def read(self, field: str, value: Any, strict: bool) -> tuple[Any, ...]:
         if type(value) is not list:
             raise refuse(field, value, "a list")
-        read = self.kind.read
-        return tuple([read(field, item, strict) for item in value])
+        return tuple([self.kind.read(field, item, strict) for item in value])
 
 
 class Json(Kind):
@@ -275,16 +277,16 @@ class _Plan:
         self.checkers = {entry.name: (entry.kind.check, entry.optional) for entry in entries}
         #: By the name in JSON: the field's name, and the function that takes its value from a request.
         self.takers = {entry.json_name: (entry.name, entry.kind.take) for entry in entries}
-        #: By the name in JSON: the field's name, and the function that reads its value from an answer.
-        self.readers = {entry.json_name: (entry.name, entry.kind.read) for entry in entries}
+        #: By the name in JSON: the field's name, the function that reads its value, and what need not be read.
+        self.readers = {entry.json_name: (entry.name, entry.kind.read, entry.kind.plain) for entry in entries}
         #: By the field's name: the name in JSON, and the function that writes its value.
         self.writers = {entry.name: (entry.json_name, entry.kind.write) for entry in entries}
         #: The fields that are never absent, because their defaults are not None.
         self.defaults = [entry for entry in entries if not entry.optional]
         #: The fields that a request must have, by their names in JSON.
         self.sent = [entry.json_name for entry in entries if entry.on_the_wire]
-        #: The fields that an answer must have, by their names in JSON.
-        self.needed = [entry.json_name for entry in entries if entry.required]
+        #: The fields that an answer must have.
+        self.needed = [entry.name for entry in entries if entry.required]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -388,25 +390,23 @@ class Model(Checked):
         """As `from_json`, for the value of a field."""
         if type(value) is not dict:
             raise refuse(field, value, "an object")
-        plan = cls._plan
-        readers = plan.readers
-        values: dict[str, Any] = {}
+        readers, needed = cls._plan.readers, cls._plan.needed
+        made = object.__new__(cls)
+        values = made.__dict__
         unknown: dict[str, Any] = {}
         for json_name, item in value.items():
             if json_name not in readers:
                 unknown[json_name] = item
             elif item is not None:
-                name, read = readers[json_name]
-                values[name] = read(json_name, item, strict)
+                name, read, plain = readers[json_name]
+                values[name] = item if type(item) is plain else read(json_name, item, strict)
             elif strict:
                 raise _absent(field, json_name, value)
-        for json_name in plan.needed:
-            if value.get(json_name) is None:
-                raise _absent(field, json_name, value)
+        for name in needed:
+            if name not in values:
+                raise _absent(field, name, value)
         if unknown:
             values["extra"] = unknown
-        made = object.__new__(cls)
-        made.__dict__.update(values)
         return made
 
     @classmethod

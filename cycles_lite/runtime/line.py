@@ -25,13 +25,9 @@ class Line:
 
     def __init__(self, look_again: float, passed_over: float) -> None:
         self.look_again, self._passed_over = look_again, passed_over
-        #: In the order of their coming. They are referred to weakly: a waiter that was interrupted before it could
-        #: leave is gone with its frame.
+        #: In the order of their coming; nearly always there is none. They are referred to weakly: a waiter that was
+        #: interrupted before it could leave is gone with its frame.
         self.waiters: list[weakref.ref[Waiter]] = []
-
-    def is_empty(self) -> bool:
-        """Whether nobody waits, as nearly always."""
-        return not self.waiters
 
     def first(self, beside: Waiter | None = None) -> Waiter | None:
         """Whose turn it is. One that a signal handler of the same thread has interrupted lets the handler's one,
@@ -45,7 +41,7 @@ class Line:
 
     def ring(self) -> None:
         """Wake whose turn it is, in a signal handler too if one has interrupted it."""
-        first = self.first() if self.waiters else None
+        first = self.first()
         if first is None:
             return
         for waiter in self._alive():

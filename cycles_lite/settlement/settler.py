@@ -15,7 +15,6 @@ from itertools import count
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
-from .. import events
 from ..background.worker import Job, worker
 from ..errors import CyclesError, TransportTimeout
 from ..protocol import wire
@@ -158,7 +157,7 @@ class Settler:
             if spend.is_found and spend.attempt > 1:
                 self.finder.is_back()
             if is_first and self.session.observer is not None:
-                self.session.observe(events.Settled(record.reservation_id, amount_of(body), done))
+                self.session.tell("Settled", record.reservation_id, amount_of(body), done)
             return done
         meaning = meaning_of(record.mode, told)
         if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
@@ -216,7 +215,7 @@ class Settler:
             self._drop(spend)
         self._tellers[get_ident()] = mark = _Mark()
         try:
-            self.session.observe(events.Pending(record.reservation_id, error, delay))
+            self.session.tell("Pending", record.reservation_id, error, delay)
         finally:
             self._tellers.pop(get_ident(), None)
             del mark
@@ -276,7 +275,7 @@ class Settler:
             wire.dumps(record.body).decode("ascii"),
         )
         try:
-            self.session.observe(events.Rejected(record.reservation_id, dict(record.body), error))
+            self.session.tell("Rejected", record.reservation_id, dict(record.body), error)
         finally:
             self._end(spend, Journal.refuse)
 
@@ -390,7 +389,7 @@ class Settler:
 
     def _journal_failed(self, problem: str) -> None:
         log().error("%s", problem)
-        self.session.observe(events.JournalFailed(problem))
+        self.session.tell("JournalFailed", problem)
 
     # ---- The end ----
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
+
+try:  # the C module: the one in Python takes long to import, and few programs have imported it
+    import _signal as signals  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+except ImportError:
+    import signal as signals
 
 #: The folder of the whole package.
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
-#: The C module's function. Before Python 3.10, the one in `signal` raises and catches an error for each handler, whose
-#: context keeps alive the exception that is looked at.
-_getsignal: Any = getattr(signal, "_signal", signal).getsignal
+#: Before Python 3.10, the one in `signal` raises and catches an error for each handler, whose context keeps alive the
+#: exception that is looked at.
+_getsignal: Any = signals.getsignal
 
 
 def is_from_handler(error: BaseException) -> bool:
@@ -30,7 +34,7 @@ def is_from_handler(error: BaseException) -> bool:
 def _handlers() -> set[Any]:
     """The code of the functions that handle signals."""
     codes = set()
-    for handler in filter(callable, map(_getsignal, range(1, signal.NSIG))):
+    for handler in filter(callable, map(_getsignal, range(1, signals.NSIG))):
         for function in (handler, getattr(handler, "func", None), type(handler).__call__):
             codes.add(getattr(function, "__code__", None))
     return codes - {None}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from typing import Callable
 
 from ..runtime.clock import monotonic
 from ..runtime.line import Line, Waiter
@@ -28,9 +29,9 @@ class Turn:
 
     __slots__ = ("_of",)
 
-    def __init__(self, of: weakref.ref[Turns]) -> None:
-        #: The turns that this is one of; None once it has been given back.
-        self._of: weakref.ref[Turns] | None = of
+    def __init__(self, of: Callable[[], Turns | None]) -> None:
+        #: A weak reference to the turns that this is one of; None once it has been given back.
+        self._of: Callable[[], Turns | None] | None = of
 
     def give_back(self) -> None:
         """End this turn. A second call does nothing."""
@@ -42,7 +43,7 @@ class Turn:
             # The order matters: an interruption between these lines leaves one turn too many, and never one too few.
             turns.free.append(Turn(of))
         self._of = None
-        if turns is not None:
+        if turns is not None and turns.line.waiters:
             turns.line.ring()
 
     __del__ = give_back
@@ -62,7 +63,7 @@ class Turns:
 
     def take(self, timeout: float) -> Turn | None:
         """A turn, which is waited for up to `timeout` seconds; None where none became free in time."""
-        turn = self._free_one() if self.line.is_empty() else None
+        turn = None if self.line.waiters else self._free_one()
         if turn is not None or timeout <= 0:
             return turn
         deadline = monotonic() + timeout

@@ -162,7 +162,7 @@ def test_nobody_is_left_in_the_line():
     turns = Turns(1)
     turn = turns.take(0)
     assert turns.take(0.01) is None
-    assert turns.line.is_empty()
+    assert turns.line.waiters == []
 
     class Interrupted(Exception):
         pass
@@ -172,7 +172,7 @@ def test_nobody_is_left_in_the_line():
 
     with interrupting(interrupted), pytest.raises(Interrupted):
         turns.take(60)
-    assert turns.line.is_empty()
+    assert turns.line.waiters == []
     turn.give_back()
     assert turns.take(0) is not None
 
