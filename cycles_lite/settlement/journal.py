@@ -247,7 +247,7 @@ class Journal:
         found = {}
         for path in [os.path.join(self.folder, name) for name in sorted(self.names(suffix))]:
             try:
-                found[path] = Record.from_json(_read(path))
+                found[path] = Record.from_json(read_file(path))
             except (OSError, ValueError):  # it was settled meanwhile, or is no record
                 continue
         return dict(sorted(found.items(), key=lambda entry: entry[1].recorded_at_ms))
@@ -262,7 +262,7 @@ class Journal:
                 continue
             path = os.path.join(self.folder, name)
             try:
-                record = Record.from_json(_read(path))
+                record = Record.from_json(read_file(path))
                 if name != file_name(record.reservation_id) and not self._migrate(path, record, problems):
                     continue
             except FileNotFoundError:  # another process has settled or migrated it meanwhile
@@ -293,7 +293,7 @@ class Journal:
         record has that name: it is the same reservation's, and newer, so that it stays in the place of this one."""
         standard = self.path_of(record.reservation_id)
         try:
-            Record.from_json(_read(standard))
+            Record.from_json(read_file(standard))
         except FileNotFoundError:
             pass
         except ValueError as e:
@@ -313,7 +313,7 @@ def _remove(path: str) -> bool:
     return True
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """The content of a record's file. Should it be a pipe, this does not wait for a writer."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:

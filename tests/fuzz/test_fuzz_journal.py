@@ -96,8 +96,10 @@ def filled(random, folder):
 
 
 def write(folder, name, content):
-    with open(os.path.join(folder, name), "wb") as file:
-        file.write(content)
+    path = os.path.join(folder, name)
+    if not os.path.islink(path) and (os.path.isfile(path) or not os.path.exists(path)):  # no pipe, which would wait
+        with open(path, "wb") as file:
+            file.write(content)
     return name, content[:2000]
 
 
@@ -174,7 +176,8 @@ def _link(random, folder, number):
 
 def _locked(random, folder, number):
     written = _bytes(random, folder, number)
-    os.chmod(os.path.join(folder, written[0]), random.choice([0, 0o400, 0o200]))
+    if os.path.isfile(os.path.join(folder, written[0])):
+        os.chmod(os.path.join(folder, written[0]), random.choice([0, 0o400, 0o200]))
     return written
 
 
