@@ -45,7 +45,9 @@ class TestAuthority(Authority):
         call = Call(GET_RESERVATION, reservation_id, {}, None, {}, None, 2.0, 5.0)
         answer = super().answer(call, Caller(None, admin=True))
         if answer.status != 200:
-            raise ValidationError(f"reservation {shown(reservation_id)} cannot be expired: {answer.body.decode('utf-8')}")
+            raise ValidationError(
+                f"reservation {shown(reservation_id)} cannot be expired: {answer.body.decode('utf-8')}"
+            )
         expires_at_ms: int = answer.data["expires_at_ms"]
         longest_grace_ms = 60_000
         self._ahead_ms = max(self._ahead_ms, expires_at_ms + longest_grace_ms + 1 - now_ms())

@@ -1161,5 +1161,7 @@ def test_what_cannot_be_looked_at_is_no_request_and_no_configuration():
             client.decide(Proxy())
         with pytest.raises(ValidationError, match="request"):
             client.list_reservations(Proxy())
+        with pytest.raises(ValidationError, match="evidence_id"):
+            client.get_evidence(Proxy())
     with pytest.raises(ConfigError, match="CyclesClient"):
         CyclesClient(Proxy())

@@ -172,7 +172,11 @@ class Transaction:
 
     def translated(self, error: Exception) -> TransportError:
         """The error to raise for one of the file's."""
-        return self._not_in_time() if isinstance(error, sqlite3.Error) and is_busy(error) else translated(error, self._name)
+        return (
+            self._not_in_time()
+            if isinstance(error, sqlite3.Error) and is_busy(error)
+            else translated(error, self._name)
+        )
 
     def _not_in_time(self) -> TransportTimeout:
         return not_in_time(self._name, self._seconds)

@@ -62,7 +62,9 @@ def odd_answer(random, operation):
         status = random.choice([*STATUSES, *STATUSES, *ODD_STATUSES])
     content = body(random, data)
     if random.random() < 0.05:
-        content = random.choice([b"", b"null", b"[]", b"<html>" + key.encode(), b"\x00" * 50, content * 2, content[:-1], b" "])
+        content = random.choice(
+            [b"", b"null", b"[]", b"<html>" + key.encode(), b"\x00" * 50, content * 2, content[:-1], b" "]
+        )
     if random.random() < 0.03:
         content = mutated_bytes(random, content)
     return status, odd_headers(random, key), content
@@ -75,7 +77,19 @@ def odd_headers(random, key):
             "retry-after x-request-id x-cycles-trace-id x-ratelimit-remaining x-ratelimit-reset content-type date "
             "content-encoding x-cycles-tenant location".split()
         )
-        values = ["1", "0", "-1", "1.5", "9" * 30, "Wed, 21 Oct 2026 07:28:00 GMT", key, "gzip", "text/html", "\u0665", *TEXTS]
+        values = [
+            "1",
+            "0",
+            "-1",
+            "1.5",
+            "9" * 30,
+            "Wed, 21 Oct 2026 07:28:00 GMT",
+            key,
+            "gzip",
+            "text/html",
+            "\u0665",
+            *TEXTS,
+        ]
         made[name] = random.choice(values)
     return made
 

@@ -21,20 +21,26 @@ import tempfile
 from campaign import Case, kind_of, told
 from mutations import TEXTS, mutated_bytes
 
-from cycles_lite.cli import main as command_line
-from cycles_lite.cli import output
+from cycles_lite.cli import main as command_line, output
 
 SCOPES = ["tenant:acme", "tenant:acme/agent:bot", "tenant:rival"]
 AMOUNTS = ["TOKENS:1000", "USD:0.50", "usd_microcents:5", "RISK_POINTS:3"]
 ODD = [
-    "", "-", "--", "-x", "--no-such", "--help", "-h", "--version", "--db", "--db=", "--json", "--limit", "0", "-1", "1", "201",
-    "9" * 30, "nan", "inf", "-inf", "1e400", "0x5", "TOKENS:", ":5", "TOKENS:-1", "TOKENS:1.5", "USD:1e99", "USD:NaN", "USD:",
-    "tenant:", "tenant:a", "tenant:ACME", "tenant:acme/", "agent:bot", "tenant:acme/tenant:acme", "{}", "[]", "null", '{"a":1}',
-    '{"max_tokens": 1e999}', '{"max_tokens": "5"}', "[" * 2000, "{" * 2000, "ACTIVE", "a:b", ":", "kind:", ":name", "%s", "{0}",
+    "", "-", "--", "-x", "--no-such", "--help", "-h", "--version", "--db", "--db=", "--json", "--limit", "0", "-1",
+    "1", "201",
+    "9" * 30, "nan", "inf", "-inf", "1e400", "0x5", "TOKENS:", ":5", "TOKENS:-1", "TOKENS:1.5", "USD:1e99", "USD:NaN",
+    "USD:",
+    "tenant:", "tenant:a", "tenant:ACME", "tenant:acme/", "agent:bot", "tenant:acme/tenant:acme", "{}", "[]", "null",
+    '{"a":1}',
+    '{"max_tokens": 1e999}', '{"max_tokens": "5"}', "[" * 2000, "{" * 2000, "ACTIVE", "a:b", ":", "kind:", ":name",
+    "%s", "{0}",
     "%(prog)s", "@args", "@", "2026-01-01T00:00:00Z", "2026-13-01T00:00:00Z", "\udcff\udcfe", "x" * 5000, "~", "~/x.db",
-    "budgets.db", "missing.db", "folder", "pipe", "loop", "../outside.db", "folder/new.db", "nowhere/new.db", "other.db", "empty",
-    "sqlite:budgets.db", "sqlite:missing.db", "sqlite://", "sqlite:", "sqlite:%00", "sqlite:budgets.db?synchronous=full",
-    "sqlite:budgets.db?mode=ro", "http://127.0.0.1:9", "journal", "text.txt", "binary.txt", "key.txt", ".", "..", "/dev/null",
+    "budgets.db", "missing.db", "folder", "pipe", "loop", "../outside.db", "folder/new.db", "nowhere/new.db",
+    "other.db", "empty",
+    "sqlite:budgets.db", "sqlite:missing.db", "sqlite://", "sqlite:", "sqlite:%00",
+    "sqlite:budgets.db?synchronous=full",
+    "sqlite:budgets.db?mode=ro", "http://127.0.0.1:9", "journal", "text.txt", "binary.txt", "key.txt", ".", "..",
+    "/dev/null",
 ]  # fmt: skip
 
 
@@ -52,12 +58,14 @@ def legal(random):
         ["key", "list", *db],
         ["tenant", "close", *db, "rival"],
         ["balances", "--tenant", "acme", "--json"],
-        ["reservations", "--tenant", "acme", "--status", "ACTIVE", "--limit", "5", "--from", "2026-01-01T00:00:00Z", "--json"],
+        ["reservations", "--tenant", "acme", "--status", "ACTIVE", "--limit", "5", "--from", "2026-01-01T00:00:00Z",
+         "--json"],
         ["release", "rsv_1", "--reason", "odd"],
         ["check"],
         ["journal", random.choice(["list", "replay"]), "journal"],
         ["journal", random.choice(["show", "retry", "discard"]), "rsv_1", "journal"],
-        ["run", "--estimate", "TOKENS:5", "--action", "a:b", "--actual-from", "text.txt", "--agent", "bot", "--", "true"],
+        ["run", "--estimate", "TOKENS:5", "--action", "a:b", "--actual-from", "text.txt", "--agent", "bot", "--",
+         "true"],
         ["serve", *db, "--port", "70000", "--tenant", "acme", "--api-key", "k" * 9, "--budget", f"{scope}={amount}",
          "--caps", scope + '={"max_tokens": 5}', "--admin-key-file", "key.txt"],
         ["demo", "--json", "text.txt"],
@@ -140,7 +148,9 @@ def watch(event, arguments):
     paths = []
     if event == "open":
         path, mode, flags = arguments
-        writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (
+            isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
         paths = [path] if writes else []
     elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"):
         paths = [arguments[0]]
@@ -170,7 +180,9 @@ def check(case, folder):
         return "left out"
     environment = {
         "HOME": os.path.join(folder, "home"),
-        "CYCLES_BASE_URL": case.random.choice(["sqlite:budgets.db", "sqlite:budgets.db", "http://127.0.0.1:9", "sqlite:missing.db", ""]),
+        "CYCLES_BASE_URL": case.random.choice(
+            ["sqlite:budgets.db", "sqlite:budgets.db", "http://127.0.0.1:9", "sqlite:missing.db", ""]
+        ),
         "CYCLES_API_KEY": "secret-key-of-the-case",
         "CYCLES_TENANT": case.random.choice(["acme", "acme", ""]),
         "CYCLES_RETRY_ENABLED": "false",
@@ -202,7 +214,17 @@ def check(case, folder):
 
 
 NAMES = "budget key tenant balances reservations release check journal run serve demo".split()
-KNOWN = {0, 1, 2, output.UNAVAILABLE, output.NO_OUTPUT, output.DENIED, output.MISCONFIGURED, output.NOT_EXECUTABLE, output.NOT_FOUND}
+KNOWN = {
+    0,
+    1,
+    2,
+    output.UNAVAILABLE,
+    output.NO_OUTPUT,
+    output.DENIED,
+    output.MISCONFIGURED,
+    output.NOT_EXECUTABLE,
+    output.NOT_FOUND,
+}
 KNOWN |= {output.UNKNOWN}
 
 
@@ -210,7 +232,10 @@ def _fill(folder):
     """A budget file, copied because making one takes longer."""
     template = os.path.join(os.path.dirname(folder), "template.db")
     if not os.path.exists(template):
-        for argv in (["budget", "set", "--db", template, "tenant:acme", "TOKENS:1000"], ["key", "create", "--db", template, "acme"]):
+        for argv in (
+            ["budget", "set", "--db", template, "tenant:acme", "TOKENS:1000"],
+            ["key", "create", "--db", template, "acme"],
+        ):
             with contextlib.redirect_stdout(io.StringIO()):
                 assert command_line(argv) == 0
     for path in glob.glob(template + "*"):

@@ -30,7 +30,7 @@ PAGE = 4096
 
 
 def templates(folder):
-    """A small budget file, one whose WAL holds the last writes, one with 4096 more rows, and those of other programs."""
+    """A small budget file, one whose WAL holds the last writes, one with more rows, and those of other programs."""
     made = {}
     for name, rows in (("small", 3), ("large", 150)):
         path = os.path.join(folder, name + ".db")
@@ -104,7 +104,9 @@ def mutate(random, path):
             data = bytearray(mutated_bytes(random, bytes(data)))
             continue
         if at < len(data):
-            data[at] = random.choice([0, 1, 0x7F, 0x80, 0xFF, data[at] ^ (1 << random.randrange(8)), random.randrange(256)])
+            data[at] = random.choice(
+                [0, 1, 0x7F, 0x80, 0xFF, data[at] ^ (1 << random.randrange(8)), random.randrange(256)]
+            )
     with open(path, "wb") as file:
         file.write(data)
 
@@ -116,11 +118,34 @@ def rewritten(random, path):
     for _ in range(random.choice([1, 1, 2])):
         table = random.choice([row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")])
         columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-        value = random.choice([None, "", "x", -1, 1.5, 2**63 - 1, -(2**63), b"\xff\xfe", "\x00", "{}", "[]", "null", "[[]]", "TOKENS", "1e999", '{"a":', b"{}", "tenant:acme tenant:acme"])
+        value = random.choice(
+            [
+                None,
+                "",
+                "x",
+                -1,
+                1.5,
+                2**63 - 1,
+                -(2**63),
+                b"\xff\xfe",
+                "\x00",
+                "{}",
+                "[]",
+                "null",
+                "[[]]",
+                "TOKENS",
+                "1e999",
+                '{"a":',
+                b"{}",
+                "tenant:acme tenant:acme",
+            ]
+        )
         statement = random.choice(
-            [f"UPDATE OR IGNORE {table} SET {random.choice(columns)} = ?", f"DELETE FROM {table} WHERE ? OR 1", f"DROP TABLE {table}",
+            [f"UPDATE OR IGNORE {table} SET {random.choice(columns)} = ?", f"DELETE FROM {table} WHERE ? OR 1",
+             f"DROP TABLE {table}",
              f"ALTER TABLE {table} ADD COLUMN more TEXT", f"DROP INDEX IF EXISTS {table}_due",
-             "UPDATE sqlite_master SET sql = ? WHERE rowid = 2", "PRAGMA user_version = 0", "PRAGMA journal_mode = DELETE",
+             "UPDATE sqlite_master SET sql = ? WHERE rowid = 2", "PRAGMA user_version = 0",
+             "PRAGMA journal_mode = DELETE",
              f"CREATE TRIGGER t{random.randrange(9**9)} AFTER UPDATE ON {table} BEGIN SELECT RAISE(ABORT, 'no'); END"]
         )  # fmt: skip
         if statement.startswith("UPDATE OR"):

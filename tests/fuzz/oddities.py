@@ -141,7 +141,7 @@ MAKERS = [
     lambda: object,
     lambda: int,
     lambda: len,
-    lambda: (lambda *args, **kwargs: 5),
+    lambda: lambda *args, **kwargs: 5,
     lambda: types.MappingProxyType({"a": "b"}),
     lambda: datetime.datetime(2026, 1, 1),
     lambda: datetime.timedelta(seconds=5),

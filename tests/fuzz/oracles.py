@@ -100,3 +100,17 @@ def _rest_is_legal(data):
 
 
 _EVIDENCE = {"evidence_id": "", "cycles_evidence_url": ""}
+
+
+def is_final(status, body):
+    """Whether an answer may be a real no to spend: a 4xx that says neither who asks, nor when, with a code of the
+    protocol that is about the spend."""
+    data = decoded(body)
+    is_no = 400 <= status < 500 and status not in (401, 403, 410, 429)
+    return is_no and data is not None and data.get("error") in _FINAL
+
+
+_FINAL = set(
+    "INVALID_REQUEST NOT_FOUND BUDGET_EXCEEDED BUDGET_FROZEN BUDGET_CLOSED RESERVATION_FINALIZED IDEMPOTENCY_MISMATCH "
+    "UNIT_MISMATCH OVERDRAFT_LIMIT_EXCEEDED DEBT_OUTSTANDING TENANT_CLOSED".split()
+)

@@ -120,7 +120,9 @@ def test_answers_over_a_socket(fuzz, logged):
                 raise Gone
 
     with Peer(talk=talk) as peer:
-        with client_of(peer, connect_timeout=0.5, read_timeout=0.25, retry_enabled=False, journal_enabled=False) as client:
+        with client_of(
+            peer, connect_timeout=0.5, read_timeout=0.25, retry_enabled=False, journal_enabled=False
+        ) as client:
 
             def check(case):
                 del logged[:]
@@ -148,10 +150,16 @@ def on_the_wire(random, status, headers, content):
     framing = random.randrange(8)
     sent = content
     if framing == 0:
-        fields.append(("Transfer-Encoding", random.choice(["chunked", "chunked", "gzip, chunked", "identity", "Chunked "])))
-        sent = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (content[:5], content[5:]) if part) + b"0\r\n\r\n"
+        fields.append(
+            ("Transfer-Encoding", random.choice(["chunked", "chunked", "gzip, chunked", "identity", "Chunked "]))
+        )
+        sent = (
+            b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (content[:5], content[5:]) if part) + b"0\r\n\r\n"
+        )
     elif framing == 1:
-        fields.append(("Content-Length", random.choice(["0", str(len(content) + 5), "-1", "x", "9" * 25, "1, 1", " 3"])))
+        fields.append(
+            ("Content-Length", random.choice(["0", str(len(content) + 5), "-1", "x", "9" * 25, "1, 1", " 3"]))
+        )
         ends = True
     elif framing == 2:
         ends = True  # all until the end
@@ -160,7 +168,10 @@ def on_the_wire(random, status, headers, content):
     if random.random() < 0.05:
         fields.append(("Content-Length", str(len(content))))
     version = random.choice(["HTTP/1.1"] * 12 + ["HTTP/1.0", "HTTP/2", "HTTP/0.9", "ICY", "http/1.1"])
-    lines = [f"{version} {status} {random.choice(['OK', '', 'x' * 200])}", *(f"{name}: {value}" for name, value in fields)]
+    lines = [
+        f"{version} {status} {random.choice(['OK', '', 'x' * 200])}",
+        *(f"{name}: {value}" for name, value in fields),
+    ]
     head = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
     if random.random() < 0.15:
         head, ends = mutated_bytes(random, head), True
@@ -171,7 +182,7 @@ def on_the_wire(random, status, headers, content):
 
 
 def test_reserving(fuzz, logged):
-    """The work runs only on an answer that proves it may; with `on_unavailable="allow"` also where nobody has said no."""
+    """The work runs only if an answer proves it may; with `on_unavailable="allow"` also where nobody has said no."""
     script = Script()
     settings = {"retry_enabled": False, "journal_enabled": False, "heartbeat": False, "flush_timeout": 0.0}
     config = config_of("http://127.0.0.1:9", **settings)
@@ -188,8 +199,18 @@ def test_reserving(fuzz, logged):
             except CyclesError as e:
                 hygienic(e)
                 return type(e).__name__
-            script.answer = 200, {}, json.dumps({"status": "RELEASED", "released": {"unit": "TOKENS", "amount": 1}}).encode()
-            for read in (repr, lambda it: it.caps, lambda it: it.balances, lambda it: it.reserved, lambda it: it.decision):
+            script.answer = (
+                200,
+                {},
+                json.dumps({"status": "RELEASED", "released": {"unit": "TOKENS", "amount": 1}}).encode(),
+            )
+            for read in (
+                repr,
+                lambda it: it.caps,
+                lambda it: it.balances,
+                lambda it: it.reserved,
+                lambda it: it.decision,
+            ):
                 read(guard)
             is_degraded = guard.degraded
             guard.release("seen")

@@ -1,4 +1,4 @@
-"""Mutated command lines: each ends with a status that is documented, without a traceback, and writes in its folder alone.
+"""Mutated command lines: each ends with a documented status, without a traceback, and writes in its folder alone.
 
 They run in a child process, which they may keep from writing to its streams, or from leaving its folder.
 """

@@ -14,7 +14,13 @@ from cycles_lite.config import doubtful_variables
 SETTINGS = [entry.name.upper() for entry in CyclesConfig.layout()]
 
 USUAL = {
-    "BASE_URL": ["http://127.0.0.1:7878", "https://cycles.example/prefix/", "sqlite:rel.db", "sqlite:///tmp/x.db", "sqlite://"],
+    "BASE_URL": [
+        "http://127.0.0.1:7878",
+        "https://cycles.example/prefix/",
+        "sqlite:rel.db",
+        "sqlite:///tmp/x.db",
+        "sqlite://",
+    ],
     "API_KEY": [KEY],
     "MODE": ["enforce", "shadow", "off"],
     "ON_UNAVAILABLE": ["raise", "allow"],
@@ -22,7 +28,25 @@ USUAL = {
     "JOURNAL_DIR": ["journal", "~/journal", "~nobody-here/x"],
     "CA_CERTS": ["certs.pem"],
 }
-NUMBERS = ["0", "1", "5", "0.5", "600", "601", "1e3", "-1", "nan", "inf", "-inf", "1_000", "0x10", "٣", " 5 ", "5s", "9" * 400]
+NUMBERS = [
+    "0",
+    "1",
+    "5",
+    "0.5",
+    "600",
+    "601",
+    "1e3",
+    "-1",
+    "nan",
+    "inf",
+    "-inf",
+    "1_000",
+    "0x10",
+    "٣",
+    " 5 ",
+    "5s",
+    "9" * 400,
+]
 FLAGS = ["true", "FALSE", "yes", "No", "on", "0", "1", "2", "enabled", "tru"]
 URLS = [
     "http://", "http:///x", "http://[::1]:80", "http://[::1", "http://a b", "http://a:0", "http://a:65536", "http://a:b",
@@ -33,7 +57,15 @@ URLS = [
 
 
 def value(random, name):
-    made = random.choice([random.choice(USUAL.get(name, TEXTS)), random.choice(NUMBERS), random.choice(FLAGS), random.choice(URLS), random.choice(TEXTS)])
+    made = random.choice(
+        [
+            random.choice(USUAL.get(name, TEXTS)),
+            random.choice(NUMBERS),
+            random.choice(FLAGS),
+            random.choice(URLS),
+            random.choice(TEXTS),
+        ]
+    )
     raw = made.encode("utf-8", "surrogatepass")
     if random.random() < 0.3:
         raw = mutated_bytes(random, raw)
@@ -55,7 +87,7 @@ def test_environment(fuzz, logged, monkeypatch):
             name = random.choice(SETTINGS)
             given[name] = value(random, name)
         if random.random() < 0.1:
-            given[random.choice(["RETRY_FLUSH_TIMEOUT", "BASE_UR", "TENNANT", "\u00e4", "X=" "Y"]).replace("=", "")] = "x"
+            given[random.choice(["RETRY_FLUSH_TIMEOUT", "BASE_UR", "TENNANT", "\u00e4", "X=Y"]).replace("=", "")] = "x"
         case.show(prefix=prefix, given=given)
         with monkeypatch.context() as patch:
             for name, text in given.items():

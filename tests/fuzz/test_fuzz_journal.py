@@ -20,7 +20,7 @@ from cycles_lite import CyclesClient
 from cycles_lite.cli import main
 from cycles_lite.cli.output import DONE, FAILED, WRONG
 from cycles_lite.runtime.clock import now_ms
-from cycles_lite.settlement.journal import CORRUPT, PENDING, REFUSED, Journal, Record, file_name, identity
+from cycles_lite.settlement.journal import CORRUPT, PENDING, REFUSED, Record, file_name, identity
 
 URL = "http://127.0.0.1:9"
 LATER = {"retry_initial_delay": 600.0, "retry_max_delay": 600.0, "flush_timeout": 0.0}
@@ -69,7 +69,9 @@ def test_journal(fuzz, logged, place, monkeypatch):
         after = contents(folder)
         gone = [name for name in before if name.endswith((PENDING, REFUSED)) and name not in after]
         for name in gone if word != "discarded" else ():
-            assert before[name] in after.values() or is_settled(before[name], ledger[0]) or moved(before[name], after), name
+            assert (
+                before[name] in after.values() or is_settled(before[name], ledger[0]) or moved(before[name], after)
+            ), name
         if step in ("client", "replay"):
             assert all(json.dumps("key of " + id) in ledger[0].settled for id in good), logged
             assert not [name for name in good.values() if name in after]
@@ -107,7 +109,8 @@ def any_name(random, number):
     """The name of a record that is not its own; or of another scheme; or of no record at all."""
     some = hashlib.sha256(b"%d" % number).hexdigest()
     return random.choice(
-        [f"v2-{some}.json", f"{some}.json", f"v1-{some}.json", f"rsv_{number}.json", f"v3-{some}.json", f"{some}.refused",
+        [f"v2-{some}.json", f"{some}.json", f"v1-{some}.json", f"rsv_{number}.json", f"v3-{some}.json",
+         f"{some}.refused",
          f"{some}.corrupt", f".{some}.json", f"{some}.json.tmp", f"\udcff{number}.json", f"a b\n{number}.json", ".json"]
     )  # fmt: skip
 
@@ -183,7 +186,9 @@ def _locked(random, folder, number):
 
 def _set_aside(random, folder, number):
     id = f"rsv_aside_{number}"
-    content = random.choice([json.dumps(record(id)).encode(), b"{", mutated_bytes(random, json.dumps(record(id)).encode())])
+    content = random.choice(
+        [json.dumps(record(id)).encode(), b"{", mutated_bytes(random, json.dumps(record(id)).encode())]
+    )
     return write(folder, file_name(id, random.choice([REFUSED, CORRUPT])), content)
 
 

@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from mutations import TEXTS, body, mutated, mutated_bytes, odd_json
+from mutations import TEXTS, body, mutated, mutated_bytes
 from serving import ADMIN_KEY, asking, committing, event, keyed, tokens
 
 from cycles_lite import Amount, Caps
@@ -133,16 +133,23 @@ def latin(text):
 def odd_path(random, path):
     parts = path.split("/")
     parts[random.randrange(len(parts))] = latin(random.choice(TEXTS))
-    return random.choice(["/".join(parts), path + "/", path.upper(), "", "/", mutated_bytes(random, path.encode()).decode("latin-1")])
+    return random.choice(
+        ["/".join(parts), path + "/", path.upper(), "", "/", mutated_bytes(random, path.encode()).decode("latin-1")]
+    )
 
 
-NAMES = "tenant workspace agent status limit cursor sort_by sort_dir include from to expires_from finalized_to include_children"
+NAMES = (
+    "tenant workspace agent status limit cursor sort_by sort_dir include from to expires_from finalized_to "
+    "include_children"
+)
 
 
 def odd_query(random, query):
     pairs = [pair.split("=") for pair in query.split("&") if pair]
     for _ in range(random.randint(0, 3)):
-        value = random.choice([*TEXTS, "1", "200", "201", "2026-01-01T00:00:00Z", "2026-01-01", "9999-12-31T23:59:60+99:99", "asc"])
+        value = random.choice(
+            [*TEXTS, "1", "200", "201", "2026-01-01T00:00:00Z", "2026-01-01", "9999-12-31T23:59:60+99:99", "asc"]
+        )
         pairs.append([random.choice([*NAMES.split(), "odd", ""]), latin(value)])
     random.shuffle(pairs)
     made = "&".join("=".join(pair) for pair in pairs)

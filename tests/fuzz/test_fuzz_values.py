@@ -16,7 +16,6 @@ from samples import BODIES, MODELS, QUERIES, named, told  # noqa: F401
 from cycles_lite import (
     Action,
     Amount,
-    ApiError,
     Caps,
     ConfigError,
     CyclesClient,
@@ -29,8 +28,7 @@ from cycles_lite import (
     set_default_client,
     with_cycles,
 )
-from cycles_lite.local import Authority
-from cycles_lite.protocol import fields, models, values, wire
+from cycles_lite.protocol import fields, models, wire
 from cycles_lite.testing import TestAuthority
 from cycles_lite.wsgi import CyclesMiddleware
 
@@ -39,7 +37,9 @@ ACTION = Action("llm.completion", "gpt-4o")
 
 # ---- Models ----
 
-PATH = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))), "shared")
+PATH = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))), "shared"
+)
 DOCUMENT = os.path.join(PATH, "protocol", "cycles-protocol-v0.yaml")
 
 
@@ -219,8 +219,8 @@ def given_to_a_decorator(random):
 
 
 def _cycles(random, client):
-    names = "unit action action_kind action_name action_tags ttl_ms grace_period_ms overage_policy dry_run tenant app".split()
-    names += ["toolset", "dimensions", "client", "use_estimate_if_actual_not_provided", "actual", "estimate"]
+    names = "unit action action_kind action_name action_tags ttl_ms grace_period_ms overage_policy tenant app".split()
+    names += "dry_run toolset dimensions client use_estimate_if_actual_not_provided actual estimate".split()
     given = {"estimate": 5, "client": client}
     for _ in range(random.randint(1, 2)):
         given[random.choice(names)] = given_to_a_decorator(random)
@@ -238,7 +238,9 @@ def _lists(random, client):
     filters = {random.choice(kind.layout()).name: odd(random) for _ in range(random.randint(1, 2))}
     name = "reservations" if kind is models.ReservationListRequest else "balances"
     call = client.list_reservations if name == "reservations" else client.get_balances
-    random.choice([lambda **given: call(**given), lambda **given: list(getattr(client, "iter_" + name)(**given))])(**filters)
+    random.choice([lambda **given: call(**given), lambda **given: list(getattr(client, "iter_" + name)(**given))])(
+        **filters
+    )
 
 
 def _operations(random, client):
@@ -269,7 +271,7 @@ def _amounts(random, client):
         random.choice([Amount.tokens, Amount.credits, Amount.risk_points, Amount.usd_microcents])(made)
     elif step == 2:
         Amount(made, odd(random))
-    elif step == 3:
+    elif step == 3 and "Eq" not in type(made).__name__:  # whose own comparison raises
         assert (Amount.tokens(5) == made) in (True, False)
     elif step == 4:
         models.Balance.from_json(made)
@@ -349,7 +351,9 @@ def test_methods(fuzz, logged, tmp_path, monkeypatch):
             try:
                 method(recorded, client)
             except CyclesError as e:
-                assert isinstance(e, (ValidationError, ConfigError)) or type(e).__name__ == "GuardFinalizedError", repr(e)
+                assert isinstance(e, (ValidationError, ConfigError)) or type(e).__name__ == "GuardFinalizedError", repr(
+                    e
+                )
                 assert str(e).isprintable()
                 return f"{method.__name__} {type(e).__name__}"
             return method.__name__ + " accepted"
@@ -398,7 +402,9 @@ def test_authority_methods(fuzz):
             "expire": (["rsv_1"], []),
             "fail_next": ([], ["operation", "times", "status", "code", "after", "retry_after"]),
         }  # fmt: skip
-        with CyclesClient(CyclesConfig(base_url="sqlite://", tenant="acme", retry_enabled=False), transport=authority.transport()) as client:
+        with CyclesClient(
+            CyclesConfig(base_url="sqlite://", tenant="acme", retry_enabled=False), transport=authority.transport()
+        ) as client:
 
             def check(case):
                 random = Recorded(case.random)

@@ -220,7 +220,7 @@ def _made(url, path):
     ],
 )
 def test_a_row_that_no_row_of_ours_is_like_is_an_error_of_ours(path, url, damage):
-    """Another program may have written it, or SQLite did not see that it is damaged. The file stays usable elsewhere."""
+    """Another program may have written it, or SQLite did not see that it is damaged."""
     with Authority(url) as authority:
         authority.set_budget("tenant:acme", Amount.tokens(5))
         authority.create_key("acme", secret="a-secret-key")

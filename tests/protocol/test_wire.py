@@ -778,7 +778,7 @@ def test_many_brackets_are_not_deep():
 
 def test_an_errors_details_that_are_nested_deep_keep_nobody_from_logging_it():
     """It is pickled by queues and error trackers, too."""
-    details = '{"scope":' + "[" * 400 + "]" * 400 + "}"
+    details = '{"scope":' + "[" * 900 + "]" * 900 + "}"
     body = f'{{"error": "BUDGET_EXCEEDED", "message": "no", "details": {details}}}'.encode()
     with pytest.raises(ApiError) as raised:
         wire.read_answer(wire.CREATE_RESERVATION, Answer(409, {}, body))
