@@ -18,7 +18,15 @@ def decoded(body):
         data = json.loads(body.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError):
         return None
-    return data if isinstance(data, dict) else None
+    return data if isinstance(data, dict) and not _is_deeper(data, 250) else None
+
+
+def _is_deeper(value, levels):
+    """Whether there is something below that many lists and objects; such JSON is refused as a whole."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if entries is None:
+        return False
+    return levels == 0 or any(_is_deeper(entry, levels - 1) for entry in entries)
 
 
 def commit_is_proven(status, body):

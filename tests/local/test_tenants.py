@@ -226,6 +226,10 @@ def test_what_is_no_text_names_no_tenant_and_is_no_key(authority, make):
     assert authority.authenticate(odd) is None
     with pytest.raises(ValidationError):
         authority.create_tenant(odd)
+    authority.create_tenant("acme")
+    if odd is not None:
+        with pytest.raises(ValidationError, match="name"):
+            authority.create_tenant("acme", odd)
     if odd is not None:
         with pytest.raises(ValidationError):
             authority.create_key("acme", secret=odd)
