@@ -13,4 +13,4 @@ import pytest
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the folder has a pipe and a link in it")
 def test_command_lines(fuzz, tmp_path):
-    batches.run(fuzz, "commands_child.py", tmp_path, short=100)
+    batches.run(fuzz, "commands_child.py", tmp_path, short=60)

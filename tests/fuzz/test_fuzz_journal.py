@@ -79,7 +79,7 @@ def test_journal(fuzz, logged, place, monkeypatch):
         assert ledger[0].changed == []
         return f"{step}: {word}"
 
-    fuzz.run(check, short=150)
+    fuzz.run(check, short=80)
 
 
 # ---- What lies in the folder ----
