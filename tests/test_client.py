@@ -1165,3 +1165,17 @@ def test_what_cannot_be_looked_at_is_no_request_and_no_configuration():
             client.get_evidence(Proxy())
     with pytest.raises(ConfigError, match="CyclesClient"):
         CyclesClient(Proxy())
+
+
+@pytest.mark.parametrize("decision", ["DENY", "ALLOW", "LATER"])
+def test_a_denial_does_not_tell_the_key_that_the_server_echoes(decision):
+    """Such an answer is a success, which is data; the error that is made of it goes to logs."""
+    told = {"decision": decision, "affected_scopes": [KEY], "reason_code": KEY}
+    transport = FakeTransport(replied(told, x_request_id=KEY, x_cycles_trace_id=KEY))
+    with client_of("http://fake.invalid", transport=transport) as client:
+        with pytest.raises(BudgetDenied) as denied:
+            client.reserve(Amount.tokens(5), ACTION)
+        for text in (str(denied.value), repr(denied.value), repr(denied.value.args), repr(vars(denied.value))):
+            assert KEY not in text
+            assert json.dumps(KEY)[1:-1] not in text
+        assert client.create_reservation(create_request()).reason_code == KEY

@@ -86,7 +86,7 @@ def mutated(random, argv):
         elif step == 3:
             made.insert(at, random.choice([*ODD, *TEXTS]))
         elif step == 4 and at < len(made):
-            made[at] = os.fsdecode(mutated_bytes(random, os.fsencode(made[at]), 2))
+            made[at] = os.fsdecode(mutated_bytes(random, made[at].encode("utf-8", "surrogatepass"), 2))
         elif step == 5 and at < len(made):
             made.insert(at, made[at])
         elif at < len(made):

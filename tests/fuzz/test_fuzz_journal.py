@@ -51,13 +51,14 @@ def place(tmp_path, monkeypatch):
 
 
 def test_journal(fuzz, logged, place, monkeypatch):
-    folder = os.path.join(place, identity(URL, "acme", "k" * 12))
+    own = identity(URL, "acme", "k" * 12)
     ledger = [None]
     monkeypatch.setattr("cycles_lite.session._open_transport", lambda config: ledger[0])
 
     def check(case):
         del logged[:]
-        shutil.rmtree(place, ignore_errors=True)
+        here = os.path.join(place, str(case.number))  # of its own: the worker may still look at the last case's
+        folder = os.path.join(here, own)
         os.makedirs(folder, 0o700)
         ledger[0] = Ledger()
         good, odd = filled(case.random, folder)
@@ -65,7 +66,7 @@ def test_journal(fuzz, logged, place, monkeypatch):
         before = contents(folder)
         step = case.random.choice(["client", "client", "list", "replay", "retry", "discard", "show", "replay to"])
         case.show(step=step, files=sorted(before))
-        word = STEPS[step](case, place, folder)
+        word = STEPS[step](case, here, folder)
         after = contents(folder)
         gone = [name for name in before if name.endswith((PENDING, REFUSED)) and name not in after]
         for name in gone if word != "discarded" else ():
@@ -77,6 +78,7 @@ def test_journal(fuzz, logged, place, monkeypatch):
             assert not [name for name in good.values() if name in after]
         assert all(times == 1 for times in ledger[0].times.values())
         assert ledger[0].changed == []
+        shutil.rmtree(here, ignore_errors=True)
         return f"{step}: {word}"
 
     fuzz.run(check, short=80)
