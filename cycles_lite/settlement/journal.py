@@ -93,6 +93,7 @@ class Record(NamedTuple):
         record = cls(*values)
         if not record.body:
             raise ValueError(f"no body for mode {record.mode}")
+        record.to_json()  # a number that is no JSON once it was read, such as 1e400, can be neither sent nor written
         return record
 
 

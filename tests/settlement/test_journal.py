@@ -398,3 +398,13 @@ def test_a_link_to_itself_hides_no_folder_beside_it(journal):
     assert list(journals.identity_folders(parent)) == [journal.folder]
     other = Journal(os.path.join(parent, "other"))
     assert other.has_neighbours()
+
+
+def test_a_number_past_all_floats_makes_no_record(journal):
+    """It is read as infinity, which could be neither sent nor written again."""
+    text = record().to_json().replace(b'"tenant":"acme"', b'"tenant":1e400')
+    put(journal, journals.file_name("rsv_1"), text)
+    assert journal.peek() == {}
+    found, (problem,) = journal.load()
+    assert found == []
+    assert "set aside" in problem
