@@ -158,7 +158,13 @@ class ApiError(CyclesError):
             facts.append(self._note)
         if self.request_id:
             facts.append("request_id=" + self.request_id)
-        return f"{text} [{', '.join(facts)}]" if facts else text
+        text = f"{text} [{', '.join(facts)}]" if facts else text
+        # A server's words may have what a log's file cannot encode, and what a terminal obeys.
+        return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 def _evidence(told: CyclesEvidenceRef | Mapping[str, Any] | None) -> CyclesEvidenceRef | None:

@@ -23,12 +23,13 @@ from .runtime.clock import monotonic
 from .runtime.log import log
 from .transport.deadline import ambient, seconds_left
 from .transport.handlers import is_from_handler
-from .transport.redaction import redacted, without_frames
+from .transport.redaction import redacted, without_frames, without_key
 from .transport.retry import retry_delay
 
 if TYPE_CHECKING:
     from .config import CyclesConfig
     from .events import Observer
+    from .protocol.models import ReservationCreateResponse
     from .transport.http import Transport
 
 #: A W3C `traceparent`, or a callable that makes one for each request; with None the header is not sent.
@@ -138,6 +139,18 @@ class Session:
             # After a connection has failed, the next attempt opens a new one: the idle ones may be dead too.
             call = call._replace(fresh=isinstance(told, TransportError))
             attempt += 1
+
+    def denied(self, response: ReservationCreateResponse) -> CyclesError:
+        """The `BudgetDenied` for an answer that allows nothing. It is a success, which tells all that the server sent;
+        as an error it must not tell the API key, which the server may have echoed."""
+        answer = wire.Answer(wire.CREATE_RESERVATION.status, response.headers, response.body)
+        blotted = without_key(self.config.api_key, answer)
+        if blotted is answer:
+            return wire.denied(response)
+        try:
+            return wire.denied(wire.read_answer(wire.CREATE_RESERVATION, blotted))
+        except CyclesError as e:  # the key was where no text is
+            return without_frames(e)
 
     def close(self) -> None:
         """Close the connections. Calls that wait to be sent again give up."""

@@ -39,6 +39,7 @@ from peers import (
     then,
     tokens,
 )
+from samples import Proxy
 
 from cycles_lite import (
     Amount,
@@ -1141,3 +1142,40 @@ def test_what_is_no_configuration_is_refused_with_what_to_write(config, tmp_path
 def test_options_without_a_name_are_refused_with_what_to_write(given):
     with CyclesClient(CyclesConfig(mode="off")) as client, pytest.raises(ConfigError, match=r"with_options\(tenant="):
         client.with_options(given)
+
+
+def test_a_trace_that_cannot_be_looked_at_stops_no_call(caplog):
+    """Neither where it is a constant, nor where a callable gives it; the log says so."""
+    for trace in (Proxy(), lambda: Proxy(), lambda: 10**5000):
+        caplog.clear()
+        transport = FakeTransport(replied({"keys": []}))
+        with client_of("http://fake.invalid", transport=transport, traceparent=trace) as client:
+            client.get_evidence_keys()
+        assert "traceparent" not in transport.calls[0].headers
+        assert "the request goes without" in caplog.text
+
+
+def test_what_cannot_be_looked_at_is_no_request_and_no_configuration():
+    with client_of("http://fake.invalid", transport=FakeTransport()) as client:
+        with pytest.raises(ValidationError, match="request"):
+            client.decide(Proxy())
+        with pytest.raises(ValidationError, match="request"):
+            client.list_reservations(Proxy())
+        with pytest.raises(ValidationError, match="evidence_id"):
+            client.get_evidence(Proxy())
+    with pytest.raises(ConfigError, match="CyclesClient"):
+        CyclesClient(Proxy())
+
+
+@pytest.mark.parametrize("decision", ["DENY", "ALLOW", "LATER"])
+def test_a_denial_does_not_tell_the_key_that_the_server_echoes(decision):
+    """Such an answer is a success, which is data; the error that is made of it goes to logs."""
+    told = {"decision": decision, "affected_scopes": [KEY], "reason_code": KEY}
+    transport = FakeTransport(replied(told, x_request_id=KEY, x_cycles_trace_id=KEY))
+    with client_of("http://fake.invalid", transport=transport) as client:
+        with pytest.raises(BudgetDenied) as denied:
+            client.reserve(Amount.tokens(5), ACTION)
+        for text in (str(denied.value), repr(denied.value), repr(denied.value.args), repr(vars(denied.value))):
+            assert KEY not in text
+            assert json.dumps(KEY)[1:-1] not in text
+        assert client.create_reservation(create_request()).reason_code == KEY

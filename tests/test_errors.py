@@ -437,3 +437,10 @@ def refusal_in(answer, operation):
     with pytest.raises(ApiError) as caught:
         wire.read_answer(operation, answer)
     return caught.value
+
+
+def test_a_servers_words_are_shown_in_what_every_log_can_encode():
+    """A file's handler drops a line with a lone surrogate, and a terminal obeys an escape."""
+    told = ApiError("no \ud800\x1b[31m\n", 400, "ODD\r", {"scope": "\u2028"}, request_id="caf\u00e9")
+    assert str(told) == r"ODD\r (400): no \ud800\x1b[31m\n [scope=\u2028, request_id=café]"
+    assert told.message == "no \ud800\x1b[31m\n"

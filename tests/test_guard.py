@@ -531,7 +531,16 @@ def test_unavailable_may_let_the_work_through_and_its_spend_is_recorded(faking, 
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(401, "UNAUTHORIZED"), (403, "FORBIDDEN"), (404, None), (409, "BUDGET_EXCEEDED"), (429, None)]
+    ("status", "code"),
+    [
+        (401, "UNAUTHORIZED"),
+        (403, "FORBIDDEN"),
+        (404, None),
+        (409, "BUDGET_EXCEEDED"),
+        (429, None),
+        (400, "INTERNAL_ERROR"),
+        (409, "INTERNAL_ERROR"),
+    ],
 )
 def test_a_no_is_never_let_through(faking, status, code):
     answer = replied(refusal_body(code), status) if code else replied(body=b"<html>", status=status)

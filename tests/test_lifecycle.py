@@ -13,6 +13,7 @@ from decimal import Decimal
 import pytest
 from ledgers import Broken, last, spent, tokens
 from peers import FakeTransport, allowed, committed, replied
+from samples import Proxy
 
 from cycles_lite import (
     Action,
@@ -34,6 +35,15 @@ from cycles_lite import (
 )
 
 ACTION = Action("llm.completion", "gpt-4o")
+
+
+class Unlike:
+    """Comparing it raises."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise RuntimeError("compared")
 
 
 def sent_by(transport, number):
@@ -607,3 +617,27 @@ def test_a_subject_in_the_call_is_the_whole_subject(client, ledger):
         client, lambda guard: ("x", tokens(7)), estimate=tokens(7), action=ACTION, subject=Subject(agent="bot")
     )
     assert {budget.scope: budget.spent for budget in ledger.budgets()} == {"tenant:acme": 7, "tenant:acme/agent:bot": 7}
+
+
+# ---- Objects that cannot be looked at ----
+
+
+def test_a_value_that_cannot_be_looked_at_is_returned_and_its_work_settled(client, ledger):
+    """As flask's `request` outside of one: by then the work is done, and its value and cost must not be lost."""
+    proxy = Proxy()
+    assert call(client, lambda guard: (proxy, tokens(3))) is proxy
+    assert call(client, lambda guard: guard.spend(4) and proxy) is proxy
+    assert cycles(tokens(5), client=client)(lambda: proxy)() is proxy
+    assert spent(ledger) == (3 + 4 + 5, 0)
+
+
+@pytest.mark.parametrize("name", ["action_tags", "dimensions", "tenant", "action_kind", "overage_policy", "client"])
+@pytest.mark.parametrize("make", [Proxy, Unlike, lambda: 5, lambda: NotImplemented])
+def test_a_constant_that_cannot_be_looked_at_is_refused_when_decorated(name, make):
+    with pytest.raises(ValidationError, match=name.replace("action_", "(action_)?")):
+        cycles(5, **{name: make()})
+
+
+def test_the_default_client_is_a_client():
+    with pytest.raises(ValidationError, match="client: 'odd' is not a CyclesClient"):
+        set_default_client("odd")

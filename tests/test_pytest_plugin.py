@@ -139,3 +139,29 @@ def test_the_plugin_is_found_by_its_entry_point():
     setup = configparser.ConfigParser()
     setup.read("setup.cfg")
     assert "cycles_lite = cycles_lite.pytest_plugin" in setup["options.entry_points"]["pytest11"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"operation": 5},
+        {"times": "2"},
+        {"times": -1},
+        {"status": "503"},
+        {"status": 200},
+        {"code": 5},
+        {"after": 1},
+        {"retry_after": 1.5},
+        {"retry_after": -1},
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused_where_it_is_asked_for(cycles_authority, given):
+    """And not by a client, in the middle of what is tested."""
+    (name,) = given
+    with pytest.raises(ValidationError, match=name):
+        cycles_authority.fail_next(**given)
+
+
+def test_an_id_that_cannot_be_shown_is_no_reservation(cycles_authority):
+    with pytest.raises(ValidationError, match="cannot be expired"):
+        cycles_authority.expire("\ud800")

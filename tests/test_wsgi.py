@@ -559,3 +559,10 @@ def _play(client, plan):
     if plan["actual"] is not None:
         return plan["actual"].amount
     return plan["metered"] or 100
+
+
+@pytest.mark.parametrize("given", [{"exclude": 5}, {"exclude": [5]}, {"exclude": "/x"}, {"tenant_header": 5}])
+def test_what_is_no_list_of_paths_or_name_of_a_header_is_refused(given):
+    (name,) = given
+    with pytest.raises(ValidationError, match=name):
+        CyclesMiddleware(lambda environ, start_response: [], object(), estimate=tokens(5), action=ACTION, **given)

@@ -13,7 +13,17 @@ from ..errors import ConfigError, ValidationError
 from ..runtime import system
 from ..runtime.clock import now_ms
 from ..settlement.flush import flush
-from ..settlement.journal import CORRUPT, PENDING, REFUSED, Journal, Record, identity_folders, normalised, usable_folder
+from ..settlement.journal import (
+    CORRUPT,
+    PENDING,
+    REFUSED,
+    Journal,
+    Record,
+    identity_folders,
+    normalised,
+    read_file,
+    usable_folder,
+)
 from ..settlement.settler import Settler
 from . import bars
 from .arguments import argument, command, group
@@ -103,8 +113,7 @@ def _show(arguments: Any) -> None:
 
 def _text(entry: _Entry) -> str:
     if entry.record is None:
-        with open(entry.path, encoding="utf-8", errors="backslashreplace") as file:
-            return file.read()
+        return read_file(entry.path).decode("utf-8", "backslashreplace")
     return json.dumps(json.loads(entry.record.to_json().decode("ascii")), indent=2)
 
 

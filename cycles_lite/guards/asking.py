@@ -32,7 +32,7 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
         body = session.body_of(request)
         response = response_in(session.send(wire.CREATE_RESERVATION, body))
         if not (response.is_allowed and (response.reservation_id or is_shadow)):
-            raise wire.denied(response)
+            raise session.denied(response)
     except BudgetDenied as e:
         if is_shadow:
             log().warning("shadow mode: %s of %s would have been denied: %s", request.action.kind, request.estimate, e)

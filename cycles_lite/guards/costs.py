@@ -29,7 +29,7 @@ def is_cost(value: Any) -> bool:
 def amount_of(name: str, value: Any, unit: Unit | str) -> Amount:
     """An Amount as it is, or an integer in the unit."""
     if is_a(value, Amount):
-        return value  # type: ignore[no-any-return]
+        return value
     if not is_cost(value):
         raise refuse(name, value, f"an Amount or an integer in {unit}")
     return Amount(unit, integer(name, value, 0, INT64_MAX))  # type: ignore[arg-type]

@@ -157,6 +157,7 @@ class TenantMethods:
         `ValidationError`.
         """
         wanted = checked_settings(default_ttl_ms, max_ttl_ms, default_overage_policy, max_extensions)
+        name = None if name is None else text("name", name, 256)
         with self._ledger.writing() as (db, now):
             found = _tenant(db, scopes.tenant_id(tenant_id)) or _add_tenant(db, now, tenant_id, name, wanted)
         if name not in (None, found.name):

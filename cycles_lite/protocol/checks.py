@@ -9,9 +9,14 @@ from __future__ import annotations
 import operator
 import re
 import reprlib
-from typing import Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping, TypeVar
 
 from ..errors import ValidationError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
+
+T = TypeVar("T")
 
 INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
@@ -56,7 +61,7 @@ def refuse(field: str, value: object, expected: str) -> ValidationError:
     return ValidationError(f"{field}: {shown(value)} is not {expected}")
 
 
-def is_a(value: object, kind: Any) -> bool:
+def is_a(value: object, kind: type[T] | tuple[type[T], ...]) -> TypeGuard[T]:
     """As `isinstance`, and False where that raises, as it does for `flask.request` outside of a request."""
     try:
         return isinstance(value, kind)

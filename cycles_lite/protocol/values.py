@@ -121,7 +121,7 @@ class _Quantity(Model):
 
     def _summed(self: Q, name: str, other: _Quantity, sign: int) -> Q:
         if not is_a(other, _Quantity):
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         amount = self.amount + sign * self._of_one_unit(other)
         made = object.__new__(type(self))
         _, counted = self.layout()

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple
 
 from ..errors import ApiError, BudgetDenied, ResponseError, ValidationError, error_class, known_code
-from .checks import INT64_MAX
+from .checks import INT64_MAX, is_a
 from .fields import Model
 from .values import Unit
 
@@ -97,9 +97,9 @@ IDEMPOTENCY_KEY_HEADER = "X-Idempotency-Key"
 API_KEY_HEADER = "X-Cycles-API-Key"
 
 
-def is_evidence_id(value: object) -> bool:
+def is_evidence_id(value: Any) -> bool:
     """Whether a value is what evidence is fetched by: 64 lower-case hexadecimal digits (protocol: CyclesEvidence)."""
-    return isinstance(value, str) and re.match(r"[0-9a-f]{64}\Z", value) is not None
+    return is_a(value, str) and re.match(r"[0-9a-f]{64}\Z", value) is not None
 
 
 class Call(NamedTuple):

@@ -126,6 +126,7 @@ class Record(NamedTuple):
         record = cls(*values)
         if not record.body:
             raise ValueError(f"no body for mode {record.mode}")
+        record.to_json()  # a number that is no JSON once it was read, such as 1e400, can be neither sent nor written
         return record
 
 
@@ -284,7 +285,7 @@ class Journal:
         found = {}
         for path in [os.path.join(self.folder, name) for name in sorted(self.names(suffix))]:
             try:
-                found[path] = Record.from_json(_read(path))
+                found[path] = Record.from_json(read_file(path))
             except (OSError, ValueError):  # it was settled meanwhile, or is no record
                 continue
         return dict(sorted(found.items(), key=lambda entry: entry[1].recorded_at_ms))
@@ -317,7 +318,7 @@ class Journal:
         same reservation's record."""
         path = os.path.join(self.folder, name)
         try:
-            record = Record.from_json(_read(path))
+            record = Record.from_json(read_file(path))
             return record if name == file_name(record.reservation_id) else self._migrate(path, record)
         except FileNotFoundError:
             return None
@@ -332,7 +333,7 @@ class Journal:
         name is none: it is set aside, and a later look takes this one up."""
         standard = self.path_of(record.reservation_id)
         try:
-            Record.from_json(_read(standard))
+            Record.from_json(read_file(standard))
         except FileNotFoundError:
             insist(os.replace, path, standard)
             return record
@@ -350,7 +351,7 @@ def _remove(path: str) -> bool:
     return True
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """The content of a record's file. Should it be a pipe, this does not wait for a writer."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -379,7 +380,7 @@ def tidy(path: str) -> None:
         if time.time() - os.stat(path).st_mtime <= _STALE_AFTER:
             return
         with suppress(ValueError):
-            name = file_name(Record.from_json(_read(path)).reservation_id)
+            name = file_name(Record.from_json(read_file(path)).reservation_id)
             standard = os.path.join(os.path.dirname(path), name)
             if not os.path.exists(standard):
                 os.replace(path, standard)

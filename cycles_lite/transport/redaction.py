@@ -17,7 +17,12 @@ _SHORTEST_SECRET = 8
 
 def redacted(call: Call, answer: Answer) -> Answer:
     """An answer that is an error, with the call's key blotted out: the same one where the key is not in it."""
-    echo = _spellings(call.headers.get(API_KEY_HEADER))
+    return without_key(call.headers.get(API_KEY_HEADER), answer)
+
+
+def without_key(key: str | None, answer: Answer) -> Answer:
+    """An answer with a key blotted out: the same one where the key is not in it."""
+    echo = _spellings(key)
     if echo is None:
         return answer
     in_text, in_bytes = echo

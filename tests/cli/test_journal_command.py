@@ -185,3 +185,23 @@ def test_what_cannot_be_done_is_one_line_and_status_2(url, arguments, said, caps
     told = capsys.readouterr()
     assert told.err.count("\n") == 1
     assert said in told.err
+
+
+@pytest.mark.parametrize("action", ["show", "discard"])
+def test_a_record_in_an_older_schemes_file_is_found_there(url, tmp_path, capsys, action):
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    old = folder / "rsv_1.json"
+    old.write_bytes(left_behind(url, "rsv_1").to_json())
+    assert main(["journal", action, "rsv_1", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["reservation_id"] == "rsv_1"
+    assert old.exists() is (action == "show")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("action", ["show", "discard"])
+def test_a_pipe_that_looks_like_a_record_keeps_nobody_waiting(url, tmp_path, capsys, action):
+    os.mkfifo(str(tmp_path / "odd.corrupt"))
+    assert main(["journal", action, "odd.corrupt", str(tmp_path)]) == 2
+    assert "not a regular file" in capsys.readouterr().err
+    assert (tmp_path / "odd.corrupt").exists()

@@ -146,3 +146,10 @@ def test_a_foreign_file_is_left_alone(tmp_path, capsys):
     assert main(["budget", "set", "tenant:acme", "TOKENS:1", "--db", str(notes)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert notes.read_bytes() == b"these are my notes\n" * 100
+
+
+def test_a_complaint_about_an_argument_of_several_lines_is_one_line(db, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["budget", "list", "--db", db, "--no\r\nsuch", "option\n"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -101,6 +101,7 @@ def hygienic(error):
     """The error tells the key in none of its texts, and survives being logged, sent and read again."""
     texts = [str(error), repr(error), "".join(traceback.format_exception(type(error), error, error.__traceback__))]
     texts += [repr(error.__dict__), repr(error.args)]
+    assert str(error).isprintable()
     for text in texts:
         assert KEY not in text, text
         assert json.dumps(KEY)[1:-1] not in text, text

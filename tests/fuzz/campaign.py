@@ -96,4 +96,5 @@ def kind_of(error):
 def told(case, error):
     lines = [f"  {name} = {value!r:.3000}" for name, value in case.shown.items()]
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__)[-12:])
-    return "\n".join([*lines, *(line[:400] for line in text.splitlines())])
+    whole = "\n".join([*lines, *(line[:400] for line in text.splitlines())])
+    return whole.encode("ascii", "backslashreplace").decode("ascii")  # xdist cannot send lone surrogates

@@ -21,20 +21,26 @@ import tempfile
 from campaign import Case, kind_of, told
 from mutations import TEXTS, mutated_bytes
 
-from cycles_lite.cli import main as command_line
-from cycles_lite.cli import output
+from cycles_lite.cli import main as command_line, output
 
 SCOPES = ["tenant:acme", "tenant:acme/agent:bot", "tenant:rival"]
 AMOUNTS = ["TOKENS:1000", "USD:0.50", "usd_microcents:5", "RISK_POINTS:3"]
 ODD = [
-    "", "-", "--", "-x", "--no-such", "--help", "-h", "--version", "--db", "--db=", "--json", "--limit", "0", "-1", "1", "201",
-    "9" * 30, "nan", "inf", "-inf", "1e400", "0x5", "TOKENS:", ":5", "TOKENS:-1", "TOKENS:1.5", "USD:1e99", "USD:NaN", "USD:",
-    "tenant:", "tenant:a", "tenant:ACME", "tenant:acme/", "agent:bot", "tenant:acme/tenant:acme", "{}", "[]", "null", '{"a":1}',
-    '{"max_tokens": 1e999}', '{"max_tokens": "5"}', "[" * 2000, "{" * 2000, "ACTIVE", "a:b", ":", "kind:", ":name", "%s", "{0}",
+    "", "-", "--", "-x", "--no-such", "--help", "-h", "--version", "--db", "--db=", "--json", "--limit", "0", "-1",
+    "1", "201",
+    "9" * 30, "nan", "inf", "-inf", "1e400", "0x5", "TOKENS:", ":5", "TOKENS:-1", "TOKENS:1.5", "USD:1e99", "USD:NaN",
+    "USD:",
+    "tenant:", "tenant:a", "tenant:ACME", "tenant:acme/", "agent:bot", "tenant:acme/tenant:acme", "{}", "[]", "null",
+    '{"a":1}',
+    '{"max_tokens": 1e999}', '{"max_tokens": "5"}', "[" * 2000, "{" * 2000, "ACTIVE", "a:b", ":", "kind:", ":name",
+    "%s", "{0}",
     "%(prog)s", "@args", "@", "2026-01-01T00:00:00Z", "2026-13-01T00:00:00Z", "\udcff\udcfe", "x" * 5000, "~", "~/x.db",
-    "budgets.db", "missing.db", "folder", "pipe", "loop", "../outside.db", "folder/new.db", "nowhere/new.db", "other.db", "empty",
-    "sqlite:budgets.db", "sqlite:missing.db", "sqlite://", "sqlite:", "sqlite:%00", "sqlite:budgets.db?synchronous=full",
-    "sqlite:budgets.db?mode=ro", "http://127.0.0.1:9", "journal", "text.txt", "binary.txt", "key.txt", ".", "..", "/dev/null",
+    "budgets.db", "missing.db", "folder", "pipe", "loop", "../outside.db", "folder/new.db", "nowhere/new.db",
+    "other.db", "empty",
+    "sqlite:budgets.db", "sqlite:missing.db", "sqlite://", "sqlite:", "sqlite:%00",
+    "sqlite:budgets.db?synchronous=full",
+    "sqlite:budgets.db?mode=ro", "http://127.0.0.1:9", "journal", "text.txt", "binary.txt", "key.txt", ".", "..",
+    "/dev/null",
 ]  # fmt: skip
 
 
@@ -52,12 +58,14 @@ def legal(random):
         ["key", "list", *db],
         ["tenant", "close", *db, "rival"],
         ["balances", "--tenant", "acme", "--json"],
-        ["reservations", "--tenant", "acme", "--status", "ACTIVE", "--limit", "5", "--from", "2026-01-01T00:00:00Z", "--json"],
+        ["reservations", "--tenant", "acme", "--status", "ACTIVE", "--limit", "5", "--from", "2026-01-01T00:00:00Z",
+         "--json"],
         ["release", "rsv_1", "--reason", "odd"],
         ["check"],
         ["journal", random.choice(["list", "replay"]), "journal"],
         ["journal", random.choice(["show", "retry", "discard"]), "rsv_1", "journal"],
-        ["run", "--estimate", "TOKENS:5", "--action", "a:b", "--actual-from", "text.txt", "--agent", "bot", "--", "true"],
+        ["run", "--estimate", "TOKENS:5", "--action", "a:b", "--actual-from", "text.txt", "--agent", "bot", "--",
+         "true"],
         ["serve", *db, "--port", "70000", "--tenant", "acme", "--api-key", "k" * 9, "--budget", f"{scope}={amount}",
          "--caps", scope + '={"max_tokens": 5}', "--admin-key-file", "key.txt"],
         ["demo", "--json", "text.txt"],
@@ -78,7 +86,7 @@ def mutated(random, argv):
         elif step == 3:
             made.insert(at, random.choice([*ODD, *TEXTS]))
         elif step == 4 and at < len(made):
-            made[at] = os.fsdecode(mutated_bytes(random, os.fsencode(made[at]), 2))
+            made[at] = os.fsdecode(mutated_bytes(random, made[at].encode("utf-8", "surrogatepass"), 2))
         elif step == 5 and at < len(made):
             made.insert(at, made[at])
         elif at < len(made):

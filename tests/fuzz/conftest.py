@@ -21,7 +21,7 @@ def fuzz(request, record_property):
     print(made.summary())  # which pytest shows if the test fails
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def logged():
     """What the package logs, as texts, which go nowhere else."""
     handler, log = Told(), logging.getLogger("cycles_lite")

@@ -30,7 +30,7 @@ PAGE = 4096
 
 
 def templates(folder):
-    """A small budget file, one whose WAL holds the last writes, one with 4096 more rows, and those of other programs."""
+    """A small budget file, one whose WAL holds the last writes, one with more rows, and those of other programs."""
     made = {}
     for name, rows in (("small", 3), ("large", 150)):
         path = os.path.join(folder, name + ".db")
@@ -141,9 +141,11 @@ def rewritten(random, path):
             ]
         )
         statement = random.choice(
-            [f"UPDATE OR IGNORE {table} SET {random.choice(columns)} = ?", f"DELETE FROM {table} WHERE ? OR 1", f"DROP TABLE {table}",
+            [f"UPDATE OR IGNORE {table} SET {random.choice(columns)} = ?", f"DELETE FROM {table} WHERE ? OR 1",
+             f"DROP TABLE {table}",
              f"ALTER TABLE {table} ADD COLUMN more TEXT", f"DROP INDEX IF EXISTS {table}_due",
-             "UPDATE sqlite_master SET sql = ? WHERE rowid = 2", "PRAGMA user_version = 0", "PRAGMA journal_mode = DELETE",
+             "UPDATE sqlite_master SET sql = ? WHERE rowid = 2", "PRAGMA user_version = 0",
+             "PRAGMA journal_mode = DELETE",
              f"CREATE TRIGGER t{random.randrange(9**9)} AFTER UPDATE ON {table} BEGIN SELECT RAISE(ABORT, 'no'); END"]
         )  # fmt: skip
         if statement.startswith("UPDATE OR"):

@@ -65,7 +65,7 @@ class Ledger:
 
 def good(operation, data):
     if operation is wire.COMMIT_RESERVATION:
-        return reply(200, status="COMMITTED", charged=data["actual"])
+        return reply(200, status="COMMITTED", charged=data.get("actual") or {"unit": "TOKENS", "amount": 0})
     return reply(201, status="APPLIED", event_id="evt_1")
 
 

@@ -45,13 +45,15 @@ TEXTS = [
     "", " ", "a", "0", "42", "true", "null", "COMMITTED", "committed", "RELEASED", "ACTIVE", "APPLIED", "ALLOW", "DENY",
     "ALLOW_WITH_CAPS", "TOKENS", "tokens", "USD_MICROCENTS", "CREDITS", "RISK_POINTS", "EXPIRED", "BUDGET_EXCEEDED",
     "RESERVATION_EXPIRED", "INTERNAL_ERROR", "rsv_1", "tenant:acme", "\x00", "\n", "\x7f", "\x85", "\u2028", "\ufeff",
-    "\ud800", "\udfff", "\ud83d\ude00", "e\u0301", "\u202e", "../..", "%2e%2e", "{id}", "x" * 129, "x" * 257, "x" * 5000,
+    "\ud800", "\udfff", "\ud83d\ude00", "e\u0301", "\u202e", "../..", "%2e%2e", "{id}", "x" * 129, "x" * 257,
+    "x" * 5000,
 ]  # fmt: skip
 
 RAWS = [
     "NaN", "Infinity", "-Infinity", "-0", "1E400", "-1e-400", "01", "+1", "1.", ".5", "0x10", "'a'", '"\t"', '"\\u00"',
     '"\\ud800"', '"\\x41"', "tru", "undefined", "None", "[", "]", "{", "}", "[[]", "[,]", '{"a"}', "{1:2}", "/**/1",
-    "1" * 700, "9" * 5000, "1" * 19, "[" * 500 + "]" * 500, "[" * 100000, '{"a":' * 3000 + "1" + "}" * 3000, '"' + "\\" * 9,
+    "1" * 700, "9" * 5000, "1" * 19, "[" * 500 + "]" * 500, "[" * 100000, '{"a":' * 3000 + "1" + "}" * 3000,
+    '"' + "\\" * 9,
 ]  # fmt: skip
 
 
@@ -155,7 +157,7 @@ def written(random, value):
             name, entry = random.choice(pairs)
             pairs = [*pairs, (name, random.choice([entry, None, odd_json(random)]))]
         blank = random.choice(["", "", "", " ", "\r\n\t"])
-        inside = ["{}:{}{}".format(quoted(random, str(name)), blank, written(random, entry)) for name, entry in pairs]
+        inside = [f"{quoted(random, str(name))}:{blank}{written(random, entry)}" for name, entry in pairs]
         return "{" + blank + ("," + blank).join(inside) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join([written(random, entry) for entry in value]) + "]"

@@ -18,7 +18,15 @@ def decoded(body):
         data = json.loads(body.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError):
         return None
-    return data if isinstance(data, dict) else None
+    return data if isinstance(data, dict) and not _is_deeper(data, 250) else None
+
+
+def _is_deeper(value, levels):
+    """Whether there is something below that many lists and objects; such JSON is refused as a whole."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if entries is None:
+        return False
+    return levels == 0 or any(_is_deeper(entry, levels - 1) for entry in entries)
 
 
 def commit_is_proven(status, body):
@@ -100,3 +108,17 @@ def _rest_is_legal(data):
 
 
 _EVIDENCE = {"evidence_id": "", "cycles_evidence_url": ""}
+
+
+def is_final(status, body):
+    """Whether an answer may be a real no to spend: a 4xx that says neither who asks, nor when, with a code of the
+    protocol that is about the spend."""
+    data = decoded(body)
+    is_no = 400 <= status < 500 and status not in (401, 403, 410, 429)
+    return is_no and data is not None and data.get("error") in _FINAL
+
+
+_FINAL = set(
+    "INVALID_REQUEST NOT_FOUND BUDGET_EXCEEDED BUDGET_FROZEN BUDGET_CLOSED RESERVATION_FINALIZED IDEMPOTENCY_MISMATCH "
+    "UNIT_MISMATCH OVERDRAFT_LIMIT_EXCEEDED DEBT_OUTSTANDING TENANT_CLOSED".split()
+)

@@ -182,7 +182,7 @@ def on_the_wire(random, status, headers, content):
 
 
 def test_reserving(fuzz, logged):
-    """The work runs only on an answer that proves it may; with `on_unavailable="allow"` also where nobody has said no."""
+    """The work runs only if an answer proves it may; with `on_unavailable="allow"` also where nobody has said no."""
     script = Script()
     settings = {"retry_enabled": False, "journal_enabled": False, "heartbeat": False, "flush_timeout": 0.0}
     config = config_of("http://127.0.0.1:9", **settings)

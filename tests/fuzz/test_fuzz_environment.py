@@ -100,6 +100,8 @@ def test_environment(fuzz, logged, monkeypatch):
 def outcome(prefix, given, logged):
     list(doubtful_variables(prefix))
     key = given["API_KEY"].strip()
+    if any(key in text for name, text in given.items() if name != "API_KEY"):
+        key = ""  # it is no secret
     try:
         config = CyclesConfig.from_env(prefix)
     except ConfigError as e:

@@ -10,4 +10,4 @@ import batches
 
 def test_budget_files(fuzz, tmp_path):
     """SQLite's own crashes are counted; they are no failure."""
-    batches.run(fuzz, "files_child.py", tmp_path, short=100, may_crash=True)
+    batches.run(fuzz, "files_child.py", tmp_path, short=60, may_crash=True)

@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from mutations import TEXTS, body, mutated, mutated_bytes, odd_json
+from mutations import TEXTS, body, mutated, mutated_bytes
 from serving import ADMIN_KEY, asking, committing, event, keyed, tokens
 
 from cycles_lite import Amount, Caps
@@ -138,7 +138,10 @@ def odd_path(random, path):
     )
 
 
-NAMES = "tenant workspace agent status limit cursor sort_by sort_dir include from to expires_from finalized_to include_children"
+NAMES = (
+    "tenant workspace agent status limit cursor sort_by sort_dir include from to expires_from finalized_to "
+    "include_children"
+)
 
 
 def odd_query(random, query):

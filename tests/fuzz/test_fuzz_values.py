@@ -16,7 +16,6 @@ from samples import BODIES, MODELS, QUERIES, named, told  # noqa: F401
 from cycles_lite import (
     Action,
     Amount,
-    ApiError,
     Caps,
     ConfigError,
     CyclesClient,
@@ -29,8 +28,7 @@ from cycles_lite import (
     set_default_client,
     with_cycles,
 )
-from cycles_lite.local import Authority
-from cycles_lite.protocol import fields, models, values, wire
+from cycles_lite.protocol import fields, models, wire
 from cycles_lite.testing import TestAuthority
 from cycles_lite.wsgi import CyclesMiddleware
 
@@ -221,8 +219,8 @@ def given_to_a_decorator(random):
 
 
 def _cycles(random, client):
-    names = "unit action action_kind action_name action_tags ttl_ms grace_period_ms overage_policy dry_run tenant app".split()
-    names += ["toolset", "dimensions", "client", "use_estimate_if_actual_not_provided", "actual", "estimate"]
+    names = "unit action action_kind action_name action_tags ttl_ms grace_period_ms overage_policy tenant app".split()
+    names += "dry_run toolset dimensions client use_estimate_if_actual_not_provided actual estimate".split()
     given = {"estimate": 5, "client": client}
     for _ in range(random.randint(1, 2)):
         given[random.choice(names)] = given_to_a_decorator(random)
@@ -273,7 +271,7 @@ def _amounts(random, client):
         random.choice([Amount.tokens, Amount.credits, Amount.risk_points, Amount.usd_microcents])(made)
     elif step == 2:
         Amount(made, odd(random))
-    elif step == 3:
+    elif step == 3 and "Eq" not in type(made).__name__:  # whose own comparison raises
         assert (Amount.tokens(5) == made) in (True, False)
     elif step == 4:
         models.Balance.from_json(made)

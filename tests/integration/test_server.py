@@ -36,6 +36,8 @@ from cycles_lite import (
 )
 from cycles_lite.local import Authority
 
+Application = pytest.importorskip("cycles_lite.local.server").Application
+
 MIB = 1024 * 1024
 UNKNOWN = "rsv_" + "0" * 32
 EVIDENCE = "0" * 64
@@ -422,6 +424,16 @@ def test_bodies_over_one_mebibyte_are_413(served, http):
     reply = raw(served.url, head.encode())  # not even waited for
     assert (reply.status, reply.headers["connection"]) == (413, "close")
     proves_ids(reply)
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "1e3", "+5", " 5 ", "\u0665", "9" * 30])
+def test_a_length_that_is_none_is_400_behind_servers_that_pass_it_on(served, length):
+    """Nothing is read then: reading "-1" bytes would wait for the end of the connection."""
+    told = []
+    environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/v1/decide", "CONTENT_LENGTH": length, "wsgi.input": None}
+    (body,) = Application(served.authority)(environ, lambda status, headers: told.append(status))
+    assert told == ["400 Bad Request"]
+    assert json.loads(body.decode())["error"] == "INVALID_REQUEST"
 
 
 def test_a_body_in_chunks_is_read_like_another(served):

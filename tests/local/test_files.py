@@ -9,9 +9,10 @@ import tempfile
 
 import pytest
 
-from cycles_lite.errors import ConfigError
-from cycles_lite.local import files, schema
+from cycles_lite.errors import ConfigError, TransportError
+from cycles_lite.local import Authority, files, schema
 from cycles_lite.local.ledger import Ledger
+from cycles_lite.protocol.values import Amount
 
 from .processes import finish, run_threads, start
 
@@ -207,3 +208,33 @@ def test_identity_of_a_file_in_use(path, url):
 def _made(url, path):
     Ledger(url).close()
     return path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE api_keys SET permissions = '{'",
+        "UPDATE api_keys SET expires_at_ms = 'soon'",
+        "UPDATE budgets SET allocated = 'much'",
+        "UPDATE budgets SET caps = '{'",
+    ],
+)
+def test_a_row_that_no_row_of_ours_is_like_is_an_error_of_ours(path, url, damage):
+    """Another program may have written it, or SQLite did not see that it is damaged."""
+    with Authority(url) as authority:
+        authority.set_budget("tenant:acme", Amount.tokens(5))
+        authority.create_key("acme", secret="a-secret-key")
+    db = sqlite3.connect(path)
+    db.execute(damage)
+    db.commit()
+    db.close()
+    table = damage.split()[1]
+    with Authority(url) as authority:
+        read = authority.budgets if "caps" in damage else authority.check
+        reads = [read] if table == "budgets" else [lambda: authority.authenticate("a-secret-key"), authority.keys]
+        if "expires" in damage:
+            del reads[1]
+        for read in reads:
+            with pytest.raises(TransportError, match="holds what cannot be read"):
+                read()
+        assert authority.tenant("acme") is not None

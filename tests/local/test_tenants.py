@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from samples import Proxy
 
 from cycles_lite.errors import ValidationError
 from cycles_lite.local import AlreadyExists
@@ -216,3 +217,26 @@ def test_names_that_no_file_can_have(bench):
     assert bench.authority.tenant("\udcff") is None
     with pytest.raises(ValidationError):
         bench.authority.revoke_key("\udcff")
+
+
+@pytest.mark.parametrize("make", [int, lambda: None, bytes, list, Proxy])
+def test_what_is_no_text_names_no_tenant_and_is_no_key(authority, make):
+    odd = make()
+    assert authority.tenant(odd) is None
+    assert authority.authenticate(odd) is None
+    with pytest.raises(ValidationError):
+        authority.create_tenant(odd)
+    authority.create_tenant("acme")
+    if odd is not None:
+        with pytest.raises(ValidationError, match="name"):
+            authority.create_tenant("acme", odd)
+    if odd is not None:
+        with pytest.raises(ValidationError):
+            authority.create_key("acme", secret=odd)
+        with pytest.raises(ValidationError):
+            authority.set_budget("tenant:acme", odd)
+
+
+def test_a_keys_id_is_shown_readably(authority):
+    with pytest.raises(ValidationError, match=r"no key '\\u202e'"):
+        authority.revoke_key("\u202e")

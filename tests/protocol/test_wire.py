@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import time
 
 import pytest
@@ -753,3 +755,32 @@ def test_a_calls_repr_shows_no_key():
     headers = {wire.API_KEY_HEADER: "sekrit-key"}
     call = wire.Call(wire.GET_RESERVATION, "rsv_1", {}, None, headers, "acme", 1.0, 1.0)
     assert repr(call) == "<Call get_reservation rsv_1>"
+
+
+@pytest.mark.parametrize("levels", [250, 251])
+@pytest.mark.parametrize("ends", [("[", "]"), ('{"a":', "}")])
+def test_json_is_nested_no_deeper_than_its_copies_can_be(levels, ends):
+    opening, closing = ends
+    body = (opening * levels + "1" + closing * levels).encode()
+    if levels > 250:
+        with pytest.raises(ValueError, match="nested too deep"):
+            wire.loads(body)
+    else:
+        data = wire.loads(body)
+        assert wire.loads(wire.dumps(data)) == data
+        assert copy.deepcopy(data) == data
+        repr(data)
+
+
+def test_many_brackets_are_not_deep():
+    assert wire.loads(b"[" + b"{}," * 1000 + b'"[[["]') == [{}] * 1000 + ["[[["]
+
+
+def test_an_errors_details_that_are_nested_deep_keep_nobody_from_logging_it():
+    """It is pickled by queues and error trackers, too."""
+    details = '{"scope":' + "[" * 900 + "]" * 900 + "}"
+    body = f'{{"error": "BUDGET_EXCEEDED", "message": "no", "details": {details}}}'.encode()
+    with pytest.raises(ApiError) as raised:
+        wire.read_answer(wire.CREATE_RESERVATION, Answer(409, {}, body))
+    assert pickle.loads(pickle.dumps(raised.value)).status == 409
+    assert str(raised.value)

@@ -376,3 +376,47 @@ JSON = st.recursive(
 def test_every_record_survives_its_json(reservation_id, body, mode, recorded, floor):
     made = Record(reservation_id, "http://h", mode, body, body, recorded, floor)
     assert Record.from_json(made.to_json()) == made
+
+
+def test_a_record_under_another_records_name_takes_nobodys_place(journal):
+    """Its own name has the newer record of its reservation, which is the one that is loaded."""
+    journal.write(record(recorded_at_ms=5))
+    put(journal, "v2-" + "0" * 64 + ".json", record(recorded_at_ms=1).to_json())
+    assert journal.load() == ([record(recorded_at_ms=5)], [])
+    assert files(journal) == [journals.file_name("rsv_1")]
+
+
+def test_a_record_takes_its_own_name_from_what_is_no_record(journal):
+    put(journal, journals.file_name("rsv_1"), b"{")
+    put(journal, "v2-" + "0" * 64 + ".json", record().to_json())
+    (found,), (problem,) = journal.load()
+    assert found == record()
+    assert "set aside" in problem
+    assert files(journal) == [journals.file_name("rsv_1", ".corrupt"), journals.file_name("rsv_1")]
+
+
+def test_a_record_whose_own_name_a_folder_has_stays(journal):
+    put(journal, "old.json", record().to_json())
+    os.mkdir(journal.path_of("rsv_1"))
+    assert journal.load()[0] == []
+    assert "old.json" in files(journal)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")
+def test_a_link_to_itself_hides_no_folder_beside_it(journal):
+    journal.write(record())
+    parent = os.path.dirname(journal.folder)
+    os.symlink("loop", os.path.join(parent, "loop"))
+    assert list(journals.identity_folders(parent)) == [journal.folder]
+    other = Journal(os.path.join(parent, "other"))
+    assert other.has_neighbours()
+
+
+def test_a_number_past_all_floats_makes_no_record(journal):
+    """It is read as infinity, which could be neither sent nor written again."""
+    text = record().to_json().replace(b'"tenant":"acme"', b'"tenant":1e400')
+    put(journal, journals.file_name("rsv_1"), text)
+    assert journal.peek() == {}
+    found, (problem,) = journal.load()
+    assert found == []
+    assert "set aside" in problem
