@@ -16,7 +16,7 @@ import threading
 import time
 
 import pytest
-from implementation import collect_on_pypy
+from implementation import collect_on_pypy, needs_cpython
 from interrupts import IS_LONG, PACKAGE, AfterTime, AtLine, Interrupt, in_finalizer, needs_timers, rounds
 
 from cycles_lite.errors import TransportTimeout
@@ -175,7 +175,7 @@ def demand_exact(bench, operation_class, before, done):
 
 
 @pytest.mark.parametrize("operation_class", OPERATIONS)
-@pytest.mark.parametrize("keeps", [False, True], ids=["dropped", "kept"])
+@pytest.mark.parametrize("keeps", [False, pytest.param(True, marks=needs_cpython)], ids=["dropped", "kept"])
 def test_an_exception_at_each_line(bench, operation_class, keeps):
     """Also where the traceback is kept, as a debugger or an error tracker does."""
     numbers = lines_of(operation_class(bench).prepare(), IS_LONG)
@@ -193,6 +193,7 @@ def test_an_exception_at_each_line(bench, operation_class, keeps):
     assert bench.authority.check() == []
 
 
+@needs_cpython
 @pytest.mark.parametrize("writes", [True, False], ids=["writing", "reading"])
 def test_an_exception_at_each_instruction_of_a_transaction(bench, writes):
     """Of the `with` statement itself too, before its block and after it, while every traceback is kept."""
