@@ -113,14 +113,12 @@ def lines_of(work, opcodes=False):
 
 def interrupted_at(nth, work, opcodes=False):
     """What came out of some work that was interrupted there, or None."""
-    raised = None
     try:
         with AtLine(nth, opcodes=opcodes, skips=in_finalizer):
             work()
     except Interrupt as e:
-        raised = e
-    collect_on_pypy()
-    return raised
+        return e
+    return None
 
 
 def in_another_thread(work):
@@ -144,6 +142,7 @@ def in_another_thread(work):
 
 def demand_free(bench, operation, before):
     """Nobody holds anything; the operation happened whole or not at all, and a second time it is done once."""
+    collect_on_pypy()
     assert connections.live_transactions() == []
     started = time.monotonic()
     after = bench.amounts()
@@ -215,7 +214,6 @@ def test_an_exception_at_each_instruction_of_a_transaction(bench, writes):
                 work()
         except Interrupt as e:
             kept.append(e)
-        collect_on_pypy()
         assert connections.live_transactions() == []
         with ledger.writing(timeout=0) as (db, _):  # has no time to wait for anything
             db.execute("UPDATE budgets SET spent = spent")
@@ -278,8 +276,6 @@ def interrupted_after(seconds, work, act=None):
             work()
     except Interrupt:
         return True
-    finally:
-        collect_on_pypy()
     return False
 
 
