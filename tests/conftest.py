@@ -77,6 +77,12 @@ def isolated(monkeypatch, homes):
     _isolate(monkeypatch, homes)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_of_other_modules():
+    """A guard that an earlier test has left to PyPy's collector would count in a flush of this one's."""
+    collect_on_pypy()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
     """Fails a test that leaves a thread or a child process; autouse fixtures end after those a test asks for."""

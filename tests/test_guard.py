@@ -15,6 +15,7 @@ import warnings
 import weakref
 
 import pytest
+from implementation import needs_cpython
 from ledgers import Broken, ledger_of, spent, tokens
 from peers import FakeTransport, allowed, applied, committed, replied
 
@@ -791,6 +792,7 @@ def test_a_beat_that_fails_by_a_fault_of_ours_is_told_and_followed(faking, seen)
 # ---- What is kept alive ----
 
 
+@needs_cpython
 def test_an_error_keeps_nothing_alive_once_it_was_handled(faking):
     """Neither the guard nor the program's own frames wait for the garbage collector."""
 

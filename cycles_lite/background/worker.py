@@ -173,7 +173,10 @@ class Worker:
             return
         if self._is_refused:
             mark = self._inline[me] = Job(0.0, self.leave)
-            self._run_inline()
+            try:
+                self._run_inline()
+            finally:  # where an interruption keeps this from being done, the mark goes with this frame
+                self._inline.pop(me, None)
             del mark
         elif self._has_overdue_guest():
             self._start_thread()

@@ -8,6 +8,7 @@ locks of all its connections.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
@@ -272,6 +273,8 @@ def _make(path: str, size: int | None, deadline: float) -> None:
 
 
 def _link_whole(path: str, deadline: float) -> None:
+    if not hasattr(os, "link"):  # as on Android
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     draft = f"{path}.{os.urandom(6).hex()}.new"
     try:
         try:

@@ -161,10 +161,10 @@ def _microcents(text: str) -> int | None:
         return -1
     # An exponent of 15 digits is already so large or small that further digits change nothing.
     exponent = exponent_sign + "0" + exponent.lstrip("0")[:15]
-    places = len(digits) - len(fraction) + int(exponent) + _PLACES
+    places = max(len(digits) - len(fraction) + int(exponent) + _PLACES, 0)
     if places > len(str(INT64_MAX)):
         return INT64_MAX + 1
-    kept, rest = digits[: max(places, 0)], digits[max(places, 0) :]
+    kept, rest = digits[:places], digits[places:]
     return int(kept.ljust(places, "0") or 0) + (rest.strip("0") != "")
 
 

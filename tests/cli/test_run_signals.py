@@ -11,6 +11,7 @@ import time
 
 import pytest
 from guarded import PYTHON, command, ended, go, has_children, run, started
+from implementation import IS_PYPY
 from ledgers import spent
 
 from cycles_lite.cli import signals
@@ -175,6 +176,7 @@ with Signals(for_good=False) as signals:
     assert subprocess.run([PYTHON, "-c", program], timeout=120).returncode == 0
 
 
+@pytest.mark.skipif(IS_PYPY, reason="PyPy does not tell which signals it was started to ignore")
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM"])
 def test_what_was_ignored_stays_ignored(authority, name):
     """As `nohup` and the shell's `&` arrange it: neither `run` nor the command ends."""

@@ -31,7 +31,7 @@ reason = "uWSGI runs without --enable-threads"
 
 BEGIN = """
 from program import *
-import logging, warnings
+import gc, logging, warnings
 
 said = []
 
@@ -56,6 +56,7 @@ with reserve(client) as guard:
 reserve(client).release("not needed")
 warnings.simplefilter("ignore", ResourceWarning)
 reserve(client).spend(5)  # and forgotten
+gc.collect()
 assert client.flush() == 0
 client.close()
 spend(client)
@@ -148,6 +149,7 @@ guards = [reserve(client) for _ in range(300)]
 for guard in guards:
     guard.spend(1)
 del guard, guards
+gc.collect()
 assert client.flush(30) == 0
 told_once()
 assert len(said) == 1, said

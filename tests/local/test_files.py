@@ -109,13 +109,16 @@ def test_empty_file_is_filled(path, url):
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
 
 
-def test_without_hard_links(path, url, monkeypatch):
-    """Where the file system has no hard links the file is filled in place."""
+@pytest.mark.parametrize("is_known", [True, False])
+def test_without_hard_links(path, url, monkeypatch, is_known):
+    """Where the file system has no hard links, or the system does not know any, the file is filled in place."""
 
     def link(source, target):
         raise OSError("no hard links here")
 
-    monkeypatch.setattr(os, "link", link)
+    monkeypatch.delattr(os, "link")
+    if is_known:
+        monkeypatch.setattr(os, "link", link, raising=False)
     Ledger(url).close()
     assert os.listdir(os.path.dirname(path)) == ["budgets.db"]
     Ledger(url, create=False).close()
