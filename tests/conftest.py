@@ -40,17 +40,11 @@ HELPER_PROCESS = re.compile(rb"from multiprocessing\.(resource_tracker|semaphore
 
 
 def pytest_configure():
-    """Let signals end processes again. A shell's `nohup` and `&` have them ignored, which tests' children would inherit."""
+    """Let signals end processes again. `nohup` and a shell's `&` have them ignored, which children would inherit."""
     for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Say what it was that passed or failed."""
-    here = platform.python_implementation(), platform.python_version(), urllib3.__version__, sqlite3.sqlite_version
-    terminalreporter.line("with {} {}, urllib3 {}, SQLite {}".format(*here))
 
 
 def _isolate(monkeypatch, homes):
@@ -111,7 +105,10 @@ def pytest_addoption(parser):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What became of the cases in tests/fuzz. Reports bring it from the workers of xdist too."""
+    """What it was that passed or failed; and what became of the cases in tests/fuzz. Reports bring that from the
+    workers of xdist too."""
+    here = platform.python_implementation(), platform.python_version(), urllib3.__version__, sqlite3.sqlite_version
+    terminalreporter.line("with {} {}, urllib3 {}, SQLite {}".format(*here))
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     ended = [report for report in reports if getattr(report, "when", "") == "teardown"]
     lines = [text for report in ended for name, text in report.user_properties if name == "fuzz"]

@@ -15,7 +15,8 @@ from cycles_lite import Action, SettlementStatus, TransportError
 from cycles_lite.background.worker import Job, worker
 from cycles_lite.runtime.clock import now_ms
 from cycles_lite.settlement import finder as finders, journal as journals, look as looks
-from cycles_lite.settlement.journal import COMMIT, Claim, Journal, Record, identity
+from cycles_lite.settlement.journal import Claim, Journal
+from cycles_lite.settlement.record import COMMIT, Record, identity
 from cycles_lite.settlement.settler import open_settlers, settler_of
 
 ACTION = Action("llm.completion", "gpt-4o")
@@ -90,7 +91,7 @@ def read_by(monkeypatch):
     def count(kind):
         counted[kind][threading.get_ident()] = counted[kind].get(threading.get_ident(), 0) + 1
 
-    read, scan = journals._read, os.scandir
+    read, scan = journals.read_file, os.scandir
 
     class Entries:
         def __init__(self, folder):
@@ -112,7 +113,7 @@ def read_by(monkeypatch):
         def close(self):
             self._entries.close()
 
-    monkeypatch.setattr(journals, "_read", lambda path: (count("read"), read(path))[1])
+    monkeypatch.setattr(journals, "read_file", lambda path: (count("read"), read(path))[1])
     monkeypatch.setattr(os, "scandir", Entries)
     return counted
 

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cycles_lite.settlement import journal as journals
-from cycles_lite.settlement.journal import COMMIT, EVENT, Claim, Journal, Record, identity, usable_folder
+from cycles_lite.settlement.journal import Claim, Journal, usable_folder
 from cycles_lite.settlement.look import Look
+from cycles_lite.settlement.record import COMMIT, EVENT, Record, file_name, identity
 
 BODY = {"idempotency_key": "k", "actual": {"unit": "TOKENS", "amount": 5}}
 
@@ -137,14 +138,14 @@ def test_legacy_names_migrate(journal):
     """Older SDKs named files by a sanitised id, so that two ids could meet in one name."""
     put(journal, "a_b.json", {"version": 1, **record("a/b")._asdict()})
     assert loaded(journal) == ([record("a/b")], [])
-    assert files(journal) == [journals.file_name("a/b")]
+    assert files(journal) == [file_name("a/b")]
 
 
 def test_a_migration_deletes_no_other_reservations_record(journal):
     journal.write(record("a_b"))
     put(journal, "a_b.json", {"version": 1, **record("a/b")._asdict()})
     assert {found.reservation_id for found in loaded(journal)[0]} == {"a_b", "a/b"}
-    assert files(journal) == sorted([journals.file_name("a_b"), journals.file_name("a/b")])
+    assert files(journal) == sorted([file_name("a_b"), journals.file_name("a/b")])
 
 
 def test_the_standard_file_wins_over_a_legacy_one_of_the_same_reservation(journal):
@@ -383,16 +384,16 @@ def test_a_record_under_another_records_name_takes_nobodys_place(journal):
     journal.write(record(recorded_at_ms=5))
     put(journal, "v2-" + "0" * 64 + ".json", record(recorded_at_ms=1).to_json())
     assert journal.load() == ([record(recorded_at_ms=5)], [])
-    assert files(journal) == [journals.file_name("rsv_1")]
+    assert files(journal) == [file_name("rsv_1")]
 
 
 def test_a_record_takes_its_own_name_from_what_is_no_record(journal):
-    put(journal, journals.file_name("rsv_1"), b"{")
+    put(journal, file_name("rsv_1"), b"{")
     put(journal, "v2-" + "0" * 64 + ".json", record().to_json())
     (found,), (problem,) = journal.load()
     assert found == record()
     assert "set aside" in problem
-    assert files(journal) == [journals.file_name("rsv_1", ".corrupt"), journals.file_name("rsv_1")]
+    assert files(journal) == [file_name("rsv_1", ".corrupt"), journals.file_name("rsv_1")]
 
 
 def test_a_record_whose_own_name_a_folder_has_stays(journal):
@@ -415,7 +416,7 @@ def test_a_link_to_itself_hides_no_folder_beside_it(journal):
 def test_a_number_past_all_floats_makes_no_record(journal):
     """It is read as infinity, which could be neither sent nor written again."""
     text = record().to_json().replace(b'"tenant":"acme"', b'"tenant":1e400')
-    put(journal, journals.file_name("rsv_1"), text)
+    put(journal, file_name("rsv_1"), text)
     assert journal.peek() == {}
     found, (problem,) = journal.load()
     assert found == []
