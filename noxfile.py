@@ -36,6 +36,9 @@ NEWEST = "3.14" if shutil.which("python3.14") else "3.13"
 WHOLE = ("3.7", "3.11", NEWEST)
 SHORT = {"CRASH_ROUNDS": "24", "FAULT_CALLS": "300", "LAMBDA_KILLS": "5"}
 
+#: PyPy is slow, and what it does otherwise is of ledgers, locks and finalizers.
+ON_PYPY = ("tests/local", "tests/settlement", "tests/guards", "tests/runtime", "tests/compat/test_threads_refused.py")
+
 #: The tests of what touches the dependencies.
 ON_DEPENDENCIES = (
     "tests/transport",
@@ -111,12 +114,13 @@ def tests(session: nox.Session) -> None:
     python = str(session.python)
     session.install("-e", ".[server,test]")
     options = ["-q", "-n", "auto", "--durations=30", *session.posargs]
-    if python == NEWEST:  # once with all that Python itself can find
-        session.run("python", "-X", "dev", "-W", "error", "-m", "pytest", *options)
+    if python == NEWEST:  # once with all that Python itself can find; variables, because workers and children get those
+        session.run("python", "-m", "pytest", *options, env={"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"})
     elif python in WHOLE:
         session.run("python", "-m", "pytest", *options)
     else:
-        session.run("python", "-m", "pytest", "-m", "not thorough", *options, env=SHORT)
+        chosen = ON_PYPY if python.startswith("pypy") and not session.posargs else ()
+        session.run("python", "-m", "pytest", "-m", "not thorough", *options, *chosen, env=SHORT)
 
 
 @nox.session(python=list(PYTHONS))

@@ -26,9 +26,9 @@ ORDER = (
     "errors runtime.log transport.proxies transport.trust transport.deadline transport.connections protocol.checks "
     "protocol.twins protocol.fields protocol.values protocol.keywords protocol.models config transport.retry "
     "background.lease protocol.wire local transport.redaction transport.http settlement.record settlement.journal "
-    "settlement.look settlement.meaning events session background.worker settlement.spend settlement.finder settlement.settler "
-    "background.heartbeat guards.current guards.interrupted guards.costs guards.generators guard settlement.flush "
-    "guards.asking client lifecycle wsgi aws_lambda testing pytest_plugin cli __main__"
+    "settlement.look settlement.meaning events session background.worker settlement.spend settlement.finder "
+    "settlement.settler background.heartbeat guards.current guards.interrupted guards.costs guards.generators guard "
+    "settlement.flush guards.asking client lifecycle wsgi aws_lambda testing pytest_plugin cli __main__"
 ).split()
 
 #: The imports against that order: for types alone.
