@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, NoReturn
 
+from .runtime.log import escaped
 from .runtime.words import WordEnum
 
 if TYPE_CHECKING:
@@ -159,12 +160,7 @@ class ApiError(CyclesError):
         if self.request_id:
             facts.append("request_id=" + self.request_id)
         text = f"{text} [{', '.join(facts)}]" if facts else text
-        # A server's words may have what a log's file cannot encode, and what a terminal obeys.
-        return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        return escaped(text)  # a server's words are in it
 
 
 def _evidence(told: CyclesEvidenceRef | Mapping[str, Any] | None) -> CyclesEvidenceRef | None:

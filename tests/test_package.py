@@ -22,13 +22,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from those before it, whether at import time, for types, or within a function.
 #: `local` and `cli` count as one module each. A new module gets its place here.
 ORDER = (
-    "runtime.clock runtime.shutdown runtime.system runtime.words runtime.line transport.turns transport.handlers "
-    "errors runtime.log transport.proxies transport.trust transport.deadline transport.connections protocol.checks "
-    "protocol.twins protocol.fields protocol.values protocol.keywords protocol.models config transport.retry "
-    "background.lease protocol.wire local transport.redaction transport.http settlement.record settlement.journal "
-    "settlement.look settlement.meaning events session background.worker settlement.spend settlement.finder "
-    "settlement.settler background.heartbeat guards.current guards.interrupted guards.costs guards.generators guard "
-    "settlement.flush guards.asking client lifecycle wsgi aws_lambda testing pytest_plugin cli __main__"
+    "runtime.clock runtime.log runtime.shutdown runtime.system runtime.words runtime.line transport.turns "
+    "transport.handlers errors transport.proxies transport.trust transport.deadline transport.connections "
+    "protocol.checks protocol.twins protocol.fields protocol.values protocol.keywords protocol.models config "
+    "transport.retry background.lease protocol.wire local transport.redaction transport.http settlement.record "
+    "settlement.journal settlement.look settlement.meaning events session background.worker settlement.spend "
+    "settlement.finder settlement.settler background.heartbeat guards.current guards.interrupted guards.costs "
+    "guards.generators guard settlement.flush guards.asking client lifecycle wsgi aws_lambda testing pytest_plugin "
+    "cli __main__"
 ).split()
 
 #: The imports against that order: for types alone.

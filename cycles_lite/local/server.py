@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import logging
 import re
 import socket
 import sys
@@ -22,6 +21,7 @@ from ..errors import ConfigError, TransportError, ValidationError
 from ..protocol import wire
 from ..protocol.wire import Answer
 from ..runtime.clock import monotonic
+from ..runtime.log import log
 from .admin import ADMIN_ROUTES, answer_admin_call
 from .authority import ADMIN_OPERATIONS, ANYONE, NO_KEY, Authority, Caller
 from .messages import error_answer, new_answer
@@ -40,8 +40,6 @@ _TIMEOUTS = (2.0, 5.0)
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
 _ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
-
-_log = logging.getLogger("cycles_lite")
 
 
 class _Request(NamedTuple):
@@ -86,10 +84,10 @@ class Application:
             answer = self._route(_Request(environ["REQUEST_METHOD"], path, query, body, headers))
             return answer._replace(content=answer.body)  # what cannot be encoded is a failure of the server, too
         except (TransportError, ConfigError) as e:  # the budget file is locked, broken or gone
-            _log.error("%s", e.message)  # the message names the file, which a caller must not learn
+            log().error("%s", e.message)  # the message names the file, which a caller must not learn
             message = "The budget file cannot be used at present; the server's log tells why."
         except Exception:
-            _log.exception("the server failed on %s", environ["REQUEST_METHOD"])
+            log().exception("the server failed on %s", environ["REQUEST_METHOD"])
             message = "The server failed; see its log."
         return error_answer(500, "INTERNAL_ERROR", message, headers)
 
