@@ -303,8 +303,8 @@ def test_real_processes_of_one_write_prune(url, path):
         first.budget()
         for _ in range(4):
             first.decide(1)
-    due = START + DAY + 1
-    for now, left in ((due - 1, 4), (due, 4), (due - 1 + ledger.PRUNE_EVERY_MS, 4), (due + 2 * ledger.PRUNE_EVERY_MS, 0)):
+    due, wait = START + DAY + 1, ledger.PRUNE_EVERY_MS
+    for now, left in ((due - 1, 4), (due, 4), (due - 1 + wait, 4), (due + 2 * wait, 0)):
         finish(start(ONE_WRITE, path, now))
         with Bench(url) as bench:
             assert _rows(bench)["replies"] == left
