@@ -233,6 +233,7 @@ def test_a_number_that_is_used_again(bench):
     assert second.id != first.id
     assert bench.reserve(20, idempotency_key="k").data == second.data
 
+
 def test_steps_of_pruning_are_a_while_apart(bench, monkeypatch):
     """Once all is gone, the next step is a while later, and drops what was old before that."""
     steps = []
