@@ -106,10 +106,10 @@ def _set_up(db: sqlite3.Connection, path: str, journal: str, synchronous: str, d
         db.execute("PRAGMA fullfsync = 1")  # only macOS heeds it; see `system.sync`
     db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # opens the WAL
     if version < schema.VERSION:
-        _upgrade(db, deadline)
+        _upgrade(db, path, deadline)
 
 
-def _upgrade(db: sqlite3.Connection, deadline: float) -> None:
+def _upgrade(db: sqlite3.Connection, path: str, deadline: float) -> None:
     """Make the file one of this version, in one transaction. Whatever ends it too early leaves the file as it was: the
     caller closes the connection then.
 
@@ -117,7 +117,8 @@ def _upgrade(db: sqlite3.Connection, deadline: float) -> None:
     finished if each of them began anew.
     """
     execute(db, "BEGIN IMMEDIATE", deadline)
-    schema.upgrade(db)  # does nothing where another process was faster
+    _demand_known(path, schema.identity(db)[1])  # another process may have been faster, and newer
+    schema.upgrade(db)
     execute(db, "COMMIT", max(deadline, monotonic() + 1.0))
     db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 

@@ -35,8 +35,8 @@ _PATIENCE = 0.25
 FREE_AT_ONCE = 200
 PRUNE_AT_ONCE = 100
 
-#: Milliseconds from a step of pruning that found no more to the next.
-PRUNE_EVERY_MS = 60_000
+#: Milliseconds from a step of pruning that found no more to the next, which drops what was old at the one before.
+PRUNE_EVERY_MS = 600_000
 
 
 class Ledger:
@@ -104,17 +104,19 @@ class Ledger:
         return pool
 
     def prune_now_and_then(self, db: sqlite3.Connection, now: int) -> None:
-        """Drop some old records, unless all were dropped a short while ago, by this process or another.
+        """Drop some records that were old already when this was last done, by this process or another, unless that was
+        a short while ago.
 
-        The file remembers when that was, for processes that end after a write or two. A time that is still to come is
-        of a clock that was ahead, and counts for nothing.
+        The file remembers the time, for processes that end after a write or two. A time that is still to come is of a
+        clock that was ahead, and counts for nothing. So nothing is dropped by a clock that is ahead for a moment: an
+        event whose answer was gone would be charged again by its retry.
         """
         if _is_recent(self._pruned_ms, now):
             return
         row = db.execute(_PRUNED).fetchone()
         if row is not None and _is_recent(row[0], now):
             self._pruned_ms = row[0]
-        elif prune(db, now):
+        elif row is None or row[0] > now or prune(db, row[0]):
             db.execute(_SAVE_PRUNED, (now,))
             self._pruned_ms = now
 

@@ -104,7 +104,7 @@ _ADD_REPLY = (
     " (tenant, operation, target, idempotency_key, payload, defaults, answer, expires_at_ms) VALUES (?,?,?,?,?,?,?,?)"
 )
 _KEEP_LONGER = "UPDATE replies SET expires_at_ms = ? WHERE tenant = ? AND operation = ? AND target = ?"
-_ADD_PROMISE = "INSERT INTO promises (until_ms, number, payload, defaults, answer) VALUES (?,?,?,?,?)"
+_ADD_PROMISE = "INSERT OR REPLACE INTO promises (until_ms, number, payload, defaults, answer) VALUES (?,?,?,?,?)"
 _FIND_PROMISE = "SELECT payload, defaults, answer FROM promises WHERE until_ms = ? AND number = ?"
 _OLD_PROMISE = f"SELECT request, defaults, answer FROM {RESERVATIONS} WHERE number = ? AND answer <> x''"
 

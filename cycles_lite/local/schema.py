@@ -145,7 +145,7 @@ def upgrade(db: sqlite3.Connection) -> None:
     """Make a database of an earlier version one of this, in the caller's transaction, which has the lock to write."""
     for version in range(identity(db)[1], VERSION):
         list(map(db.execute, STEPS[version]))
-    db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute(f"PRAGMA user_version = {version + 1}")
 
 
 def identity(db: sqlite3.Connection) -> tuple[int, int]:

@@ -45,10 +45,10 @@ def test_commit_and_roll_back(store):
     def fail():
         with store.writing() as (db, _):
             db.execute(ADD, ("two",))
-            raise KeyError("two")
+            raise RuntimeError("two")
 
     add(store, "one")
-    with pytest.raises(KeyError):
+    with pytest.raises(RuntimeError):
         fail()
     assert names(store) == ["one"]
 

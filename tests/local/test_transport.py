@@ -89,9 +89,9 @@ def test_nothing_here_pickles(authority):
     store = authority._ledger
     for one in (client, LocalTransport(CyclesConfig(base_url=authority.url)), authority, store):
         for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-            with pytest.raises(TypeError, match=r"connection.*does not pickle: make one in each process"):
+            with pytest.raises(TypeError, match=r"connection.*pickle.*: make one in each process"):
                 pickle.dumps(one, protocol)
-        with pytest.raises(TypeError, match="does not pickle"):
+        with pytest.raises(TypeError, match="pickle"):
             copy.deepcopy(one)
 
 

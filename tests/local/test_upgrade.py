@@ -10,7 +10,7 @@ import pytest
 from interrupts import AtLine, Interrupt, in_finalizer
 
 from cycles_lite.errors import ConfigError, TransportError
-from cycles_lite.local import schema
+from cycles_lite.local import files, schema
 from cycles_lite.local.authority import Authority
 from cycles_lite.local.ledger import Ledger
 
@@ -379,3 +379,21 @@ def test_a_newer_version_that_is_in_the_wal_alone(path, url):
         authority.shutdown()
     finally:
         newer.close()
+
+
+def test_a_newer_version_that_comes_while_the_upgrade_waits(old, url, monkeypatch):
+    """A newer library may be faster. What it has made is refused then, and not marked as of this version."""
+    begin = files.execute
+
+    def overtaken(db, statement, *given):
+        if statement == "BEGIN IMMEDIATE":
+            newer = sqlite3.connect(old, isolation_level=None)
+            newer.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+            newer.close()
+        begin(db, statement, *given)
+
+    with monkeypatch.context() as patch, Bench(url, create=False) as bench:
+        patch.setattr(files, "execute", overtaken)
+        with pytest.raises(ConfigError, match=f"newer schema version {schema.VERSION + 1}"):
+            bench.authority.budgets()
+    assert version_of(old) == schema.VERSION + 1
