@@ -291,8 +291,8 @@ class Settler:
                 was_ours = True
                 became = "refused" if take_away is Journal.refuse else "settled"
                 self._journal_failed(f"the record of reservation {id}, which was {became}, stays on disk: {e}")
-        spend.is_done = True
         self._drop(spend)
+        spend.is_done = True  # after an interruption before this, it is sent again, which is a replay
         return was_ours
 
     def _drop(self, spend: Spend) -> None:

@@ -7,10 +7,11 @@ import tempfile
 import time
 
 import pytest
+from looks import loaded
 from windows import Held, be_windows
 
 from cycles_lite import Action, Amount, CyclesClient, CyclesConfig, SettlementStatus, events
-from cycles_lite.settlement.journal import Journal, usable_folder
+from cycles_lite.settlement.journal import Claim, Journal, usable_folder
 from cycles_lite.settlement.record import COMMIT, EVENT, Record
 
 BODY = {"idempotency_key": "k", "actual": {"unit": "TOKENS", "amount": 5}}
@@ -44,7 +45,7 @@ def test_a_record_that_is_read_just_now_is_written_and_removed(journal, held):
     journal.write(RECORD)
     held.tries[".json"] = 3
     journal.write(RECORD._replace(mode=EVENT))
-    assert [record.mode for record in journal.peek()] == [EVENT]
+    assert [record.mode for record in journal.peek().values()] == [EVENT]
     held.tries[".json"] = 3
     assert journal.remove("rsv_1")
     assert files(journal) == []
@@ -63,9 +64,9 @@ def test_where_the_older_record_stays_it_must_do(journal, held):
     held.tries[".json"] = FOR_GOOD
     with pytest.raises(PermissionError):
         journal.write(RECORD._replace(mode=EVENT))
-    assert [record.mode for record in journal.peek()] == [COMMIT]
+    assert [record.mode for record in journal.peek().values()] == [COMMIT]
     held.tries.clear()
-    assert journal.load()[0] == [RECORD]
+    assert loaded(journal)[0] == [RECORD]
 
 
 def test_a_record_that_gets_no_name_is_whole_and_is_found_later(journal, held):
@@ -75,10 +76,10 @@ def test_a_record_that_gets_no_name_is_whole_and_is_found_later(journal, held):
     assert [name.endswith(".tmp") for name in files(journal)] == [True]
     held.tries.clear()
     other = Journal(journal.folder)
-    assert other.load() == ([], [])
+    assert loaded(other) == ([], [])
     age(journal)
-    other.load()
-    assert other.load() == ([RECORD], [])
+    loaded(other)
+    assert loaded(other) == ([RECORD], [])
     assert files(journal) == [os.path.basename(journal.path_of("rsv_1"))]
 
 
@@ -90,13 +91,13 @@ def test_a_record_that_got_no_name_ends_as_any_other(journal, held, end):
     if end == "write":
         newer = RECORD._replace(mode=EVENT)
         journal.write(newer)
-        assert journal.peek() == [newer]
+        assert list(journal.peek().values()) == [newer]
         assert journal.remove("rsv_1")
         journal.remove("rsv_1")
     else:
         getattr(journal, end)("rsv_1")
     age(journal)
-    assert journal.load() == ([], [])
+    assert loaded(journal) == ([], [])
     assert files(journal) == ([os.path.basename(journal.path_of("rsv_1", ".refused"))] if end == "refuse" else [])
 
 
@@ -117,17 +118,19 @@ def test_what_a_dead_writer_had_written_in_part_is_removed(journal, held):
     with open(os.path.join(journal.folder, name), "r+b") as file:
         file.truncate(20)
     age(journal)
-    assert journal.load() == ([], [])
+    assert loaded(journal) == ([], [])
     assert files(journal) == []
 
 
 def test_one_process_at_a_time_takes_records_up(journal, held):
     os.makedirs(journal.folder)
-    with journal.claimed() as first:
-        with Journal(journal.folder).claimed() as second:
-            assert (first, second) == (True, False)
-    with Journal(journal.folder).claimed() as third:
-        assert third
+    first, second = Claim(journal.folder), Claim(journal.folder)
+    assert (first.is_ours, second.is_ours) == (True, False)
+    first.close()
+    second.close()
+    third = Claim(journal.folder)
+    assert third.is_ours
+    third.close()
 
 
 def test_the_temporary_folder_is_used_again(tmp_path, monkeypatch):
@@ -166,7 +169,7 @@ def test_records_are_written_as_they_are(journal, monkeypatch):
     monkeypatch.setattr(os, "O_BINARY", flag, raising=False)
     monkeypatch.setattr(os, "open", _noting(opened, os.open))
     journal.write(RECORD)
-    assert journal.load() == ([RECORD], [])
+    assert loaded(journal) == ([RECORD], [])
     assert len(opened) >= 2
     assert all(flags & flag for flags in opened)
 
