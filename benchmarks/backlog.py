@@ -10,8 +10,7 @@ import time
 
 from cycles_lite import Action, Amount, CyclesClient
 from cycles_lite.runtime.clock import now_ms
-from cycles_lite.settlement.journal import Journal
-from cycles_lite.settlement.record import Record, identity, normalised
+from cycles_lite.settlement.journal import Journal, Record, identity, normalised
 from cycles_lite.settlement.settler import settler_of
 
 from . import work

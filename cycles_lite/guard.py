@@ -282,7 +282,7 @@ class ReservationGuard:
 
     def can_cost(self, actual: object) -> bool:
         """Whether a value is an amount that can be committed on this reservation."""
-        return is_a(actual, Amount) and actual.unit == self.estimate.unit
+        return (type(actual) is Amount or is_a(actual, Amount)) and actual.unit == self.estimate.unit
 
     def _settle(self, told: Told | None, waits: bool = True) -> Settlement:
         """Go from ACTIVE to FINISHED with what `commit` was told, or else with what the meter shows. It `waits` for the

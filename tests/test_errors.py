@@ -33,8 +33,8 @@ from cycles_lite.local.rules import Refused
 from cycles_lite.protocol import wire
 from cycles_lite.protocol.models import ReservationCreateResponse
 from cycles_lite.protocol.values import CyclesEvidenceRef, Decision
+from cycles_lite.settlement.journal import COMMIT, EVENT
 from cycles_lite.settlement.meaning import Meaning, meaning_of
-from cycles_lite.settlement.record import COMMIT, EVENT
 
 #: Design, section 4, as it stands there: each class and what it is directly below.
 TREE = {

@@ -25,7 +25,7 @@ ORDER = (
     "runtime.clock runtime.log runtime.shutdown runtime.system runtime.words runtime.line transport.turns "
     "transport.handlers errors transport.proxies transport.trust transport.deadline transport.connections "
     "protocol.checks protocol.twins protocol.fields protocol.values protocol.keywords protocol.models config "
-    "transport.retry background.lease protocol.wire local transport.redaction transport.http settlement.record "
+    "transport.retry background.lease protocol.wire local transport.redaction transport.http settlement.claim "
     "settlement.journal settlement.look settlement.meaning events session background.worker settlement.spend "
     "settlement.finder settlement.settler background.heartbeat guards.current guards.interrupted guards.costs "
     "guards.generators guard settlement.flush guards.asking client lifecycle wsgi aws_lambda testing pytest_plugin "
@@ -45,7 +45,7 @@ AGAINST_THE_ORDER = {
 FOLDERS = {
     "protocol": "checks fields keywords models twins values wire",
     "transport": "connections deadline handlers http proxies redaction retry trust turns",
-    "settlement": "finder flush journal look meaning record settler spend",
+    "settlement": "claim finder flush journal look meaning settler spend",
     "background": "heartbeat lease worker",
     "guards": "asking costs current generators interrupted",
     "runtime": "clock line log shutdown system words",

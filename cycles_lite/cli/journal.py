@@ -13,8 +13,17 @@ from ..errors import ConfigError, ValidationError
 from ..runtime import system
 from ..runtime.clock import now_ms
 from ..settlement.flush import flush
-from ..settlement.journal import Journal, identity_folders, read_file, usable_folder
-from ..settlement.record import CORRUPT, PENDING, REFUSED, Record, normalised
+from ..settlement.journal import (
+    CORRUPT,
+    PENDING,
+    REFUSED,
+    Journal,
+    Record,
+    identity_folders,
+    normalised,
+    read_file,
+    usable_folder,
+)
 from ..settlement.settler import Settler
 from . import bars
 from .arguments import argument, command, group

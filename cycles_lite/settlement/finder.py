@@ -15,9 +15,8 @@ from ..background.worker import Job, worker
 from ..runtime.clock import monotonic
 from ..transport.deadline import seconds_left
 from ..transport.turns import Turns
-from .journal import Journal
+from .journal import Journal, Record, normalised
 from .look import Look
-from .record import Record, normalised
 from .spend import Spend, until
 
 if TYPE_CHECKING:

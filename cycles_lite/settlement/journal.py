@@ -2,71 +2,34 @@
 
     <journal_dir>/<identity>/v2-<sha256 of the reservation id>.json
 
-Files come into being by a rename, so that a reader sees the whole record or none. What the authority refused for good,
-and what cannot be read, is set aside under another suffix (see `record`).
+The identity keeps servers and tenants apart. A record is the JSON that the official SDKs write too, so that each can
+settle what the other left behind; no API key is in it. Files come into being by a rename, so that a reader sees the
+whole record or none. What the authority refused for good, and what cannot be read, is set aside under another suffix.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import tempfile
 import time
-import weakref
 from contextlib import suppress
-from typing import Container, Iterator
+from functools import lru_cache
+from typing import Any, Callable, Container, Iterator, NamedTuple
 
+from ..protocol.checks import INT64_MAX
+from ..protocol.wire import dumps, loads
 from ..runtime import system
-from ..runtime.system import insist
-from .record import CORRUPT, PENDING, REFUSED, Record, file_name
 
+VERSION = 1
+COMMIT, EVENT = "commit", "event"
 
-class Claim:
-    """The claim of one process on a folder's records, which lasts until it is closed or nobody refers to it any more.
+#: What a record's name ends in: while it waits to be settled; once the authority has refused it for good; and where it
+#: cannot be read.
+PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
 
-    Without it nothing would break, because records are sent with their own keys; it saves a fleet of workers that start
-    together from all sending the same.
-    """
-
-    def __init__(self, folder: str) -> None:
-        #: The open lock file, in a list from which exactly one caller pops it to close it.
-        self._file: list[int] = []
-        #: Whether this process has the claim. Somebody else may have it, or there is no such folder.
-        self.is_ours = False
-        try:
-            self._file.append(os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600))
-        except FileNotFoundError:
-            return
-        _claims[id(self)] = self
-        self.is_ours = _lock(self._file[0])
-
-    def close(self) -> None:
-        """Let others have the claim."""
-        self.is_ours = False
-        try:
-            file = self._file.pop()
-        except IndexError:  # it was closed before, perhaps because this is a forked child
-            return
-        os.close(file)
-
-    __del__ = close
-
-
-#: The claims that this process has at the moment, by their `id`.
-_claims: weakref.WeakValueDictionary[int, Claim] = weakref.WeakValueDictionary()
-
-
-def _forget_claims() -> None:
-    """Close the claims' files in a forked child; else its parent's claims would last as long as the child lives."""
-    for held in _claims.valuerefs():
-        claim = held()
-        if claim is not None:
-            claim.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_claims)
 
 #: How many bytes of a record are read at once. Nearly all records have fewer.
 _PIECE = 64 * 1024
@@ -76,6 +39,98 @@ _GLANCE = 64
 
 #: A temporary file that is older, in seconds, was left by a writer that died.
 _STALE_AFTER = 3600.0
+
+
+class Record(NamedTuple):
+    """Spend that is known and not yet settled."""
+
+    reservation_id: str
+    #: The server that the spend is owed to, normalised.
+    base_url: str
+    #: `commit`, or `event` once the reservation has expired or never was.
+    mode: str
+    commit_body: dict[str, Any] | None
+    event_fallback_body: dict[str, Any] | None
+    recorded_at_ms: int
+    #: No request before this time, in milliseconds since the epoch: a 429's Retry-After.
+    not_before_ms: int | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What to send in the record's mode."""
+        return (self.commit_body if self.mode == COMMIT else self.event_fallback_body) or {}
+
+    def to_json(self) -> bytes:
+        return dumps({"version": VERSION, **self._asdict()})
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Record:
+        """The record in a file. Raises `ValueError` that says why it is none of this version's."""
+        data = loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("not an object")
+        if type(data.get("version")) is not int or data["version"] != VERSION:
+            raise ValueError(f"version {data.get('version')!r:.40}, not {VERSION}")
+        for name, is_legal in _LEGAL.items():
+            if not is_legal(data.get(name)):
+                raise ValueError(f"{name} is {data.get(name)!r:.40}")
+        values: Any = [data.get(name) for name in cls._fields]
+        record = cls(*values)
+        if not record.body:
+            raise ValueError(f"no body for mode {record.mode}")
+        record.to_json()  # a number that is no JSON once it was read, such as 1e400, can be neither sent nor written
+        return record
+
+
+def _is_body(value: Any) -> bool:
+    """Whether a body can be sent at all. The authority says what else is wrong with it."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(isinstance(value.get(name, {}), dict) for name in ("actual", "estimate"))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= INT64_MAX
+
+
+#: What each field of a record may be.
+_LEGAL: dict[str, Callable[[Any], bool]] = {
+    "reservation_id": lambda value: isinstance(value, str) and value != "",
+    "base_url": lambda value: isinstance(value, str),
+    "mode": lambda value: value in (COMMIT, EVENT),
+    "commit_body": _is_body,
+    "event_fallback_body": _is_body,
+    "recorded_at_ms": _is_time,
+    "not_before_ms": lambda value: value is None or _is_time(value),
+}
+
+
+def file_name(reservation_id: str, suffix: str = PENDING) -> str:
+    """The name of a reservation's file, which no other reservation has."""
+    return "v2-" + hashlib.sha256(reservation_id.encode("utf-8", "surrogatepass")).hexdigest() + suffix
+
+
+def normalised(base_url: str) -> str:
+    """A base URL in the form that records and identities have, which is the same for every spelling of a server's."""
+    return base_url.strip().rstrip("/")
+
+
+def identity(base_url: str, tenant: str | None, api_key: str | None) -> str:
+    """The folder of one server and tenant; without a tenant, of the key, through a slow one-way hash.
+
+    A tenant's folder stays the same when its key is rotated.
+    """
+    if tenant or not api_key:
+        text = f"{normalised(base_url)}\n{tenant or ''}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return _identity_of_key(normalised(base_url), api_key)
+
+
+@lru_cache(maxsize=256)
+def _identity_of_key(base_url: str, api_key: str) -> str:
+    """The identity that stands for a key. It is remembered, because programs may make a client for each request."""
+    salt = ("cycles-lite journal\n" + base_url).encode("utf-8", "surrogatepass")
+    return hashlib.pbkdf2_hmac("sha256", api_key.encode("utf-8"), salt, 20_000).hex()[:32]
 
 
 class Journal:
@@ -123,7 +178,7 @@ class Journal:
         """
         older = self._unnamed.pop(reservation_id, None)
         try:
-            insist(os.replace, temporary, self.path_of(reservation_id))
+            _insist(os.replace, temporary, self.path_of(reservation_id))
         except PermissionError:
             if not system.WINDOWS or self.has(reservation_id):
                 raise
@@ -152,7 +207,7 @@ class Journal:
     def refuse(self, reservation_id: str) -> None:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
         try:
-            insist(os.replace, self._file_of(reservation_id), self.path_of(reservation_id, REFUSED))
+            _insist(os.replace, self._file_of(reservation_id), self.path_of(reservation_id, REFUSED))
         except FileNotFoundError:  # another process was refused too, and has set it aside
             return
 
@@ -232,7 +287,7 @@ class Journal:
         try:
             Record.from_json(read_file(standard))
         except FileNotFoundError:
-            insist(os.replace, path, standard)
+            _insist(os.replace, path, standard)
             return record
         except ValueError as e:
             return _quarantine(standard, str(e))
@@ -240,9 +295,19 @@ class Journal:
         return None
 
 
+def _insist(action: Callable[..., None], *paths: str) -> None:
+    """Do what is nearly always done at once, and insist where it is refused."""
+    try:
+        action(*paths)
+    except PermissionError:
+        if not system.WINDOWS:
+            raise
+        system.insist(action, *paths)
+
+
 def _remove(path: str) -> bool:
     try:
-        insist(os.unlink, path)
+        _insist(os.unlink, path)
     except FileNotFoundError:  # another process, with the same key, was first
         return False
     return True
@@ -260,15 +325,6 @@ def read_file(path: str) -> bytes:
         return b"".join(pieces)
     finally:
         os.close(file)
-
-
-def _lock(file: int) -> bool:
-    """Lock a file, unless somebody else has: then False. Where the system has no locks everybody is let through, which
-    does no harm (see `Claim`)."""
-    try:
-        return system.lock(file)
-    except OSError:
-        return True
 
 
 def tidy(path: str) -> None:
@@ -290,7 +346,7 @@ def tidy(path: str) -> None:
 def _quarantine(path: str, why: str) -> str:
     aside = path[: -len(PENDING)] + CORRUPT
     try:
-        insist(os.replace, path, aside)
+        _insist(os.replace, path, aside)
     except OSError as e:
         return f"journal record {path} cannot be read ({why}) nor set aside ({e})"
     return f"journal record set aside as {aside}: {why}"

@@ -12,8 +12,8 @@ import heapq
 import os
 from typing import Any, Callable, Container, List, Sequence, Tuple, Union
 
-from .journal import Claim, Journal, tidy
-from .record import PENDING, Record
+from .claim import Claim
+from .journal import PENDING, Journal, Record, tidy
 
 #: How many files' names a look holds at the most, and how many it goes past in one step.
 MOST_NAMES = 4096

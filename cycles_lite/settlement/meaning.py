@@ -28,7 +28,7 @@ from ..protocol.models import Balance, CommitResponse, EventCreateResponse
 from ..protocol.values import Amount
 from ..runtime.words import WordEnum
 from ..transport.retry import backoff
-from .record import COMMIT, EVENT, Record
+from .journal import COMMIT, EVENT, Record
 
 
 class Meaning(Enum):

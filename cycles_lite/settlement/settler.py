@@ -23,10 +23,9 @@ from ..runtime.clock import monotonic, now_ms
 from ..runtime.log import log
 from ..transport.deadline import has_time
 from .finder import LOOK_AGAIN, Finder
-from .journal import Journal, usable_folder
+from .journal import COMMIT, EVENT, Journal, file_name, identity, normalised, usable_folder
 from .look import Look
 from .meaning import SLOW_RETRY, Meaning, Settlement, SettlementStatus, is_too_old, meaning_of, retry_in
-from .record import COMMIT, EVENT, file_name, identity, normalised
 from .spend import Spend, amount_of
 
 if TYPE_CHECKING:

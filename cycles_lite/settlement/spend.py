@@ -10,9 +10,8 @@ from ..protocol.models import CommitRequest
 from ..protocol.values import Action, Amount, CommitOveragePolicy, CyclesMetrics
 from ..runtime.clock import now_ms
 from ..runtime.log import log
-from .journal import Journal
+from .journal import COMMIT, EVENT, Journal, Record
 from .meaning import LONGEST_WAIT
-from .record import COMMIT, EVENT, Record
 
 if TYPE_CHECKING:
     from ..background.worker import Job

@@ -11,8 +11,7 @@ from cycles_lite import Action, Amount, CyclesClient, CyclesConfig, ReservationC
 from cycles_lite.cli import main
 from cycles_lite.local import Authority
 from cycles_lite.runtime.clock import now_ms
-from cycles_lite.settlement.journal import Journal
-from cycles_lite.settlement.record import COMMIT, EVENT, Record
+from cycles_lite.settlement.journal import COMMIT, EVENT, Journal, Record
 from cycles_lite.settlement.settler import settler_of
 
 

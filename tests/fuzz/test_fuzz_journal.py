@@ -20,7 +20,7 @@ from cycles_lite import CyclesClient
 from cycles_lite.cli import main
 from cycles_lite.cli.output import DONE, FAILED, WRONG
 from cycles_lite.runtime.clock import now_ms
-from cycles_lite.settlement.record import CORRUPT, PENDING, REFUSED, Record, file_name, identity
+from cycles_lite.settlement.journal import CORRUPT, PENDING, REFUSED, Record, file_name, identity
 
 URL = "http://127.0.0.1:9"
 LATER = {"retry_initial_delay": 600.0, "retry_max_delay": 600.0, "flush_timeout": 0.0}

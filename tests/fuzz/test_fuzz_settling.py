@@ -13,7 +13,7 @@ from peers import KEY, config_of
 
 from cycles_lite import Action, Amount, ApiError, CyclesClient, SettlementStatus, with_cycles
 from cycles_lite.runtime.clock import now_ms
-from cycles_lite.settlement.record import PENDING, REFUSED, Record
+from cycles_lite.settlement.journal import PENDING, REFUSED, Record
 
 ACTION = Action("llm.completion", "gpt-4o")
 

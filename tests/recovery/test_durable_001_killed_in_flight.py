@@ -6,7 +6,7 @@ import pytest
 from faults import intact, swallowed_answer, swallowed_request
 from stage import Stage, key_of, kinds_and_keys
 
-from cycles_lite.settlement.record import file_name
+from cycles_lite.settlement.journal import file_name
 
 pytestmark = pytest.mark.scenario("CR-DURABLE-001")
 

@@ -14,8 +14,7 @@ from windows import Held, be_windows, windows_paths
 
 from cycles_lite.local import location
 from cycles_lite.runtime import system
-from cycles_lite.settlement.journal import Journal
-from cycles_lite.settlement.record import COMMIT, Record
+from cycles_lite.settlement.journal import COMMIT, Journal, Record
 
 # ---- Files ----
 

@@ -15,8 +15,8 @@ from cycles_lite import Action, SettlementStatus, TransportError
 from cycles_lite.background.worker import Job, worker
 from cycles_lite.runtime.clock import now_ms
 from cycles_lite.settlement import finder as finders, journal as journals, look as looks
-from cycles_lite.settlement.journal import Claim, Journal
-from cycles_lite.settlement.record import COMMIT, Record, identity
+from cycles_lite.settlement.claim import Claim
+from cycles_lite.settlement.journal import COMMIT, Journal, Record, identity
 from cycles_lite.settlement.settler import open_settlers, settler_of
 
 ACTION = Action("llm.completion", "gpt-4o")

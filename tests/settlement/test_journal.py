@@ -16,8 +16,8 @@ from hypothesis import given, strategies as st
 from looks import loaded
 
 from cycles_lite.settlement import journal as journals
-from cycles_lite.settlement.journal import Claim, Journal, usable_folder
-from cycles_lite.settlement.record import COMMIT, EVENT, Record, file_name, identity
+from cycles_lite.settlement.claim import Claim
+from cycles_lite.settlement.journal import COMMIT, EVENT, Journal, Record, file_name, identity, usable_folder
 
 BODY = {"idempotency_key": "k", "actual": {"unit": "TOKENS", "amount": 5}}
 
@@ -196,7 +196,7 @@ def test_one_looks_at_a_journal_at_a_time(journal):
     """In this process and in others; a claim ends with the look that it is for."""
     journal.write(record())
     script = f"""
-from cycles_lite.settlement.journal import Claim
+from cycles_lite.settlement.claim import Claim
 print(Claim({journal.folder!r}).is_ours)
 """
 

@@ -11,8 +11,8 @@ from looks import loaded
 from windows import Held, be_windows
 
 from cycles_lite import Action, Amount, CyclesClient, CyclesConfig, SettlementStatus, events
-from cycles_lite.settlement.journal import Claim, Journal, usable_folder
-from cycles_lite.settlement.record import COMMIT, EVENT, Record
+from cycles_lite.settlement.claim import Claim
+from cycles_lite.settlement.journal import COMMIT, EVENT, Journal, Record, usable_folder
 
 BODY = {"idempotency_key": "k", "actual": {"unit": "TOKENS", "amount": 5}}
 RECORD = Record("rsv_1", "http://h", COMMIT, BODY, {**BODY, "subject": {"tenant": "acme"}}, 1000)

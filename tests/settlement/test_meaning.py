@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cycles_lite import CyclesConfig, errors
+from cycles_lite.settlement.journal import COMMIT, EVENT, Record
 from cycles_lite.settlement.meaning import (
     LONGEST_WAIT,
     SLOW_RETRY,
@@ -13,7 +14,6 @@ from cycles_lite.settlement.meaning import (
     meaning_of,
     retry_in,
 )
-from cycles_lite.settlement.record import COMMIT, EVENT, Record
 
 BOTH = (COMMIT, EVENT)
 
