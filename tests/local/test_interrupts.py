@@ -250,7 +250,8 @@ def test_an_exception_at_each_line_of_opening_and_closing(url, path, tmp_path):
         for name in os.listdir(str(tmp_path)):
             os.remove(str(tmp_path / name))
         interrupted_at(number, work)
-        gc.collect()  # an error on the way may have left a circle
+        if connections_to(path):  # an error on the way may have left a circle
+            gc.collect()
         assert set(os.listdir(str(tmp_path))) <= {"budgets.db"}
         assert connections.live_transactions() == connections_to(path) == []
         with Authority(url) as authority:
