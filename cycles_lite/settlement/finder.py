@@ -116,10 +116,10 @@ class Finder:
     def look_around(self, delay: float = 0.0) -> int:
         """Have the worker look for records. Return the number of the look that does so, which `looks` reaches when it
         is over; it may be under way already."""
-        job = self._job
+        job, number = self._job, self.looks + 1  # counted before the post: that look may be over right after it
         if job is None or not self._is_to_come(job) or job.is_guest or job.due > monotonic() + delay:
             self._post(delay)
-        return self.looks + 1
+        return number
 
     def _is_to_come(self, job: Job | None) -> bool:
         return job is not None and job.is_waiting and job is self._posted

@@ -252,12 +252,50 @@ def test_a_client_that_is_closed_within_a_look_leaves_all_of_it_to_another(journ
     for _ in range(5):
         with client_with(journal, Authority(lambda id: DOWN)) as client:
             client.flush(0.0)
-    wait_until(lambda: not any(settler.pending for settler in open_settlers()))  # the last attempts have ended
+    # The last steps and attempts have ended.
+    wait_until(lambda: all(each.finder._turns.free and each.finder._look is None for each in open_settlers()))
+    wait_until(lambda: not any(settler.pending for settler in open_settlers()))
     transport = Authority()
     with client_with(journal, transport) as client:
         assert client.flush(PATIENCE) == 0
     assert journal.names() == set()
     assert len(transport.commits) == 300
+
+
+def test_a_flush_waits_for_no_other_look_than_its_own_although_that_is_over_at_once(journal, monkeypatch):
+    """A thread that starts with it may look around before it goes on."""
+    leave(journal, 1)
+    claim, post = Claim(journal.folder), finders.Finder._post
+    with client_with(journal, Authority()) as client:
+        settler_of(client._session).open()
+        finder = settler_of(client._session).finder
+        wait_until(lambda: finder.looks == 1 and finder._turns.free)
+
+        def post_and_wait(finder, *args, **settings):
+            looks = finder.looks
+            post(finder, *args, **settings)
+            if not finder._job.is_guest:
+                wait_until(lambda: finder.looks > looks)
+
+        monkeypatch.setattr(finders.Finder, "_post", post_and_wait)
+        begun = time.monotonic()
+        assert client.flush(PATIENCE) == 1
+        assert time.monotonic() - begun < PATIENCE / 2
+        monkeypatch.undo()
+    claim.close()
+
+
+def test_a_look_ends_although_the_authority_puts_all_off_at_once(journal, small):
+    """What is put off is written again, and so comes after all others; it must not come twice in one look."""
+    ids = leave(journal, 30)
+    refused = {"error": "LIMIT_EXCEEDED", "message": "no", "request_id": "r"}
+    transport = Authority(lambda id: replied(refused, 429, retry_after="0"))
+    with client_with(journal, transport) as client:
+        settler_of(client._session).open()
+        finder = settler_of(client._session).finder
+        wait_until(lambda: finder.looks == 1)
+        assert finder.has_left
+        assert len(transport.commits) < 2 * len(ids)
 
 
 # ---- Without threads, and interrupted ----
@@ -276,9 +314,11 @@ def inline(monkeypatch):
     worker._after_fork()
 
 
-def test_without_threads_each_call_sends_one_record_and_flush_all(journal, inline):
+@pytest.mark.parametrize("takes", [0.0, 2 * finders._PAUSE])
+def test_without_threads_each_call_sends_one_record_and_flush_all(journal, inline, takes):
+    """However long it takes to send: the next step may be due by then."""
     leave(journal, 12)
-    transport = Authority(lambda id: DOWN)
+    transport = Authority(lambda id: (time.sleep(takes), DOWN)[1])
     with client_with(journal, transport) as client:
         sent, end = [0], time.monotonic() + PATIENCE
         while sent[-1] < 5:
