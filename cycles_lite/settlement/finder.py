@@ -101,6 +101,12 @@ class Finder:
         else:
             self._look_later()
 
+    def make_sure(self) -> None:
+        """Look soon if an interruption has left no step to come, while nobody is within one."""
+        job = self._job
+        if (job is None or not job.is_waiting or job is not self._posted) and self._turns.free:
+            self.look_around(_FIRST_LOOK)
+
     def end(self) -> None:
         """Look no more: the settler is closed."""
         job, self._job = self._job, None
@@ -196,6 +202,8 @@ class Finder:
                 self.found.pop(id, None)
             elif not spend.attempt and not until(spend.record):
                 in_hand += 1
+                if spend.runner is None and (spend.job is None or spend.job.is_over):  # so was its first attempt
+                    settler.retry_later(spend, 0.0)
         is_slow = worker.is_inline and seconds_left() is None  # a flush has a deadline, by which it ends
         return (_IN_HAND_INLINE if is_slow else _IN_HAND) - in_hand
 
@@ -211,9 +219,13 @@ class Finder:
         spend = Spend()
         spend.record, spend.journal = record, journal
         spend.is_kept = spend.is_written = spend.is_found = True
+        # An interruption may come in between: a record that is not pending then is dropped by `_room`, and one that has
+        # no attempt to come gets one there.
+        self.found.setdefault(record.reservation_id, spend)
         if settler.pending.setdefault(record.reservation_id, spend) is spend:
-            self.found[record.reservation_id] = spend
             settler.retry_later(spend, delay)
+        elif self.found.get(record.reservation_id) is spend:
+            del self.found[record.reservation_id]
 
 
 def _step_of(finder: Finder, delay: float) -> Job:

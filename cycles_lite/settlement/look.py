@@ -126,6 +126,8 @@ class Look:
 class _Search:
     """A search of a folder for its oldest records that come after a place, and are not `known`."""
 
+    _entries: Any = None
+
     def __init__(self, folder: str, known: Known, after: _Place | None) -> None:
         (self._own, self._others), self._after = known, after
         #: Whether there are records that other clients of this process have.
@@ -134,7 +136,6 @@ class _Search:
         self.places: list[_Place] = []
         #: Whether there are more that come after the place, and how many there are in all.
         self.has_more, self.count = False, 0
-        self._entries: Any = None
         try:
             self._entries = os.scandir(folder)
         except FileNotFoundError:

@@ -353,6 +353,34 @@ def test_wherever_a_step_is_interrupted_a_flush_settles_all(journal, inline, sma
         assert journal.names() == set(), at.where
 
 
+@needs_tracing
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer has lines too
+def test_wherever_a_step_is_interrupted_later_calls_settle_all(journal, inline, small):
+    """Nobody flushes: the program goes on as before."""
+    package = os.path.dirname(os.path.dirname(finders.__file__)) + os.sep
+    nth, at = 0, None
+    while at is None or at.where is not None:
+        nth += 1 if IS_LONG else 23
+        leave(journal, 2)
+        with client_with(journal, Authority()) as client:
+            settler = settler_of(client._session)
+            settler.open()
+            at = AtLine(nth, files=(package + "settlement", package + "background"))
+            try:
+                with at:
+                    settler.finder.look_around()
+                    for _ in range(6):
+                        worker.catch_up()
+            except Interrupt:
+                pass
+            end = time.monotonic() + PATIENCE
+            while journal.names():
+                assert time.monotonic() < end, at.where
+                client.reserve(tokens(5), ACTION).release("")
+        worker._after_fork()
+        worker._is_refused = True
+
+
 def test_a_flush_without_threads_is_not_held_up_by_pauses(journal, inline, monkeypatch):
     """It has a deadline, so that it need not take one record at a time."""
     leave(journal, 100)
