@@ -190,19 +190,17 @@ class Worker:
         return first.due <= monotonic()
 
     def _run_inline(self) -> None:
-        """Run the jobs in the post that are due, and those that become due by them. Guests that a thread sorted into
-        the heap before it ended are not run here."""
-        while True:
-            now = monotonic()
-            due = [job for job in list(self._post) if job.due <= now or not job.is_waiting]
-            if not due:
-                return
-            for job in sorted(due, key=lambda job: job.due):
-                job.run()
-                try:
-                    self._post.remove(job)
-                except ValueError:  # another thread, or a signal handler, has run it too
-                    continue
+        """Run the jobs in the post that are due. What they post is left to the next call, at once as it may be due:
+        one that waits for the network each time and posts the next one would keep the program for ever. Guests that a
+        thread sorted into the heap before it ended are not run here."""
+        now = monotonic()
+        due = [job for job in list(self._post) if job.due <= now or not job.is_waiting]
+        for job in sorted(due, key=lambda job: job.due):
+            job.run()
+            try:
+                self._post.remove(job)
+            except ValueError:  # another thread, or a signal handler, has run it too
+                continue
 
     @property
     def is_inline(self) -> bool:

@@ -30,5 +30,8 @@ def _is_told_to_end() -> bool:
     worker of gunicorn says once it was told to end, or has served its last request."""
     import signal  # only what has failed needs to know
 
-    handler = signal.getsignal(signal.SIGTERM)
-    return isinstance(handler, MethodType) and getattr(handler.__self__, "alive", True) is False
+    try:
+        handler = signal.getsignal(signal.SIGTERM)
+        return isinstance(handler, MethodType) and getattr(handler.__self__, "alive", True) is False
+    except Exception:  # a program's own object may raise whatever it likes; spend is being settled here
+        return False

@@ -100,6 +100,12 @@ class Finder:
         else:
             self._look_later()
 
+    def make_sure(self) -> None:
+        """Look soon if an interruption has left no step to come, while nobody is within one."""
+        job = self._job
+        if (job is None or not job.is_waiting or job is not self._posted) and self._turns.free:
+            self.look_around(_FIRST_LOOK)
+
     def end(self) -> None:
         """Look no more: the settler is closed."""
         job, self._job = self._job, None
@@ -115,10 +121,10 @@ class Finder:
     def look_around(self, delay: float = 0.0) -> int:
         """Have the worker look for records. Return the number of the look that does so, which `looks` reaches when it
         is over; it may be under way already."""
-        job = self._job
+        job, number = self._job, self.looks + 1  # counted before the post: that look may be over right after it
         if job is None or not self._is_to_come(job) or job.is_guest or job.due > monotonic() + delay:
             self._post(delay)
-        return self.looks + 1
+        return number
 
     def _is_to_come(self, job: Job | None) -> bool:
         return job is not None and job.is_waiting and job is self._posted
@@ -195,6 +201,8 @@ class Finder:
                 self.found.pop(id, None)
             elif not spend.attempt and not until(spend.record):
                 in_hand += 1
+                if spend.runner is None and (spend.job is None or spend.job.is_over):  # so was its first attempt
+                    settler.retry_later(spend, 0.0)
         is_slow = worker.is_inline and seconds_left() is None  # a flush has a deadline, by which it ends
         return (_IN_HAND_INLINE if is_slow else _IN_HAND) - in_hand
 
@@ -210,9 +218,13 @@ class Finder:
         spend = Spend()
         spend.record, spend.journal = record, journal
         spend.is_kept = spend.is_written = spend.is_found = True
+        # An interruption may come in between: a record that is not pending then is dropped by `_room`, and one that has
+        # no attempt to come gets one there.
+        self.found.setdefault(record.reservation_id, spend)
         if settler.pending.setdefault(record.reservation_id, spend) is spend:
-            self.found[record.reservation_id] = spend
             settler.retry_later(spend, delay)
+        elif self.found.get(record.reservation_id) is spend:
+            del self.found[record.reservation_id]
 
 
 def _step_of(finder: Finder, delay: float) -> Job:

@@ -44,7 +44,10 @@ class Look:
         self._found: list[str] = []
         self._after: _Place | None = None
         self._has_more = True
-        #: Whether there are records that another process or client has, which may give them up.
+        #: How many more names are to be read: as many in all as there were at first. What is written meanwhile, such as
+        #: the records that a server has put off, is the next look's, or this one might have no end.
+        self._to_read: int | None = None
+        #: Whether there are records that another process or client has, which may give them up, or that came meanwhile.
         self.leaves_some = False
 
     @property
@@ -91,14 +94,19 @@ class Look:
         places = sorted(search.places)
         if places:
             self._after = places[0]
-        self._found, self._has_more = [name for _, name in places], search.has_more
+        most = search.count if self._to_read is None else self._to_read
+        self._found = [name for _, name in places[max(0, len(places) - most) :]]
+        self._to_read = most - len(self._found)
+        self._has_more = search.has_more and self._to_read > 0
+        if len(self._found) < len(places) or search.has_more > self._has_more:
+            self.leaves_some = True
         self._search = None
-        if not places:
+        if not self._found:
             self._next_journal()
 
     def _next_journal(self) -> None:
         self._end_here()
-        self._found, self._after, self._has_more = [], None, True
+        self._found, self._after, self._has_more, self._to_read = [], None, True, None
         del self._journals[:1]
 
     def _end_here(self) -> None:
@@ -118,15 +126,16 @@ class Look:
 class _Search:
     """A search of a folder for its oldest records that come after a place, and are not `known`."""
 
+    _entries: Any = None
+
     def __init__(self, folder: str, known: Known, after: _Place | None) -> None:
         (self._own, self._others), self._after = known, after
         #: Whether there are records that other clients of this process have.
         self.leaves_some = False
         #: A heap of the oldest up to now. Its first entry is the newest of them, which an older one takes the place of.
         self.places: list[_Place] = []
-        #: Whether there are more that come after the place.
-        self.has_more = False
-        self._entries: Any = None
+        #: Whether there are more that come after the place, and how many there are in all.
+        self.has_more, self.count = False, 0
         try:
             self._entries = os.scandir(folder)
         except FileNotFoundError:
@@ -156,6 +165,7 @@ class _Search:
             return
         if self._after is not None and place >= self._after:
             return
+        self.count += 1
         if len(self.places) < MOST_NAMES:
             heapq.heappush(self.places, place)
         else:

@@ -174,8 +174,7 @@ class Settler:
 
     def _is_last_attempt(self, spend: Spend) -> bool:
         """Whether there is to be no other attempt while the caller waits, who wants to end."""
-        is_ending = self.is_ending or not self.is_open or shutdown.is_under_way()
-        return is_ending and spend.is_written
+        return spend.is_written and (self.is_ending or not self.is_open or shutdown.is_under_way())
 
     def _turn_to_event(self, spend: Spend) -> bool:
         """Put the record into event mode, with the same key, on disk before the event is sent. False where it has none.
@@ -229,23 +228,24 @@ class Settler:
         if spend.job is not None:
             spend.job.cancel()
         job = Job(delay, lambda: self._retry(spend))
-        spend.runner, spend.job = None, job
-        self.pending[spend.record.reservation_id] = spend
-        worker.post(job)
+        try:
+            spend.runner, spend.job = None, job
+            self.pending[spend.record.reservation_id] = spend
+            worker.post(job)
+        except BaseException:  # an interruption; a job that is posted twice runs once
+            worker.post(job)
+            raise
         if not self.is_open and spend.is_written and job.cancel():  # `close` may have been too early to see it
             self._drop(spend)
             worker.leave()
 
     def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
-        if spend.is_done:  # this attempt was asked for while another one was settling
-            self._end(spend)
-            return
-        if not self.is_open and spend.is_written:  # `close` has not come to it yet
+        # It may have been settled while this was asked for; or its client was closed, and `close` has not come to it.
+        if spend.is_done or (not self.is_open and spend.is_written):
             self._drop(spend)
             return
-        spend.runner = get_ident()
-        record = spend.record
+        spend.runner, record = get_ident(), spend.record
         if is_too_old(record, now_ms()):
             self._end(spend)
             self.tell_once(
@@ -309,12 +309,13 @@ class Settler:
         if self.pid != os.getpid():
             self._begin()
         if self.is_open:
+            self.finder.make_sure()
             return
         # Threads that come at the same time each find the journal, because none of them may settle without it.
         journal, notice = self._find_journal()
         self._journal = journal
+        _settlers[id(self)] = self  # first: what is open is waited for at the interpreter's end
         self.is_open, self.is_ending = True, False
-        _settlers[id(self)] = self
         try:
             self._unsaid.pop()
         except IndexError:
@@ -364,8 +365,8 @@ class Settler:
 
     def unseen(self) -> int:
         """How many files may hold records that no client of this process holds. This reads the whole folder."""
-        known = _known()
         try:
+            known = _known()
             return sum(journal.count(known) for journal in self.journals())
         except OSError as e:
             self.tell_once(f"the journal cannot be read: {e}")

@@ -50,6 +50,28 @@ def test_other_handlers_say_nothing(host, handler):
     assert not shutdown.is_under_way()
 
 
+class Odd:
+    """As a proxy that may be asked in a request alone."""
+
+    @property
+    def alive(self):
+        raise RuntimeError("outside of a request")
+
+    def handle_exit(self, number, frame):
+        raise AssertionError
+
+
+def test_what_a_host_raises_when_it_is_asked_stops_no_settlement():
+    before = signal.signal(signal.SIGTERM, Odd().handle_exit)
+    try:
+        assert outcomes(FakeTransport(replied(allowed()), TransportError("lost"), replied(committed()))) == (
+            SettlementStatus.COMMITTED,
+            2,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_one_attempt_is_made_while_the_caller_waits_and_wants_to_end(host):
     transport = FakeTransport(replied(allowed()), TransportError("down"))
     assert outcomes(transport) == (SettlementStatus.PENDING, 2)

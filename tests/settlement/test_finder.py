@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from interrupts import IS_LONG, AtLine, Interrupt, needs_tracing
+from interrupts import IS_LONG, AtLine, Interrupt, is_finalizer, needs_tracing
 from ledgers import tokens
 from peers import FakeTransport, allowed, client_of, committed, replied
 
@@ -252,12 +252,50 @@ def test_a_client_that_is_closed_within_a_look_leaves_all_of_it_to_another(journ
     for _ in range(5):
         with client_with(journal, Authority(lambda id: DOWN)) as client:
             client.flush(0.0)
-    wait_until(lambda: not any(settler.pending for settler in open_settlers()))  # the last attempts have ended
+    # The last steps and attempts have ended.
+    wait_until(lambda: all(each.finder._turns.free and each.finder._look is None for each in open_settlers()))
+    wait_until(lambda: not any(settler.pending for settler in open_settlers()))
     transport = Authority()
     with client_with(journal, transport) as client:
         assert client.flush(PATIENCE) == 0
     assert journal.names() == set()
     assert len(transport.commits) == 300
+
+
+def test_a_flush_waits_for_no_other_look_than_its_own_although_that_is_over_at_once(journal, monkeypatch):
+    """A thread that starts with it may look around before it goes on."""
+    leave(journal, 1)
+    claim, post = Claim(journal.folder), finders.Finder._post
+    with client_with(journal, Authority()) as client:
+        settler_of(client._session).open()
+        finder = settler_of(client._session).finder
+        wait_until(lambda: finder.looks == 1 and finder._turns.free)
+
+        def post_and_wait(finder, *args, **settings):
+            looks = finder.looks
+            post(finder, *args, **settings)
+            if not finder._job.is_guest:
+                wait_until(lambda: finder.looks > looks)
+
+        monkeypatch.setattr(finders.Finder, "_post", post_and_wait)
+        begun = time.monotonic()
+        assert client.flush(PATIENCE) == 1
+        assert time.monotonic() - begun < PATIENCE / 2
+        monkeypatch.undo()
+    claim.close()
+
+
+def test_a_look_ends_although_the_authority_puts_all_off_at_once(journal, small):
+    """What is put off is written again, and so comes after all others; it must not come twice in one look."""
+    ids = leave(journal, 30)
+    refused = {"error": "LIMIT_EXCEEDED", "message": "no", "request_id": "r"}
+    transport = Authority(lambda id: replied(refused, 429, retry_after="0"))
+    with client_with(journal, transport) as client:
+        settler_of(client._session).open()
+        finder = settler_of(client._session).finder
+        wait_until(lambda: finder.looks == 1)
+        assert finder.has_left
+        assert len(transport.commits) < 2 * len(ids)
 
 
 # ---- Without threads, and interrupted ----
@@ -276,9 +314,11 @@ def inline(monkeypatch):
     worker._after_fork()
 
 
-def test_without_threads_each_call_sends_one_record_and_flush_all(journal, inline):
+@pytest.mark.parametrize("takes", [0.0, 2 * finders._PAUSE])
+def test_without_threads_each_call_sends_one_record_and_flush_all(journal, inline, takes):
+    """However long it takes to send: the next step may be due by then."""
     leave(journal, 12)
-    transport = Authority(lambda id: DOWN)
+    transport = Authority(lambda id: (time.sleep(takes), DOWN)[1])
     with client_with(journal, transport) as client:
         sent, end = [0], time.monotonic() + PATIENCE
         while sent[-1] < 5:
@@ -311,6 +351,39 @@ def test_wherever_a_step_is_interrupted_a_flush_settles_all(journal, inline, sma
                 pass
             assert client.flush(PATIENCE) == 0, at.where
         assert journal.names() == set(), at.where
+
+
+def _grows(frame):
+    """Whether more and more lines are reached here with each client that was made before."""
+    return is_finalizer(frame) or frame.f_code.co_name in ("_known", "<setcomp>", "open_settlers", "<listcomp>")
+
+
+@needs_tracing
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer has lines too
+def test_wherever_a_step_is_interrupted_later_calls_settle_all(journal, inline, small):
+    """Nobody flushes: the program goes on as before."""
+    package = os.path.dirname(os.path.dirname(finders.__file__)) + os.sep
+    nth, at = 0, None
+    while at is None or at.where is not None:
+        nth += 1 if IS_LONG else 23
+        leave(journal, 2)
+        with client_with(journal, Authority()) as client:
+            settler = settler_of(client._session)
+            settler.open()
+            at = AtLine(nth, files=(package + "settlement", package + "background"), skips=_grows)
+            try:
+                with at:
+                    settler.finder.look_around()
+                    for _ in range(6):
+                        worker.catch_up()
+            except Interrupt:
+                pass
+            end = time.monotonic() + PATIENCE
+            while journal.names():
+                assert time.monotonic() < end, at.where
+                client.reserve(tokens(5), ACTION).release("")
+        worker._after_fork()
+        worker._is_refused = True
 
 
 def test_a_flush_without_threads_is_not_held_up_by_pauses(journal, inline, monkeypatch):
