@@ -81,7 +81,8 @@ class Settler:
 
     def accept(self, spend: Spend) -> None:
         """Take spend over: in memory first, then on disk. It is not sent yet."""
-        self.open()
+        if not self.is_open or self.pid != os.getpid():  # else its reserve has opened it
+            self.open()
         spend.runner = get_ident()
         spend.journal = self._journal
         spend.is_kept = True
