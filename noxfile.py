@@ -32,21 +32,16 @@ PYTHONS = {
 NEWEST = "3.14" if shutil.which("python3.14") else "3.13"
 
 #: The suite is run whole on the oldest, one in the middle and the newest. On the others goes what takes long and would
-#: find the same (marker `thorough`), and random tests have fewer rounds: what a version breaks shows in the first ones.
+#: find the same: some folders, single tests (marker `thorough`), and rounds of random tests.
 WHOLE = ("3.7", "3.11", NEWEST)
-SHORT = {"CRASH_ROUNDS": "24", "FAULT_CALLS": "300", "LAMBDA_KILLS": "5"}
+SHORT = ("-m", "not thorough", *[f"--ignore=tests/{folder}" for folder in ("cli", "fuzz", "integration", "recovery")])
+FEW_ROUNDS = {"CRASH_ROUNDS": "24", "FAULT_CALLS": "300", "LAMBDA_KILLS": "5"}
 
 #: PyPy is slow, and what it does otherwise is of ledgers, locks and finalizers.
 ON_PYPY = ("tests/local", "tests/settlement", "tests/guards", "tests/runtime", "tests/compat/test_threads_refused.py")
 
-#: The tests of what touches the dependencies.
-ON_DEPENDENCIES = (
-    "tests/transport",
-    "tests/protocol",
-    "tests/recovery",
-    "tests/test_client.py",
-    "tests/test_package.py",
-)
+#: The tests of what touches the dependencies; those of recovery are the short form's other half.
+ON_DEPENDENCIES = ("tests/transport", "tests/recovery", "tests/test_client.py", "tests/test_package.py")
 
 #: What those tests need, in the last versions that do with the oldest typing-extensions.
 TOOLS = (
@@ -120,7 +115,7 @@ def tests(session: nox.Session) -> None:
         session.run("python", "-m", "pytest", *options)
     else:
         chosen = ON_PYPY if python.startswith("pypy") and not session.posargs else ()
-        session.run("python", "-m", "pytest", "-m", "not thorough", *options, *chosen, env=SHORT)
+        session.run("python", "-m", "pytest", *SHORT, *options, *chosen, env=FEW_ROUNDS)
 
 
 @nox.session(python=list(PYTHONS))
@@ -129,18 +124,8 @@ def oldest(session: nox.Session) -> None:
     python = str(session.python)
     pins = [f"urllib3=={PYTHONS[python]}", f"typing-extensions=={TYPING_EXTENSIONS}", "waitress==2.1.0"]
     session.install("-e", ".[server]", *TOOLS, *pins)
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "auto",
-        "-m",
-        "not thorough",
-        *(session.posargs or ON_DEPENDENCIES),
-        env=SHORT,
-    )
+    options = ["-q", "-n", "auto", "-m", "not thorough", *(session.posargs or ON_DEPENDENCIES)]
+    session.run("python", "-m", "pytest", *options, env=FEW_ROUNDS)
 
 
 def files_in(*folders: str) -> set[str]:
