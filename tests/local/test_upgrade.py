@@ -263,7 +263,7 @@ from cycles_lite.local.authority import Authority
 def die(db, statement, *given):
     if statement == "COMMIT":
         os.kill(os.getpid(), signal.SIGKILL)
-    db.execute(statement)
+    db.execute(statement).fetchall()
 files.execute = die
 Authority("sqlite://" + sys.argv[1], create=False, clock=lambda: int(sys.argv[2])).budgets()
 """
@@ -371,7 +371,7 @@ def test_a_newer_version_that_is_in_the_wal_alone(path, url):
     Authority(url).shutdown()
     newer = sqlite3.connect(path, isolation_level=None)
     try:
-        newer.execute("PRAGMA journal_mode = WAL")
+        newer.execute("PRAGMA journal_mode = WAL").fetchall()
         newer.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
         authority = Authority(url)
         with pytest.raises(ConfigError, match=f"newer schema version {schema.VERSION + 1}"):

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from implementation import collect_on_pypy
 from interrupts import IS_LONG, AtLine, Interrupt, is_finalizer, needs_tracing
 from ledgers import tokens
 from peers import FakeTransport, allowed, client_of, committed, replied
@@ -349,6 +350,7 @@ def test_wherever_a_step_is_interrupted_a_flush_settles_all(journal, inline, sma
                     worker.catch_up()
             except Interrupt:
                 pass
+            collect_on_pypy()
             assert client.flush(PATIENCE) == 0, at.where
         assert journal.names() == set(), at.where
 
@@ -378,6 +380,7 @@ def test_wherever_a_step_is_interrupted_later_calls_settle_all(journal, inline, 
                         worker.catch_up()
             except Interrupt:
                 pass
+            collect_on_pypy()
             end = time.monotonic() + PATIENCE
             while journal.names():
                 assert time.monotonic() < end, at.where
