@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 import re
@@ -97,13 +96,6 @@ def nothing_left_behind():
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     pytest.fail(f"left behind: threads {threads}, child processes {children}")
-
-
-def pytest_collection_finish():
-    """Spare the collector what lives as long as the run, all tests among it: many tests have it run."""
-    gc.collect()
-    if hasattr(gc, "freeze"):
-        gc.freeze()
 
 
 def pytest_addoption(parser):

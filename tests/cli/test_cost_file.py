@@ -104,11 +104,11 @@ def test_a_path_through_a_file_is_refused(authority, tmp_path):
 
 def test_a_huge_file_is_not_read_whole(authority):
     """A sparse one of a terabyte."""
-    script = "file = open('cost', 'w'); file.write('42'); file.truncate(2 ** 40)"
+    script = "file = open('cost', 'w'); file.write('42'); file.truncate(2 ** 40); file.close()"
     is_the_estimate(run(PYTHON, "-c", script, options=OPTIONS), authority, "longer than 1024 bytes")
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"9" * 1000, b"-1", b"1.5", b"TOKENS:1:2"])
 def test_what_is_no_amount_is_the_estimate(authority, content):
-    script = f"open('cost', 'wb').write({content!r})"
+    script = f"import pathlib; pathlib.Path('cost').write_bytes({content!r})"
     is_the_estimate(run(PYTHON, "-c", script, options=OPTIONS), authority, "cannot be read")

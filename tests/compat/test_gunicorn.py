@@ -61,7 +61,8 @@ def gunicorn(folder, worker_class, **environment):
     options = ["--bind=127.0.0.1:0", "--graceful-timeout=60", "--timeout=60", "guarded_app:application"]
     # Python's defaults, because gunicorn has warnings of its own; what it says is looked at. gevent says that it is
     # late for `ssl`: gunicorn patches in each worker, when the application has been imported already.
-    environment = {**environment, "PYTHONWARNINGS": "ignore:Monkey-patching ssl", "GUNICORN_CMD_ARGS": ""}
+    environment = {**environment, "PYTHONDEVMODE": "", "PYTHONWARNINGS": "ignore:Monkey-patching ssl"}
+    environment["GUNICORN_CMD_ARGS"] = ""
     with hosts.command([*arguments, *options], folder, **environment) as program:
         yield program, _address(program)
 
