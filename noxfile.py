@@ -32,16 +32,19 @@ PYTHONS = {
 NEWEST = "3.14" if shutil.which("python3.14") else "3.13"
 
 #: The suite is run whole on the oldest, one in the middle and the newest. On the others goes what takes long and would
-#: find the same: some folders, single tests (marker `thorough`), and rounds of random tests.
+#: find the same: some folders, and single tests (marker `thorough`).
 WHOLE = ("3.7", "3.11", NEWEST)
 SHORT = ("-m", "not thorough", *[f"--ignore=tests/{folder}" for folder in ("cli", "fuzz", "integration", "recovery")])
+
+#: README's command has more rounds of random tests.
 FEW_ROUNDS = {"CRASH_ROUNDS": "24", "FAULT_CALLS": "300", "LAMBDA_KILLS": "5"}
 
 #: PyPy is slow, and what it does otherwise is of ledgers, locks and finalizers.
 ON_PYPY = ("tests/local", "tests/settlement", "tests/guards", "tests/runtime", "tests/compat/test_threads_refused.py")
 
-#: The tests of what touches the dependencies; those of recovery are the short form's other half.
-ON_DEPENDENCIES = ("tests/transport", "tests/recovery", "tests/test_client.py", "tests/test_package.py")
+#: The tests of what touches the dependencies, and those that use them from end to end, which are run on some Pythons.
+ON_DEPENDENCIES = ("tests/transport", "tests/test_client.py", "tests/test_package.py")
+END_TO_END = ("tests/recovery", "tests/integration")
 
 #: What those tests need, in the last versions that do with the oldest typing-extensions.
 TOOLS = (
@@ -110,9 +113,11 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".[server,test]")
     options = ["-q", "-n", "auto", "--durations=30", *session.posargs]
     if python == NEWEST:  # once with all that Python itself can find; variables, because workers and children get those
-        session.run("python", "-m", "pytest", *options, env={"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"})
+        session.run(
+            "python", "-m", "pytest", *options, env={**FEW_ROUNDS, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
+        )
     elif python in WHOLE:
-        session.run("python", "-m", "pytest", *options)
+        session.run("python", "-m", "pytest", *options, env=FEW_ROUNDS)
     else:
         chosen = ON_PYPY if python.startswith("pypy") and not session.posargs else ()
         session.run("python", "-m", "pytest", *SHORT, *options, *chosen, env=FEW_ROUNDS)
@@ -124,7 +129,8 @@ def oldest(session: nox.Session) -> None:
     python = str(session.python)
     pins = [f"urllib3=={PYTHONS[python]}", f"typing-extensions=={TYPING_EXTENSIONS}", "waitress==2.1.0"]
     session.install("-e", ".[server]", *TOOLS, *pins)
-    options = ["-q", "-n", "auto", "-m", "not thorough", *(session.posargs or ON_DEPENDENCIES)]
+    chosen = (*ON_DEPENDENCIES, *END_TO_END) if python in WHOLE else ON_DEPENDENCIES
+    options = ["-q", "-n", "auto", "-m", "not thorough", *(session.posargs or chosen)]
     session.run("python", "-m", "pytest", *options, env=FEW_ROUNDS)
 
 
