@@ -72,12 +72,6 @@ class Finder:
         return self._look is not None
 
     @property
-    def is_coming(self) -> bool:
-        """Whether a look is under way, or begins soon."""
-        job = self._job
-        return self._look is not None or (job is not None and not job.is_guest)
-
-    @property
     def has_left(self) -> bool:
         """Whether there are records on disk that this process has found, or may find, and does not hold."""
         return self._look is not None or self._leaves_some or self._left_until is not None

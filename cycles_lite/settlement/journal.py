@@ -22,6 +22,7 @@ from typing import Any, Callable, Container, Iterator, NamedTuple
 from ..protocol.checks import INT64_MAX
 from ..protocol.wire import dumps, loads
 from ..runtime import system
+from ..runtime.system import insist
 
 VERSION = 1
 COMMIT, EVENT = "commit", "event"
@@ -178,7 +179,7 @@ class Journal:
         """
         older = self._unnamed.pop(reservation_id, None)
         try:
-            _insist(os.replace, temporary, self.path_of(reservation_id))
+            insist(os.replace, temporary, self.path_of(reservation_id))
         except PermissionError:
             if not system.WINDOWS or self.has(reservation_id):
                 raise
@@ -207,7 +208,7 @@ class Journal:
     def refuse(self, reservation_id: str) -> None:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
         try:
-            _insist(os.replace, self._file_of(reservation_id), self.path_of(reservation_id, REFUSED))
+            insist(os.replace, self._file_of(reservation_id), self.path_of(reservation_id, REFUSED))
         except FileNotFoundError:  # another process was refused too, and has set it aside
             return
 
@@ -287,7 +288,7 @@ class Journal:
         try:
             Record.from_json(read_file(standard))
         except FileNotFoundError:
-            _insist(os.replace, path, standard)
+            insist(os.replace, path, standard)
             return record
         except ValueError as e:
             return _quarantine(standard, str(e))
@@ -295,19 +296,9 @@ class Journal:
         return None
 
 
-def _insist(action: Callable[..., None], *paths: str) -> None:
-    """Do what is nearly always done at once, and insist where it is refused."""
-    try:
-        action(*paths)
-    except PermissionError:
-        if not system.WINDOWS:
-            raise
-        system.insist(action, *paths)
-
-
 def _remove(path: str) -> bool:
     try:
-        _insist(os.unlink, path)
+        insist(os.unlink, path)
     except FileNotFoundError:  # another process, with the same key, was first
         return False
     return True
@@ -346,7 +337,7 @@ def tidy(path: str) -> None:
 def _quarantine(path: str, why: str) -> str:
     aside = path[: -len(PENDING)] + CORRUPT
     try:
-        _insist(os.replace, path, aside)
+        insist(os.replace, path, aside)
     except OSError as e:
         return f"journal record {path} cannot be read ({why}) nor set aside ({e})"
     return f"journal record set aside as {aside}: {why}"

@@ -332,6 +332,18 @@ def test_without_threads_each_call_sends_one_record_and_flush_all(journal, inlin
     assert journal.names() == set()
 
 
+def interrupted_look(settler, at, calls):
+    """Begin a look, and go on with it in so many calls, up to where it is interrupted."""
+    try:
+        with at:
+            settler.finder.look_around()
+            for _ in range(calls):
+                worker.catch_up()
+    except Interrupt:
+        pass
+    collect_on_pypy()
+
+
 @needs_tracing
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer has lines too
 def test_wherever_a_step_is_interrupted_a_flush_settles_all(journal, inline, small):
@@ -343,14 +355,7 @@ def test_wherever_a_step_is_interrupted_a_flush_settles_all(journal, inline, sma
             settler = settler_of(client._session)
             settler.open()
             at = AtLine(nth, files=finders.__file__.rpartition(os.sep)[0])
-            try:
-                with at:
-                    settler.finder.look_around()
-                    worker.catch_up()
-                    worker.catch_up()
-            except Interrupt:
-                pass
-            collect_on_pypy()
+            interrupted_look(settler, at, 2)
             assert client.flush(PATIENCE) == 0, at.where
         assert journal.names() == set(), at.where
 
@@ -373,14 +378,7 @@ def test_wherever_a_step_is_interrupted_later_calls_settle_all(journal, inline, 
             settler = settler_of(client._session)
             settler.open()
             at = AtLine(nth, files=(package + "settlement", package + "background"), skips=_grows)
-            try:
-                with at:
-                    settler.finder.look_around()
-                    for _ in range(6):
-                        worker.catch_up()
-            except Interrupt:
-                pass
-            collect_on_pypy()
+            interrupted_look(settler, at, 6)
             end = time.monotonic() + PATIENCE
             while journal.names():
                 assert time.monotonic() < end, at.where
