@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import threading
+import urllib.request
 from contextlib import ExitStack
 
 import pytest
@@ -147,6 +148,24 @@ def test_a_worker_that_sends_does_not_make_the_loop_turn(served, monkeypatch):
         assert client("GET", path).status == 200
     assert during
     assert max(during) < 10  # a thousand, where it spun
+
+
+def test_while_a_worker_sends_others_are_served(served, monkeypatch):
+    """The loop does not wait for the lock that a worker holds while it sends, however long the system call takes."""
+    path = large_reservation(served)
+    send, others = server.Channel.send, []
+
+    def slow_send(channel, data, **options):
+        if threading.current_thread().name.startswith("waitress") and not others:
+            others.append(None)
+            with urllib.request.urlopen(served.url + "/actuator/health", timeout=10.0) as other:
+                others[0] = other.status
+        return send(channel, data, **options)
+
+    monkeypatch.setattr(server.Channel, "send", slow_send)
+    with Http(served.url, served.key) as client:
+        assert client("GET", path).status == 200
+    assert others == [200]
 
 
 def test_an_answer_is_one_packet(served, monkeypatch):
