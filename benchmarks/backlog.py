@@ -50,9 +50,10 @@ def with_records(url: str, folder: str, count: int) -> CyclesClient:
 
 
 def wait_for_look(client: CyclesClient) -> None:
-    """Wait until the first look at the journal is over."""
+    """Wait until all that is in the journal has been looked at."""
     finder = settler_of(client._session).finder
-    while finder.looks == 0 and finder.is_coming:
+    number = finder.look_around()
+    while finder.looks < number:
         time.sleep(0.01)
 
 
