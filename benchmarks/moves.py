@@ -82,7 +82,7 @@ def post_to_the_authority() -> Moves:
     import io
     import json
 
-    from cycles_lite.local.server import Application
+    from cycles_lite.local.application import Application
 
     with tempfile.TemporaryDirectory() as home:
         with Authority("sqlite:///" + os.path.join(home, "budgets.db").lstrip("/")) as authority:

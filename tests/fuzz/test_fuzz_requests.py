@@ -12,8 +12,7 @@ from serving import ADMIN_KEY, asking, committing, event, keyed, tokens
 
 from cycles_lite import Amount, Caps
 from cycles_lite.local import Authority
-
-server = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
+from cycles_lite.local.application import Application
 
 KEY, RIVAL = "acme-secret-1234", "rival-secret-1234"
 
@@ -26,7 +25,7 @@ def application(tmp_path):
         authority.set_budget("tenant:acme/app:usd", Amount.usd("5"))
         authority.create_key("acme", secret=KEY)
         authority.create_key("rival", secret=RIVAL)
-        yield server.Application(authority, ADMIN_KEY)
+        yield Application(authority, ADMIN_KEY)
         assert authority.check() == []
 
 

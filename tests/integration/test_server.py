@@ -35,8 +35,7 @@ from cycles_lite import (
     ReservationCreateRequest,
 )
 from cycles_lite.local import Authority
-
-Application = pytest.importorskip("cycles_lite.local.server").Application
+from cycles_lite.local.application import Application
 
 MIB = 1024 * 1024
 UNKNOWN = "rsv_" + "0" * 32
