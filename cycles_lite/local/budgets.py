@@ -37,7 +37,7 @@ class BudgetMethods:
         `overdraft_limit` is in the same unit; omitted, it and the caps stay as they are, at first 0 and none. An
         empty `Caps()` takes the caps away. Raises `ValidationError`.
         """
-        scope, unit = _place(scope, amount)
+        scope, unit = place(scope, amount)
         with self._ledger.writing() as (db, _):
             return _set(db, scope, unit, amount.amount, overdraft_limit, caps)
 
@@ -45,22 +45,12 @@ class BudgetMethods:
         self, scope: str, amount: Amount, *, overdraft_limit: int | Amount | None = None, caps: Caps | None = None
     ) -> bool:
         """Like `set_budget`, but leaves an existing budget as it is. Return whether one was made."""
-        scope, unit = _place(scope, amount)
+        scope, unit = place(scope, amount)
         with self._ledger.writing() as (db, _):
             if _find(db, scope, unit):
                 return False
             _set(db, scope, unit, amount.amount, overdraft_limit, caps)
             return True
-
-    def fund(self, scope: str, amount: Amount) -> Budget:
-        """Add an amount to a budget; debt is repaid first. Raises `ValidationError`, also where there is no budget."""
-        scope, unit = _place(scope, amount)
-        with self._ledger.writing() as (db, _):
-            (found,) = _known(db, scope, unit)
-            _demand_not_closed(found)
-            made = rules.fund(found, amount.amount)
-            rows.save_budget(db, made)
-            return made
 
     def freeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
         """Let a scope's budget, or with no unit all its budgets, take no new reservation or event for now."""
@@ -91,7 +81,7 @@ class BudgetMethods:
         scope = scopes.budget_scope(scope)
         wanted = None if unit is None else _UNIT.check("unit", unit).value
         with self._ledger.writing() as (db, _):
-            found = _known(db, scope, wanted)
+            found = known(db, scope, wanted)
             changing = [one for one in found if one.status in (ACTIVE, FROZEN) or one.status == status]
             if not changing:
                 _demand_not_closed(found[0])
@@ -101,7 +91,7 @@ class BudgetMethods:
             return made
 
 
-def _place(scope: object, amount: Any) -> tuple[str, str]:
+def place(scope: object, amount: Any) -> tuple[str, str]:
     """The canonical scope and the unit of a budget."""
     scope = scopes.budget_scope(scope)
     if is_a(amount, Amount):
@@ -140,7 +130,7 @@ def _find(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
     return rows.find_budgets(db, "scope = ? AND unit = ifnull(?, unit) ORDER BY unit", (scope, unit))
 
 
-def _known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
+def known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
     """As `_find`; raises a `ValidationError` if there is none."""
     found = _find(db, scope, unit)
     if not found:
@@ -166,7 +156,7 @@ def _violations(db: sqlite3.Connection) -> Iterator[str]:
     """A sentence for each violation, in the budgets and in what reservations hold of them."""
     held: dict[tuple[str, str], int] = {}
     for unit, reserved, scope_paths in db.execute(_HOLDS).fetchall():
-        for scope in scope_paths.split(" "):
+        for scope in scope_paths.split():
             held[scope, unit] = held.get((scope, unit), 0) + reserved
     for budget in _all(db):
         name = f"budget {budget.scope} ({budget.unit})"
