@@ -17,7 +17,7 @@ from .terminal import cells, is_coloured, look_of, painted, printable, shortened
 _WIDTH, _SHORT, _LEAST = 32, 16, 8
 
 #: The cells that a label is shortened to before that.
-_LABEL = 16
+_LABEL = 20
 
 #: The parts of a bar in order, and the number of each part's colour in a terminal's escape sequences.
 PARTS = {"left": "32", "reserved": "33", "spent": "2", "debt": "31"}
@@ -45,24 +45,40 @@ def render(rows: Sequence[Row], stream: Any = None) -> Iterator[str]:
 
 def drawn(rows: Sequence[Row], look: Mapping[str, str], coloured: bool, room: int | None) -> Iterator[str]:
     """As `render`, without the legend, for lines of `room` cells; None where they may be of any width."""
-    rows = [row._replace(label=printable(row.label)) for row in rows]
+    labels = [printable(row.label) for row in rows]
     texts = [", ".join(filter(None, (figures(row.balance), printable(row.note)))) for row in rows]
-    label, figure = (max(map(cells, column), default=0) for column in ([row.label for row in rows], texts))
-    width = _WIDTH
-    if room is not None:
-        spare = room - figure - 4
-        label = max(min(label, _LABEL), min(label, spare - _SHORT))
-        width = min(_WIDTH, spare - label)
-    for row, text in zip(rows, texts):
-        if room is None or width >= _LEAST:
-            shown = shortened(row.label, label, look["cut"])
-            space = " " * (label - cells(shown))
-            yield f"{shown}{space}  {_painted(bar_of(row.balance, look, width), coloured)}  {text}"
+    label, width, figure = _columns(labels, texts, room)
+    for row, name, text in zip(rows, labels, texts):
+        if width >= _LEAST:
+            bar = _painted(bar_of(row.balance, look, width), coloured)
+            name = shortened(name, label, look["cut"])
+            first, *more = _wrapped(text, figure)
+            yield f"{name}{' ' * (label - cells(name))}  {bar}  {first}"
+            yield from (" " * (label + width + 4) + line for line in more)
             continue
-        yield shortened(row.label, room, look["cut"])
+        room = room or 0  # it is a narrow terminal
         indent = "  " if room > 2 * _LEAST else ""
+        yield shortened(name, room, look["cut"])
         yield indent + _painted(bar_of(row.balance, look, min(_WIDTH, max(len(PARTS), room - len(indent)))), coloured)
-        yield from textwrap.wrap(text, room, initial_indent=indent, subsequent_indent=indent)
+        yield from (indent + line for line in _wrapped(text, room - len(indent)))
+
+
+def _columns(labels: Sequence[str], texts: Sequence[str], room: int | None) -> tuple[int, int, int]:
+    """The cells for labels, bars and figures; what follows on how much is left may have a line of its own."""
+    label, figure = (max(map(cells, column), default=1) for column in (labels, texts))
+    if room is None:
+        return label, _WIDTH, figure
+    first = max((cells(text.partition(", ")[0]) for text in texts), default=1)
+    figure = max(first, min(figure, room - 4 - min(label, _LABEL) - _SHORT))
+    spare = room - 4 - figure
+    label = max(min(label, _LABEL), min(label, spare - _SHORT))
+    return label, min(_WIDTH, spare - label), figure
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Figures on lines of so many cells, broken between two of them where that is possible."""
+    whole = text.replace(" ", "\xa0").replace(",\xa0", ", ")
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(whole, width)]
 
 
 def _painted(parts: Mapping[str, str], coloured: bool) -> str:
