@@ -11,13 +11,14 @@ from .. import __version__
 from ..errors import CyclesError
 from . import output
 from .output import NoOutput, safe_streams, tell
+from .terminal import printable
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that tells in one line what is wrong, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(output.FAILED, " ".join(f"{self.prog}: {message} (see --help)".split()) + "\n")
+        self.exit(output.FAILED, printable(" ".join(f"{self.prog}: {message} (see --help)".split())) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,8 +66,8 @@ def _demo(arguments: Any) -> int:
 
 def _show_end(story: Story) -> None:
     print("\nWhat the budgets say now:\n")
-    for line in bars.render(story.balances):
-        print("  " + line)
+    for line in bars.render([bars.Row(balance.scope_path, balance) for balance in story.balances]):
+        print(line)
     print()
     for what, held in story.checks.items():
         print(f"  {'ok  ' if held else 'FAIL'}  {what}")

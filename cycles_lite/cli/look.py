@@ -7,15 +7,17 @@ import json
 import sys
 import time
 from itertools import islice
-from typing import Any
+from typing import Any, Sequence
 
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
-from ..protocol.models import ReleaseRequest
+from ..protocol.models import ReleaseRequest, ReservationSummary
 from . import bars
 from .arguments import JSON, LEVELS, argument, command, levels
 from .output import DONE, WRONG
+from .table import Column, moment, table
+from .terminal import width_of
 
 #: Seconds by which the clocks may differ before `check` objects. (HTTP's `Date` tells whole seconds.)
 _SKEW = 5.0
@@ -42,7 +44,11 @@ def add_commands(commands: Any) -> None:
 def _balances(arguments: Any) -> None:
     with CyclesClient.from_env() as client:
         balances = list(client.iter_balances(**levels(arguments)))
-    for line in (json.dumps(row.to_json()) for row in balances) if arguments.json else bars.render(balances):
+    if arguments.json:
+        lines = [json.dumps(row.to_json()) for row in balances]
+    else:
+        lines = list(bars.render([bars.Row(row.scope_path, row) for row in balances]))
+    for line in lines:
         print(line)
 
 
@@ -50,14 +56,39 @@ def _reservations(arguments: Any) -> None:
     filters = levels(arguments, "status", "idempotency_key", "from_", "to")
     filters["limit"] = min(max(arguments.limit, 1), 200)  # of a page, within the protocol's bounds
     with CyclesClient.from_env() as client:
-        for row in islice(client.iter_reservations(**filters), min(max(arguments.limit, 0), sys.maxsize)):
-            print(json.dumps(row.to_json()) if arguments.json else _line(row))
+        found = islice(client.iter_reservations(**filters), min(max(arguments.limit, 0), sys.maxsize))
+        if arguments.json:
+            for row in found:
+                print(json.dumps(row.to_json()))
+            return
+        rows = [_cells_of(row) for row in found]
+    # An id can be copied from a terminal of the usual width, and tells reservations apart on a narrower one.
+    least = 0 if (width_of(sys.stdout) or _USUAL) >= _USUAL else 10
+    columns = [Column("id", least=least), *_COLUMNS]
+    for line in table(columns, rows):
+        print(line)
 
 
-def _line(row: Any) -> str:
+#: The cells of a line on a terminal of the usual width.
+_USUAL = 80
+
+#: What `reservations` shows of each, after the id. A narrow terminal shows the times and the action no more.
+_COLUMNS = [
+    Column("status"),
+    Column("amount", is_number=True),
+    Column("action", least=8, goes=3),
+    Column("scope", least=14, goes=1),
+    Column("created", goes=4),
+    Column("until", goes=2),
+]
+
+
+def _cells_of(row: ReservationSummary) -> Sequence[str]:
     amount = row.committed if row.committed is not None else row.reserved
+    until = row.expires_at_ms if row.finalized_at_ms is None else row.finalized_at_ms
     action = f"{row.action.kind}:{row.action.name}"
-    return "\t".join((row.reservation_id, row.status, bars.worded(amount), action, row.scope_path))
+    times = moment(row.created_at_ms), moment(until)
+    return (row.reservation_id, row.status, bars.worded(amount), action, row.scope_path, *times)
 
 
 def _release(arguments: Any) -> None:

@@ -14,6 +14,8 @@ import sys
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Mapping
 
+from .terminal import printable
+
 DONE, WRONG, FAILED = 0, 1, 2
 UNAVAILABLE, UNKNOWN, NO_OUTPUT, DENIED, MISCONFIGURED = 69, 70, 74, 75, 78  # of <sysexits.h>
 NOT_EXECUTABLE, NOT_FOUND, KILLED, INTERRUPTED = 126, 127, 128, 130  # of shells; a signal's number is added to 128
@@ -54,7 +56,7 @@ class NoOutput(Exception):
 def tell(message: object) -> None:
     """One line on standard error, about an error or anything else."""
     text = reason(message) if isinstance(message, OSError) else str(message)
-    print("cycles-lite: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    print("cycles-lite: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def reason(error: OSError) -> str:

@@ -26,6 +26,8 @@ _LOOK = 1.0
 class _FaultTask(ErrorTask):  # type: ignore[misc]
     """Answers a request that is not proper HTTP, and so does not reach the application."""
 
+    channel: Any
+
     def execute(self) -> None:
         request: Any = self.request
         error = request.error
@@ -39,7 +41,7 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
         finally:
             # A request that is too broken to be read has neither.
             asked = getattr(request, "command", ""), utf8_path(getattr(request, "path", "")), UNKNOWN
-            self.channel.server.tell_of(asked, answer, 0.0, self.channel.addr[0])
+            self.channel.server.tell(asked, answer, 0.0, self.channel.addr[0])
 
 
 # ---- Connections ----
@@ -217,7 +219,7 @@ class Server:
             clear_untrusted_proxy_headers=True,  # the default of waitress 3; waitress 2.1 warns if it is not given
         )
         self._server.channel_class = Channel
-        self._server.tell_of = application.tell  # for `_FaultTask`
+        self._server.tell = application.tell  # for `_FaultTask`
         address = self._socket.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         #: An API key for clients of this server, if the one who started it has made one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -59,12 +60,16 @@ def test_balances(place, capsys):
 
 def test_reservations(place, capsys):
     first, second = hold(10), hold(20, agent="bot")
-    lines = said(capsys, "reservations").splitlines()
-    assert {line.split("\t")[0] for line in lines} == {first, second}
-    (line,) = said(capsys, "reservations", "--agent", "bot").splitlines()
-    assert line == f"{second}\tACTIVE\t20 tokens\tllm.completion:x\ttenant:acme/agent:bot"
-    assert len(said(capsys, "reservations", "--limit", "1").splitlines()) == 1
-    assert said(capsys, "reservations", "--status", "COMMITTED") == ""
+    header, *lines = said(capsys, "reservations").splitlines()
+    assert header.split() == ["ID", "STATUS", "AMOUNT", "ACTION", "SCOPE", "CREATED", "UNTIL"]
+    assert {line.split()[0] for line in lines} == {first, second}
+    line = said(capsys, "reservations", "--agent", "bot").splitlines()[1]
+    cells, times = line.split("  ")[:5], line.split("  ")[5:]
+    assert cells == [second, "ACTIVE", "20 tokens", "llm.completion:x", "tenant:acme/agent:bot"]
+    created, until = (time.mktime(time.strptime(text, "%Y-%m-%d %H:%M:%S")) for text in times)
+    assert 59 <= until - created <= 61
+    assert len(said(capsys, "reservations", "--limit", "1").splitlines()) == 2
+    assert len(said(capsys, "reservations", "--status", "COMMITTED").splitlines()) == 1
     assert json.loads(said(capsys, "reservations", "--agent", "bot", "--json"))["reservation_id"] == second
 
 
