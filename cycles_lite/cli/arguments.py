@@ -10,6 +10,7 @@ from typing import Any, Callable, Tuple, TypeVar
 from ..errors import ConfigError
 from ..local import Authority
 from ..local.location import Location
+from ..local.periods import read_anchor, read_period
 from ..local.scopes import budget_scope
 from ..protocol.checks import shown
 from ..protocol.values import SUBJECT_LEVELS, Action, Amount, Caps, Unit
@@ -84,6 +85,16 @@ def action(text: str) -> Action:
 @_taking()
 def scope(text: str) -> str:
     return budget_scope(text.strip())
+
+
+@_taking()
+def period(text: str) -> str:
+    return read_period(text.strip().lower())
+
+
+@_taking()
+def anchor(text: str) -> str:
+    return read_anchor(text.strip())
 
 
 @_taking('caps in JSON, such as {"max_tokens": 500}')

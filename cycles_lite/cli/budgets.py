@@ -196,25 +196,23 @@ def _history(arguments: Any) -> None:
     with given.authority(arguments) as authority:
         anchors = {(one.scope, one.unit): one.anchor for one in authority.budgets()}
         found = authority.history(arguments.scope, arguments.unit)
-    rows = []
-    for one in found:
-        if arguments.json:
+    if arguments.json:
+        for one in found:
             print(json.dumps(one._asdict()))
-        anchor = anchors.get((one.scope, one.unit))
-        rows.append([_time(one.start_ms, anchor), _time(one.end_ms, anchor), one])
+        return
+    times = [[_time(ms, anchors.get((one.scope, one.unit))) for ms in (one.start_ms, one.end_ms)] for one in found]
+    amounts = [(one.allocated, one.spent, one.debt) for one in found]
     if arguments.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["scope", "unit", "start", "end", "allocated", "spent", "debt"])
-        writer.writerows([one.scope, one.unit, start, end, one.allocated, one.spent, one.debt] for start, end, one in rows)
-    elif not found and not arguments.json:
-        tell(f"{arguments.scope} has no period that has ended")
-    elif not arguments.json:
-        texts = [
-            [start, end, *(bars.shown(n, one.unit) for n in (one.allocated, one.spent, one.debt)), bars.name(one.unit)]
-            for start, end, one in rows
-        ]
-        for line in table(_COLUMNS, texts):
+        writer.writerow("scope unit start end allocated spent debt".split())
+        writer.writerows([one.scope, one.unit, *t, *a] for one, t, a in zip(found, times, amounts))
+    elif found:
+        shown = [[bars.shown(amount, one.unit) for amount in three] for one, three in zip(found, amounts)]
+        rows = [[*t, *texts, bars.name(one.unit)] for one, t, texts in zip(found, times, shown)]
+        for line in table(_COLUMNS, rows):
             print(line)
+    else:
+        tell(f"{arguments.scope}: no period of it has ended")
 
 
 _COLUMNS = [
@@ -232,7 +230,11 @@ _COLUMNS = [
 
 def _note(budget: Budget) -> str:
     """What its figures do not say: the status that keeps it from working, and its period."""
-    until = "" if budget.period_end_ms is None else f"each {budget.period}, until {_time(budget.period_end_ms, budget.anchor)}"
+    until = (
+        ""
+        if budget.period_end_ms is None
+        else f"each {budget.period}, until {_time(budget.period_end_ms, budget.anchor)}"
+    )
     return ", ".join(filter(None, ("" if budget.status == "ACTIVE" else budget.status, until)))
 
 

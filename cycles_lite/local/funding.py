@@ -9,7 +9,7 @@ from ..errors import ValidationError
 from ..protocol.checks import free_text, is_a, refuse, words
 from ..protocol.fields import OneOf, new_idempotency_key
 from ..protocol.values import Amount, Unit
-from . import replies, rows, rules, scopes
+from . import periods, replies, rows, rules, scopes
 from .budgets import known, place
 from .operations import budgets_in
 from .replies import Once
@@ -179,6 +179,8 @@ def _fund(
         return Funded(operation, before, after, replayed["at_ms"])
     (before,) = budgets_in(db, (scope,), amount)
     after = rules.fund(before, operation, amount.amount, 0 if spent is None else spent.amount)
+    if operation in (Funding.RESET, Funding.RESET_SPENT):
+        after = periods.allocation_set(after)
     rows.save_budget(db, after)
     answer = {"before": list(before), "after": list(after), "at_ms": now, "reason": payload.get("reason")}
     once.keep(answer, now + replies.KEEP_FUNDING_MS)
