@@ -45,7 +45,7 @@ class BudgetMethods:
     ) -> Budget:
         """Allocate an amount to a scope such as `tenant:acme/agent:bot`, whether or not it has a budget in that unit.
 
-        What is omitted stays as it is; at first there is no overdraft, no cap and no period. `overdraft_limit` is in the
+        What is omitted stays as it is; at first there are no overdraft, caps and period. `overdraft_limit` is in the
         same unit. An empty `Caps()` takes the caps away.
 
         With a `period` the amount is for each `day`, `week` or `month`, or for so many hours: 1 to 8784, or a text such

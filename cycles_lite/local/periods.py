@@ -134,13 +134,11 @@ def read_period(value: Any) -> str:
     """A period as budgets have it, or `NEVER`. Raises `ValidationError`."""
     if not is_a(value, str):
         return f"{integer('period', value, 1, _MOST_HOURS)}h"
-    value = plain_text(value)
-    if value in _HOURS or value == NEVER:
-        return value
-    match = _NUMBER_OF_HOURS.match(value)
-    if match is None or int(match.group(1)) > _MOST_HOURS:
-        raise refuse("period", value, f"day, week, month, never, or hours from 1h to {_MOST_HOURS}h")
-    return value
+    word = plain_text(value)
+    match = _NUMBER_OF_HOURS.match(word)
+    if word in _HOURS or word == NEVER or (match is not None and int(match.group(1)) <= _MOST_HOURS):
+        return word
+    raise refuse("period", word, f"day, week, month, never, or hours from 1h to {_MOST_HOURS}h")
 
 
 def read_anchor(starts: Any) -> str:
