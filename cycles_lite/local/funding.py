@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Mapping, NamedTuple
 
 from ..errors import ValidationError
 from ..protocol.checks import free_text, is_a, refuse, words
-from ..protocol.fields import OneOf, new_idempotency_key
+from ..protocol.fields import OneOf
 from ..protocol.values import Amount, Unit
 from . import periods, replies, rows, rules, scopes
 from .budgets import known, place
@@ -86,9 +86,10 @@ class FundingMethods:
         allocation and begins to count anew: `spent`, by default nothing, is what counts as spent. What is reserved
         stays in all of them, and so does debt but in CREDIT and REPAY_DEBT.
 
-        An operation with the same `idempotency_key` (1..256 characters, for 30 days, for all budgets of the tenant)
-        happens once: it is answered with the same budget again. `reason` is kept with it. Raises `FundingRefused`, a
-        `ValidationError` whose `code` tells what the budget or the key does not allow.
+        An operation with an `idempotency_key` (1..256 characters) happens once: for 30 days the same one, of whichever
+        budget of the tenant, is answered with the same budget again. The file keeps `reason` (up to 512 characters) with
+        the key. Raises `FundingRefused`, a `ValidationError` whose `code` tells what the budget or the key does not
+        allow.
         """
         return self.funded(scope, amount, operation, spent, idempotency_key, reason).after
 
@@ -109,8 +110,8 @@ class FundingMethods:
             payload["spent"] = _spent(made, spent, unit).to_json()
         if reason is not None:
             payload["reason"] = free_text("reason", reason, 512)
-        key = new_idempotency_key() if idempotency_key is None else idempotency_key
-        payload["idempotency_key"] = words("idempotency_key", key, 256)
+        if idempotency_key is not None:
+            payload["idempotency_key"] = words("idempotency_key", idempotency_key, 256)
         try:
             with self._ledger.writing() as (db, now):
                 return _fund(db, now, payload, scope, amount, made, spent)
@@ -172,8 +173,8 @@ def _fund(
     spent: Amount | None,
 ) -> Funded:
     """Write the budget and the answer for the key, or give the answer that is there. Raises `Refused`."""
-    once = Once(db, now, scopes.owner(scope), "fund", dict(payload))
-    replayed = once.replayed()
+    once = Once(db, now, scopes.owner(scope), "fund", dict(payload)) if "idempotency_key" in payload else None
+    replayed = None if once is None else once.replayed()
     if replayed is not None:
         before, after = (Budget(*replayed[name]) for name in ("before", "after"))
         return Funded(operation, before, after, replayed["at_ms"])
@@ -182,8 +183,9 @@ def _fund(
     if operation in (Funding.RESET, Funding.RESET_SPENT):
         after = periods.allocation_set(after)
     rows.save_budget(db, after)
-    answer = {"before": list(before), "after": list(after), "at_ms": now, "reason": payload.get("reason")}
-    once.keep(answer, now + replies.KEEP_FUNDING_MS)
+    if once is not None:
+        answer = {"before": list(before), "after": list(after), "at_ms": now, "reason": payload.get("reason")}
+        once.keep(answer, now + replies.KEEP_FUNDING_MS)
     return Funded(operation, before, after, now)
 
 
