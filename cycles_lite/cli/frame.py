@@ -77,19 +77,19 @@ def frame(state: State, sheet: Sheet, title: str, now: int) -> list[str]:
         legend = bars.legend(sheet.look, sheet.width)
         room = sheet.width - cells(legend) - len(_ENDS)
         bottom = ["", sheet.painted(legend + (" " * room + _ENDS if room > 1 else ""), _PALE)]
-        _fit(sections, sheet.height - len(top) - len(bottom) - len(sections), sheet.look["cut"])
+        _fit(sections, sheet.height - len(top) - len(bottom) - sum(map(bool, sections)), sheet)
     body = [line for section in sections if section for line in ("", *section)]
     return [*top, *body, *bottom][: sheet.height]
 
 
-def _fit(sections: list[list[str]], room: int, cut: str) -> None:
+def _fit(sections: list[list[str]], room: int, sheet: Sheet) -> None:
     """Shorten the sections to so many lines together, the last first, and tell how many lines are missing."""
     excess = sum(map(len, sections)) - max(room, 0)
     for section in reversed(sections):
         length = max(min(len(section), _LEAST), len(section) - max(excess, 0))
         excess -= len(section) - length
         if length < len(section):
-            section[length - 1 :] = [f"{cut} {len(section) - length + 1} more lines"]
+            section[length - 1 :] = [sheet.cut(f"{sheet.look['cut']} {len(section) - length + 1} more lines")]
 
 
 def _title(sheet: Sheet, title: str, now: int) -> Iterator[str]:
@@ -109,12 +109,12 @@ def _trouble(state: State, sheet: Sheet, now: int) -> Iterator[str]:
     if text and state.seen is not None and sheet.height is not None:
         text += f" (shown is what was so {age(now - state.seen.at_ms)} ago)"
     lines = textwrap.wrap(text, sheet.width) if sheet.width is not None else [text] if text else []
-    yield from (sheet.painted(line, _ALARM) for line in lines)
+    yield from (sheet.painted(sheet.cut(line), _ALARM) for line in lines)  # a character may take two cells
 
 
 def _budgets(seen: Seen, sheet: Sheet) -> list[str]:
     rows = [row._replace(label=printable(row.label, sheet.stream)) for row in tree(seen.balances)]
-    return list(bars.drawn(rows, sheet.look, sheet.coloured, sheet.width)) or ["no budgets"]
+    return list(bars.drawn(rows, sheet.look, sheet.coloured, sheet.width)) or [sheet.cut("no budgets")]
 
 
 def _live(seen: Seen, sheet: Sheet, now: int) -> list[str]:
@@ -138,7 +138,7 @@ def _changed(changes: Sequence[Change], sheet: Sheet, now: int) -> list[str]:
     if not changes:
         return []
     rows = [(age(now - one.at_ms), one.what, one.amount, one.scope) for one in changes]
-    return [sheet.painted("Last minute", _BOLD), *sheet.table(_CHANGED, rows)[1:]]
+    return [sheet.painted(sheet.cut("Last minute"), _BOLD), *sheet.table(_CHANGED, rows)[1:]]
 
 
 #: Milliseconds of the units that ages are told in, and the words; each is used up to two of the next.
