@@ -36,17 +36,23 @@ def render(rows: Sequence[Row], stream: Any = None) -> Iterator[str]:
     """The lines for some balances, each with its label, a bar, and figures; on a terminal none is wider than that, and
     a legend comes last."""
     stream = stream or sys.stdout
-    width = width_of(stream)
-    yield from drawn(rows, look_of(stream), is_coloured(stream), width)
+    width, look = width_of(stream), look_of(stream)
+    rows = [row._replace(label=printable(row.label, stream)) for row in rows]
+    yield from drawn(rows, look, is_coloured(stream), width)
     if width is not None:
-        look = look_of(stream)
-        yield shortened("  ".join(f"{look[part]} {part}" for part in PARTS), width, look["cut"])
+        yield legend(look, width)
+
+
+def legend(look: Mapping[str, str], room: int) -> str:
+    """What the parts of a bar are drawn with, on a line of so many cells."""
+    return shortened("  ".join(f"{look[part]} {part}" for part in PARTS), room, look["cut"])
 
 
 def drawn(rows: Sequence[Row], look: Mapping[str, str], coloured: bool, room: int | None) -> Iterator[str]:
-    """As `render`, without the legend, for lines of `room` cells; None where they may be of any width."""
-    labels = [printable(row.label) for row in rows]
-    texts = [", ".join(filter(None, (figures(row.balance), printable(row.note)))) for row in rows]
+    """As `render`, without the legend, for printable labels and lines of `room` cells; None where they may be of any
+    width."""
+    labels = [row.label for row in rows]
+    texts = [", ".join(filter(None, (figures(row.balance), row.note))) for row in rows]
     label, width, figure = _columns(labels, texts, room)
     for row, name, text in zip(rows, labels, texts):
         if width >= _LEAST:
@@ -88,7 +94,7 @@ def _painted(parts: Mapping[str, str], coloured: bool) -> str:
 def bar_of(balance: Balance, look: Mapping[str, str], width: int = _WIDTH) -> Mapping[str, str]:
     """The parts of a bar of `width` cells, in order. Each amount that is not zero gets at least one cell,
     the others get none, and what cannot be divided goes to the largest."""
-    amounts = {part: _amount(getattr(balance, part)) for part in ("reserved", "spent", "debt")}
+    amounts = {part: number(getattr(balance, part)) for part in ("reserved", "spent", "debt")}
     amounts["left"] = max(0, balance.remaining.amount)
     whole = sum(amounts.values())
     shares = {part: max(amounts[part] * width // whole, 1) if amounts[part] else 0 for part in PARTS}
@@ -97,23 +103,28 @@ def bar_of(balance: Balance, look: Mapping[str, str], width: int = _WIDTH) -> Ma
     return {part: look[part] * shares[part] for part in PARTS}
 
 
-def _amount(amount: Amount | None) -> int:
+def number(amount: Amount | None) -> int:
+    """An amount that a balance may lack."""
     return amount.amount if amount is not None else 0
 
 
 def figures(balance: Balance) -> str:
     """How much is left of how much, and what is reserved or owed if that is not zero."""
     unit = balance.remaining.unit
-    text = f"{shown(balance.remaining.amount, unit)} of {shown(_amount(balance.allocated), unit)} {name(unit)} left"
+    text = f"{shown(balance.remaining.amount, unit)} of {shown(number(balance.allocated), unit)} {name(unit)} left"
     for part in ("reserved", "debt"):
-        amount = _amount(getattr(balance, part))
+        amount = number(getattr(balance, part))
         text += f", {part} {shown(amount, unit)}" if amount else ""
     return text + (", OVER LIMIT" if balance.is_over_limit else "")
 
 
 def worded(amount: Amount | SignedAmount) -> str:
     """An amount with its unit."""
-    return f"{shown(amount.amount, amount.unit)} {name(amount.unit)}"
+    return with_unit(amount.amount, amount.unit)
+
+
+def with_unit(amount: int, unit: str) -> str:
+    return f"{shown(amount, unit)} {name(unit)}"
 
 
 def shown(amount: int, unit: str) -> str:

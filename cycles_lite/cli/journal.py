@@ -103,8 +103,7 @@ def _amount(record: Record) -> str:
     actual = record.body.get("actual")
     if not isinstance(actual, dict) or type(actual.get("amount")) is not int:
         return "?"
-    unit = str(actual.get("unit"))
-    return f"{bars.shown(actual['amount'], unit)} {bars.name(unit)}"
+    return bars.with_unit(actual["amount"], str(actual.get("unit")))
 
 
 def _show(arguments: Any) -> None:

@@ -132,16 +132,22 @@ def _reach(client: CyclesClient) -> str:
     return "the authority answers"
 
 
+def advice(error: CyclesError, tenant: str | None) -> str:
+    """What is wrong, and what to do about it where that is the key."""
+    if isinstance(error, AuthenticationError):
+        return f"the key is not accepted: set CYCLES_API_KEY to a valid one ({error})"
+    if isinstance(error, ForbiddenError):
+        return f"the key is not tenant {tenant}'s: mend CYCLES_TENANT or CYCLES_API_KEY ({error})"
+    return str(error)
+
+
 def _key(client: CyclesClient) -> str:
     if client.config.is_local:
         return "none is needed: the file's permissions are the authentication"
     try:
         tenant = client.list_reservations(limit=1).headers.get("x-cycles-tenant")
-    except AuthenticationError as e:
-        raise _Wrong(f"the key is not accepted: set CYCLES_API_KEY to a valid one ({e})") from e
-    except ForbiddenError as e:
-        named = client.config.tenant
-        raise _Wrong(f"the key is not tenant {named}'s: mend CYCLES_TENANT or CYCLES_API_KEY ({e})") from e
+    except (AuthenticationError, ForbiddenError) as e:
+        raise _Wrong(advice(e, client.config.tenant)) from e
     return f"it is tenant {tenant}'s" if tenant else "it is accepted"
 
 

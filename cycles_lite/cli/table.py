@@ -32,9 +32,15 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], stream: Any 
     """The lines of a table, headers first, for standard output or another stream. Each row has a text for each column,
     which may hold anything: control characters are escaped."""
     stream = stream or sys.stdout
-    cut, room = look_of(stream)["cut"], width_of(stream)
-    titles = [column.title.upper() for column in columns]
-    lines = [titles, *([printable(text) for text in row] for row in rows)]
+    safe = [[printable(text, stream) for text in row] for row in rows]
+    return laid_out(columns, safe, look_of(stream)["cut"], is_coloured(stream), width_of(stream))
+
+
+def laid_out(
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], cut: str, coloured: bool, room: int | None
+) -> Iterator[str]:
+    """As `table`, for printable texts and lines of `room` cells; None where they may be of any width."""
+    lines: list[Sequence[str]] = [[column.title.upper() for column in columns], *rows]
     widths = [max(map(cells, texts)) for texts in zip(*lines)]
     if room is not None:
         widths = fitting(columns, widths, room)
@@ -45,7 +51,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], stream: Any 
             if width
         ]
         line = shortened(_GAP.join(shown).rstrip(), room or sys.maxsize, cut)
-        yield painted(line, "1" if number == 0 and is_coloured(stream) else "")
+        yield painted(line, "1" if number == 0 and coloured else "")
 
 
 def moment(ms: int, stream: Any = None) -> str:

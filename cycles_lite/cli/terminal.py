@@ -27,11 +27,16 @@ def look_of(stream: Any) -> Mapping[str, str]:
 
 
 def is_coloured(stream: Any) -> bool:
-    """Whether to colour: a terminal that can, and nobody asked not to (NO_COLOR). The old one of Windows cannot."""
+    """Whether to colour: a terminal that can, and nobody asked not to (NO_COLOR)."""
+    return is_obeying(stream) and not os.environ.get("NO_COLOR")
+
+
+def is_obeying(stream: Any) -> bool:
+    """Whether it is a terminal that obeys escape sequences. The old one of Windows does not."""
     can = os.environ.get("TERM") != "dumb"
     if system.WINDOWS:
         can = bool(os.environ.get("WT_SESSION") or os.environ.get("TERM", "dumb") != "dumb")
-    return can and bool(stream.isatty()) and not os.environ.get("NO_COLOR")
+    return can and bool(stream.isatty())
 
 
 def painted(text: str, colour: str) -> str:
@@ -47,11 +52,13 @@ def width_of(stream: Any) -> int | None:
     return max(1, shutil.get_terminal_size().columns - system.WINDOWS)
 
 
-def printable(text: str) -> str:
-    """A text with escaped control characters, line ends, marks of direction, and what is no text at all."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+def printable(text: str, stream: Any = None) -> str:
+    """A text with escaped control characters, line ends, marks of direction, and what is no text at all; and with what
+    the stream cannot encode, if one is given."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def cells(text: str) -> int:

@@ -86,10 +86,9 @@ class FundingMethods:
         allocation and begins to count anew: `spent`, by default nothing, is what counts as spent. What is reserved
         stays in all of them, and so does debt but in CREDIT and REPAY_DEBT.
 
-        An operation with an `idempotency_key` (1..256 characters) happens once: for 30 days the same one, of whichever
-        budget of the tenant, is answered with the same budget again. The file keeps `reason` (up to 512 characters) with
-        the key. Raises `FundingRefused`, a `ValidationError` whose `code` tells what the budget or the key does not
-        allow.
+        An operation with an `idempotency_key` (1..256 characters, the tenant's own) happens once: for 30 days the same
+        one again is answered with the same budget. The file keeps `reason` (up to 512 characters) with the key. Raises
+        `FundingRefused`, a `ValidationError` whose `code` tells what the budget or the key does not allow.
         """
         return self.funded(scope, amount, operation, spent, idempotency_key, reason).after
 

@@ -98,7 +98,7 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
     assert not is_coloured(io.StringIO())
 
 
-DEEP = Balance("agent:b", "tenant:acme/workspace:research/agent:\x1b[2J", SignedAmount(Unit.TOKENS, 1_000_000))
+DEEP = Balance("agent:b", "tenant:acme/workspace:research/agent:bücher", SignedAmount(Unit.TOKENS, 1_000_000))
 
 
 @pytest.mark.parametrize("width", [12, 20, 40, 60, 80, 200])

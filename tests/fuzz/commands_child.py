@@ -53,7 +53,7 @@ def legal(random):
         ["budget", "set", *db, scope, amount, "--overdraft-limit", "5", "--caps", '{"max_tokens": 5}'],
         ["budget", random.choice(["credit", "debit", "reset", "repay"]), *db, scope, amount, "--idempotency-key", "k"],
         ["budget", "reset-spent", *db, scope, amount, "--spent", amount, "--reason", "odd", "--json"],
-        ["budget", "set", *db, scope, amount, "--every", "month", "--from", "2026-01-31T00:00:00Z", "--rollover", "none"],
+        ["budget", "set", *db, scope, amount, "--every", "month", "--from", "2026-01-31T00:00Z", "--rollover", "none"],
         ["budget", random.choice(["show", "history"]), *db, scope, "--unit", "TOKENS", "--json"],
         ["budget", "history", *db, scope, "--csv"],
         ["budget", "delete", *db, scope, "--force"],
