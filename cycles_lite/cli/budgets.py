@@ -7,7 +7,7 @@ import json
 import sys
 import textwrap
 from datetime import datetime, timedelta, timezone
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Iterable, Iterator
 
 from ..local import instants, periods
 from ..local.funding import Holds
@@ -125,7 +125,7 @@ def _tell_changed(arguments: Any, changed: Iterable[Budget], before: str = "") -
             print(json.dumps(_record(budget)))
         else:
             figures = ", ".join(filter(None, (bars.figures(budget.balance), _note(budget))))
-            print(printable(f"{budget.scope}: {before}{figures}"))
+            _print_fitting(f"{budget.scope}: {before}{figures}", 2)
 
 
 # ---- What shows them ----
@@ -150,20 +150,23 @@ def _show(arguments: Any) -> None:
             live = {"live_reservations": one.reservations, "oldest_reservation_ms": one.oldest_ms}
             print(json.dumps({**_record(one.budget), **live}))
         else:
-            print("" if number == 0 else "\n", end="")
-            for line in _lines(one.budget.scope, list(_facts(one))):
-                print(line)
+            print("\n" * (number > 0), end="")
+            _print_fitting(one.budget.scope, 2)
+            for name, fact in _facts(one):
+                _print_fitting(f"  {name:<{_NAMES}}{fact}", 2 + _NAMES)
 
 
-def _lines(title: str, facts: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Facts under a title, one below the other. On a terminal they are wrapped at their own left edge."""
-    yield printable(title)
-    width, room = max(len(name) for name, _ in facts) + 4, width_of(sys.stdout)
-    for name, fact in facts:
-        fact = printable(fact)
-        first, *more = [fact] if room is None else textwrap.wrap(fact, max(room - width, 10)) or [""]
-        yield f"  {name}".ljust(width) + first
-        yield from (" " * width + line for line in more)
+#: The cells for the names of facts, and the space after them.
+_NAMES = 17
+
+
+def _print_fitting(text: str, indent: int) -> None:
+    """Print a line, or on a terminal that is too narrow for it several, those after the first indented."""
+    text, room = printable(text), width_of(sys.stdout)
+    if room is not None:
+        space = " " * indent
+        text = "\n".join(textwrap.wrap(text, max(room, indent + 10), subsequent_indent=space, break_on_hyphens=False))
+    print(text)
 
 
 def _facts(of: Holds) -> Iterator[tuple[str, str]]:
@@ -216,12 +219,12 @@ def _history(arguments: Any) -> None:
 
 
 _COLUMNS = [
-    Column("start", least=10),
-    Column("end", least=10, goes=2),
-    Column("allocated", is_number=True),
+    Column("start"),
+    Column("end", goes=4),
+    Column("allocated", is_number=True, goes=2),
     Column("spent", is_number=True),
-    Column("debt", is_number=True, goes=1),
-    Column("unit", least=3),
+    Column("debt", is_number=True, goes=3),
+    Column("unit", goes=1),
 ]
 
 

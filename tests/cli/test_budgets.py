@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from datetime import datetime, timedelta, timezone
 
@@ -251,6 +252,35 @@ def test_show_tells_everything(held, spent_by_the_day, run, rows):
     run("set", "tenant:acme", "USD:100", "--rollover", "carry-forward")
     said = facts(run("show", "tenant:acme", "--unit", "usd_microcents"))[1]["then"]
     assert said == "nothing is spent, and 100.00 USD are allocated, and what is left now"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_nothing_is_wider_than_the_terminal(held, spent_by_the_day, db, monkeypatch, columns):
+    """What does not fit goes on below its own beginning, and no word of it is lost."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = {}
+    for command in (["show", "tenant:acme"], ["credit", "tenant:acme", "USD:1"], ["history", "tenant:acme"]):
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main(["budget", *command, "--db", db]) == 0
+        shown[command[0]] = terminal.getvalue()
+        assert max(map(len, shown[command[0]].splitlines())) <= columns
+    words = " ".join(shown["show"].split())
+    assert "then nothing is spent, and the allocation stays" in words
+    until = (spent_by_the_day + timedelta(days=4)).isoformat()
+    assert f"tenant:acme: 101.00 of 101.00 USD left, each day, until {until}" in " ".join(shown["credit"].split())
+    assert spent_by_the_day.isoformat() in shown["history"]
+    titles = {40: ["START", "SPENT", "UNIT"], 80: ["START", "ALLOCATED", "SPENT", "DEBT", "UNIT"]}
+    if columns in titles:
+        assert shown["history"].splitlines()[0].split() == titles[columns]
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
 
 
 def test_delete(held, run, rows, db, capsys):

@@ -8,8 +8,7 @@ import threading
 import pytest
 
 from cycles_lite.errors import ValidationError
-from cycles_lite.local import Authority
-from cycles_lite.local.funding import FundingRefused
+from cycles_lite.local import FundingRefused
 from cycles_lite.local.rules import Funding
 from cycles_lite.protocol.values import Amount, Unit
 
@@ -106,6 +105,25 @@ def test_what_cannot_be_meant_is_refused(bench, named):
     with pytest.raises(ValidationError):
         fund(bench, **named)
     assert bench.authority.budgets() == before
+
+
+@pytest.mark.parametrize(
+    ("operation", "next_allocation"),
+    [("CREDIT", 1000 + 300), ("DEBIT", 1000 + 100), ("RESET", 100 + 100), ("RESET_SPENT", 100 + 100)],
+)
+def test_what_the_next_period_has(operation, next_allocation):
+    """A reset says what each coming period has, while what was added or taken is of this one alone."""
+    with Bench() as bench:
+        bench.budget(amount=1000, period="1h", rollover_policy="CARRY_FORWARD")
+        fund(bench, "RESET_SPENT", amount=1000, spent=Amount.tokens(800))
+        made = fund(bench, operation, amount=100)
+        assert made.period_end_ms == bench.authority.budgets()[0].period_end_ms
+        left = made.remaining
+        bench.clock.now = made.period_end_ms
+        (rolled,) = bench.authority.budgets()
+        assert (rolled.spent, rolled.allocated) == (0, rolled.granted + max(0, left))
+        assert rolled.allocated == next_allocation if operation != "RESET" else rolled.granted == 100
+        assert bench.authority.check() == []
 
 
 def test_a_frozen_budget_is_funded_and_stays_frozen(bench):
@@ -329,6 +347,27 @@ def _as(tenant):
     return Caller(tenant)
 
 
+def test_closed_periods_outlive_their_budget():
+    """A new one in the same place goes on after them, also within the period in which the old one was deleted."""
+    with Bench() as bench:
+        bench.budget(amount=10, period="12h")
+        bench.event(3)
+        bench.clock.now += DAY
+        bench.event(4)
+        bench.authority.delete_budget("tenant:acme")
+        before = bench.authority.history("tenant:acme")
+        assert [one.spent for one in before] == [3, 0]
+        for period in ("12h", "1h"):
+            bench.budget(amount=20, period=period)
+            assert bench.authority.budgets()[0].spent == 0
+            assert before[-1].end_ms <= bench.authority.budgets()[0].period_start_ms <= bench.clock.now
+            bench.clock.now += DAY
+            assert bench.authority.history("tenant:acme")[:2] == before
+            assert bench.authority.check() == []
+            bench.authority.delete_budget("tenant:acme")
+        assert len(bench.authority.history("tenant:acme")) > 20
+
+
 def test_holds_are_counted(bench):
     """Each budget of a scope with its live reservations and the time of the oldest."""
     bench.authority.set_budget("tenant:acme", Amount.credits(7))
@@ -347,8 +386,7 @@ def test_holds_are_counted(bench):
 
 def test_threads_that_delete_and_reserve(url):
     """Whatever comes first: nothing is held of a budget that is gone."""
-    with Authority(url) as authority:
-        bench = Bench(url)
+    with Bench(url) as bench, Bench(url) as other:
         stop = threading.Event()
 
         def work(number):
@@ -361,11 +399,10 @@ def test_threads_that_delete_and_reserve(url):
                 return
             try:
                 for _ in range(40):
-                    authority.set_budget("tenant:acme", Amount.tokens(1000))
-                    authority.delete_budget("tenant:acme", force=True)
+                    other.budget()
+                    other.authority.delete_budget("tenant:acme", force=True)
             finally:
                 stop.set()
 
-        with bench:
-            run_threads(3, work)
-            assert authority.check() == []
+        run_threads(3, work)
+        assert bench.authority.check() == []
