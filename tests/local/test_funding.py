@@ -144,12 +144,12 @@ def test_a_key_counts_for_thirty_days(bench):
     bench.authority.delete_budget("tenant:acme")
     assert fund(bench, idempotency_key="k", reason="a top-up") == first
     assert fund(bench, scope="tenant:other", idempotency_key="k").allocated == 1005  # another tenant's key
-    bench.budget()
+    bench.budget(amount=2000)
     bench.clock.now += 30 * DAY
     assert fund(bench, idempotency_key="k", reason="a top-up") == first
+    assert bench.authority.budgets()[0].allocated == 2000
     bench.clock.now += 1
-    assert fund(bench, idempotency_key="k", reason="a top-up").allocated == 1005
-    assert bench.authority.budgets()[0].allocated == 1005
+    assert fund(bench, idempotency_key="k", reason="a top-up").allocated == 2005
 
 
 def test_a_replay_has_the_whole_budget(bench):
@@ -329,6 +329,7 @@ def test_only_this_budget_is_let_go(bench):
     for tenant, app in (("acme", "a"), ("acme", "ab"), ("acme-2", "a")):
         bench.reserve(10, {"tenant": tenant, "app": app, "agent": "b"}, caller=_as(tenant))
     bench.reserve(10, {"tenant": "acme", "app": "a"}, estimate={"unit": "CREDITS", "amount": 10})
+    assert [one.reservations for one in bench.authority.holds("tenant:acme/app:a")] == [1, 1]
     bench.authority.delete_budget("tenant:acme/app:a", "TOKENS", force=True)
     assert bench.authority.check() == []
     reserved = {(one.scope, one.unit): one.reserved for one in bench.authority.budgets()}
