@@ -13,6 +13,7 @@ from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
 from ..protocol.models import ReleaseRequest, ReservationSummary
+from ..protocol.values import ReservationStatus
 from . import bars
 from .arguments import JSON, LEVELS, argument, command, levels
 from .output import DONE, WRONG
@@ -29,8 +30,9 @@ _ROUNDS = 5
 def add_commands(commands: Any) -> None:
     command(commands, "check", "check the configuration, and whether the authority takes it", _check)
     command(commands, "balances", "show balances as bars", _balances, *LEVELS, JSON)
+    states = list(ReservationStatus.__members__)
     filters = [
-        argument("--status", help="ACTIVE, COMMITTED, RELEASED or EXPIRED"),
+        argument("--status", type=str.upper, choices=states, metavar="STATUS", help=", ".join(states)),
         argument("--idempotency-key", metavar="KEY", help="the key that it was made with"),
         argument("--from", dest="from_", metavar="TIME", help="made at or after, in ISO 8601 with an offset"),
         argument("--to", metavar="TIME", help="made at or before"),
