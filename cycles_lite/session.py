@@ -96,20 +96,21 @@ class Session:
         if self.observer is None or line is None:
             return
         for balance in getattr(response, "balances", ()):
-            left, allocated = balance.remaining.amount, balance.allocated.amount if balance.allocated else 0
-            if not allocated:  # the server does not tell, or there is no part of nothing
+            fraction = balance.fraction_left
+            if fraction is None:
                 continue
-            used = allocated - left - (balance.reserved.amount if balance.reserved else 0)
+            allocated = balance.allocated.amount
+            used = allocated - balance.remaining.amount - (balance.reserved.amount if balance.reserved else 0)
             key, seen = (balance.scope_path, balance.remaining.unit, line), (allocated, used)
             told = low.get(key)
-            if left >= line * allocated:
+            if fraction >= line:
                 # Holds come and go with every call. Only what was used tells of a new period, or of more funds.
                 if told is not None and (allocated != told[0] or used < told[1]):
                     low.pop(key, None)
             elif told is None and low.setdefault(key, seen) is seen:  # of several threads, one tells it
                 for oldest in list(low)[:-_MOST_LOW]:
                     low.pop(oldest, None)
-                self.tell("RunningLow", balance, left / allocated)
+                self.tell("RunningLow", balance, fraction)
 
     def body_of(self, request: Any) -> dict[str, Any]:
         """The JSON object that a request sends, its subject's missing levels filled from the configuration."""
