@@ -7,16 +7,16 @@ import json
 import sys
 import time
 from itertools import islice
-from typing import Any, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
-from ..protocol.models import ReleaseRequest, ReservationSummary
+from ..protocol.models import Balance, ReleaseRequest, ReservationSummary
 from ..protocol.values import ReservationStatus
 from . import bars
-from .arguments import JSON, LEVELS, argument, command, levels
-from .output import DONE, WRONG
+from .arguments import JSON, LEVELS, WARN_BELOW, argument, command, levels
+from .output import DONE, LOW, WRONG, tell
 from .table import Column, moment, table
 from .terminal import width_of
 
@@ -28,8 +28,8 @@ _ROUNDS = 5
 
 
 def add_commands(commands: Any) -> None:
-    command(commands, "check", "check the configuration, and whether the authority takes it", _check)
-    command(commands, "balances", "show balances as bars", _balances, *LEVELS, JSON)
+    command(commands, "check", "check the configuration, and whether the authority takes it", _check, WARN_BELOW)
+    command(commands, "balances", "show balances as bars", _balances, *LEVELS, WARN_BELOW, JSON)
     states = list(ReservationStatus.__members__)
     filters = [
         argument("--status", type=str.upper, choices=states, metavar="STATUS", help=", ".join(states)),
@@ -43,7 +43,7 @@ def add_commands(commands: Any) -> None:
     command(commands, "release", "give a reservation back unused", _release, argument("id", metavar="ID"), reason)
 
 
-def _balances(arguments: Any) -> None:
+def _balances(arguments: Any) -> int:
     with CyclesClient.from_env() as client:
         balances = list(client.iter_balances(**levels(arguments)))
     if arguments.json:
@@ -52,6 +52,17 @@ def _balances(arguments: Any) -> None:
         lines = list(bars.render([bars.Row(row.scope_path, row) for row in balances]))
     for line in lines:
         print(line)
+    low = list(_low(balances, arguments.warn_below))
+    for text in low:
+        tell(text)
+    return LOW if low else DONE
+
+
+def _low(balances: Iterable[Balance], below: float | None) -> Iterator[str]:
+    """A text about each budget of which a smaller part is left."""
+    for row in balances:
+        if below is not None and row.fraction_left is not None and row.fraction_left < below:
+            yield f"{row.scope_path}: {bars.figures(row)}, below {100 * below:.6g}%"
 
 
 def _reservations(arguments: Any) -> None:
@@ -119,10 +130,14 @@ def _check(arguments: Any) -> int:
         with CyclesClient(config.replace(retry_enabled=False)) as client:
             for name, step in _STEPS.items():
                 print(f"ok    {name:<14} {step(client)}")
+            name = "budgets"
+            low = list(_low(client.iter_balances(tenant=config.tenant), arguments.warn_below))
     except (_Wrong, CyclesError) as e:
         print(f"FAIL  {name:<14} {e}")
         return WRONG
-    return DONE
+    for text in low:
+        print(f"LOW   {name:<14} {text}")
+    return LOW if low else DONE
 
 
 def _reach(client: CyclesClient) -> str:
