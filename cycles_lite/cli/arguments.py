@@ -76,6 +76,19 @@ def unit(text: str) -> str:
     return Unit(text.upper()).value
 
 
+def seconds(least: float) -> Callable[[str], float]:
+    """Reads a number of seconds, from `least` to a day."""
+
+    @_taking(f"a number of seconds in {least:g}..86400")
+    def read(text: str) -> float:
+        found = float(text)
+        if not least <= found <= 86_400:
+            raise ValueError("it is out of range")
+        return found
+
+    return read
+
+
 @_taking("KIND:NAME, such as tool.email:send")
 def action(text: str) -> Action:
     kind, _, name = text.partition(":")

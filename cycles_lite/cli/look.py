@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from itertools import islice
 from typing import Any, Iterable, Iterator, Sequence
 
@@ -18,7 +19,7 @@ from . import bars
 from .arguments import JSON, LEVELS, WARN_BELOW, argument, command, levels
 from .output import DONE, LOW, WRONG, tell
 from .table import Column, moment, table
-from .terminal import width_of
+from .terminal import printable, width_of
 
 #: Seconds by which the clocks may differ before `check` objects. (HTTP's `Date` tells whole seconds.)
 _SKEW = 5.0
@@ -28,7 +29,7 @@ _ROUNDS = 5
 
 
 def add_commands(commands: Any) -> None:
-    command(commands, "check", "check the configuration, and whether the authority takes it", _check, WARN_BELOW)
+    command(commands, "check", "check the configuration, and whether the authority takes it", _check, WARN_BELOW, JSON)
     command(commands, "balances", "show balances as bars", _balances, *LEVELS, WARN_BELOW, JSON)
     states = list(ReservationStatus.__members__)
     filters = [
@@ -40,7 +41,7 @@ def add_commands(commands: Any) -> None:
     ]
     command(commands, "reservations", "show reservations", _reservations, *LEVELS, *filters, JSON)
     reason = argument("--reason", default="released from the command line", help="default: %(default)s")
-    command(commands, "release", "give a reservation back unused", _release, argument("id", metavar="ID"), reason)
+    command(commands, "release", "give a reservation back unused", _release, argument("id", metavar="ID"), reason, JSON)
 
 
 def _balances(arguments: Any) -> int:
@@ -106,8 +107,8 @@ def _cells_of(row: ReservationSummary) -> Sequence[str]:
 
 def _release(arguments: Any) -> None:
     with CyclesClient.from_env() as client:
-        released = client.release_reservation(arguments.id, ReleaseRequest(reason=arguments.reason)).released
-    print(f"released {bars.worded(released)}")
+        answer = client.release_reservation(arguments.id, ReleaseRequest(reason=arguments.reason))
+    print(json.dumps(answer.to_json()) if arguments.json else f"released {bars.worded(answer.released)}")
 
 
 # ---- check ----
@@ -118,26 +119,32 @@ class _Wrong(Exception):
 
 
 def _check(arguments: Any) -> int:
+    say = partial(_say, arguments.json)
     for variable, doubt in doubtful_variables():
         warned_of.add(variable)  # because `from_env` would log the same
-        print(f"warn  {'variable':<14} {doubt}")
+        say("warn", "variable", doubt)
     config = CyclesConfig.from_env()
-    print(f"ok    configuration  {config.base_url or 'mode ' + config.mode}")
+    say("ok", "configuration", config.base_url or "mode " + config.mode)
     if config.mode == "off":
         return DONE
     name = "reachability"
     try:
         with CyclesClient(config.replace(retry_enabled=False)) as client:
             for name, step in _STEPS.items():
-                print(f"ok    {name:<14} {step(client)}")
+                say("ok", name, step(client))
             name = "budgets"
             low = list(_low(client.iter_balances(tenant=config.tenant), arguments.warn_below))
     except (_Wrong, CyclesError) as e:
-        print(f"FAIL  {name:<14} {e}")
+        say("FAIL", name, str(e))
         return WRONG
     for text in low:
-        print(f"LOW   {name:<14} {text}")
+        say("LOW", name, text)
     return LOW if low else DONE
+
+
+def _say(as_json: bool, result: str, step: str, text: str) -> None:
+    told = {"result": result.lower(), "step": step, "text": text}
+    print(json.dumps(told) if as_json else f"{result:<5} {step:<14} {printable(text, sys.stdout)}")
 
 
 def _reach(client: CyclesClient) -> str:

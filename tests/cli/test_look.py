@@ -226,3 +226,13 @@ def test_help_tells_the_status(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "  3       check and balances: less is left of a budget than --warn-below says" in capsys.readouterr().out
+
+
+def test_check_and_release_in_json(place, capsys):
+    rows = [json.loads(line) for line in said(capsys, "check", "--json").splitlines()]
+    assert [(row["result"], row["step"]) for row in rows] == [
+        ("ok", step) for step in ("configuration", "reachability", "key", "tenant", "clock", "latency")
+    ]
+    assert rows[3]["text"] == "acme, with 2 budgets"
+    answer = json.loads(said(capsys, "release", hold(10), "--json"))
+    assert (answer["status"], answer["released"]) == ("RELEASED", {"unit": "TOKENS", "amount": 10})
