@@ -37,18 +37,20 @@ def add_commands(commands: Any) -> None:
     text = "a journal's folder or its parent, also one that the SDK runcycles wrote; default: CYCLES_JOURNAL_DIR or "
     folder = argument("folder", nargs="?", metavar="DIR", help=text + "~/.cycles-lite/journal")
     id = argument("id", metavar="ID", help="the reservation's id, or the name of a file that cannot be read")
-    timeout = argument("--timeout", type=seconds(0), default=30.0, metavar="SECONDS", help="default: %(default)s")
+    timeout = argument(
+        "--timeout", type=seconds(0), default=30, metavar="SECONDS", help="how long at the most; default: %(default)s"
+    )
     to = argument("--to", metavar="URL", help="the server that has taken the place of the one they are owed to")
     actions = group(commands, "journal", "look at unsettled spend on disk, and settle it")
-    text = "show every record: reservation, mode, amount, age, server; and what was refused, or cannot be read"
+    text = "show every record: what is pending, what was refused, and what cannot be read (corrupt)"
     command(actions, "list", text, _list, folder, JSON)
     command(actions, "show", "show one record as it is on disk", _show, id, folder, JSON)
     text = "send a refused or repaired record again, to the configured server"
-    command(actions, "retry", text, _retry, id, folder, timeout, JSON)
+    command(actions, "retry", text, _retry, id, folder, timeout, JSON, also=[WRONG])
     text = "delete one record, which is shown once more: its spend is never settled then"
     command(actions, "discard", text, _discard, id, folder, JSON)
     text = "settle every record that is owed to the configured server"
-    command(actions, "replay", text, _replay, to, folder, timeout, JSON)
+    command(actions, "replay", text, _replay, to, folder, timeout, JSON, also=[WRONG])
 
 
 def _folders(given: str | None) -> list[str]:

@@ -29,19 +29,37 @@ _ROUNDS = 5
 
 
 def add_commands(commands: Any) -> None:
-    command(commands, "check", "check the configuration, and whether the authority takes it", _check, WARN_BELOW, JSON)
-    command(commands, "balances", "show balances as bars", _balances, *LEVELS, WARN_BELOW, JSON)
+    command(
+        commands,
+        "check",
+        "check the configuration, and whether the authority takes it",
+        _check,
+        WARN_BELOW,
+        JSON,
+        also=(WRONG, LOW),
+    )
+    command(commands, "balances", "show balances as bars", _balances, *LEVELS, WARN_BELOW, JSON, also=(LOW,))
     states = list(ReservationStatus.__members__)
     filters = [
-        argument("--status", type=str.upper, choices=states, metavar="STATUS", help=", ".join(states)),
+        argument("--status", type=str.upper, choices=states, metavar="STATUS", help="one of " + ", ".join(states)),
         argument("--idempotency-key", metavar="KEY", help="the key that it was made with"),
         argument("--from", dest="from_", metavar="TIME", help="made at or after, in ISO 8601 with an offset"),
         argument("--to", metavar="TIME", help="made at or before"),
-        argument("--limit", type=int, default=50, help="how many at the most; default: %(default)s"),
+        argument("--limit", type=int, default=50, metavar="N", help="how many at the most; default: %(default)s"),
     ]
-    command(commands, "reservations", "show reservations", _reservations, *LEVELS, *filters, JSON)
-    reason = argument("--reason", default="released from the command line", help="default: %(default)s")
-    command(commands, "release", "give a reservation back unused", _release, argument("id", metavar="ID"), reason, JSON)
+    command(
+        commands,
+        "reservations",
+        "show reservations: when each was made, and when it expires or has ended",
+        _reservations,
+        *LEVELS,
+        *filters,
+        JSON,
+    )
+    text = "why, for whoever looks at it later; default: %(default)s"
+    reason = argument("--reason", default="released from the command line", metavar="TEXT", help=text)
+    id = argument("id", metavar="ID", help="the reservation's id")
+    command(commands, "release", "give a reservation back unused", _release, id, reason, JSON)
 
 
 def _balances(arguments: Any) -> int:

@@ -44,10 +44,10 @@ _ENDS = set("qQ\x04")
 
 def add_commands(commands: Any) -> None:
     text = "seconds from one answer to the next question; default: %(default)s"
-    interval = argument("--interval", type=seconds(0.1), default=2.0, metavar="SECONDS", help=text)
+    interval = argument("--interval", type=seconds(0.1), default=2, metavar="SECONDS", help=text)
     once = argument("--once", action="store_true", help="print what there is now, and end")
-    text = "watch budgets, live reservations and changes on one screen, until q or Ctrl-C"
-    command(commands, "watch", text, _watch, *LEVELS, interval, once, JSON)
+    text = "watch budgets, live reservations and changes on one screen, until q (status 0) or Ctrl-C"
+    command(commands, "watch", text, _watch, *LEVELS, interval, once, JSON, also=[f"{output.KILLED}+N"])
 
 
 def _watch(arguments: Any) -> int:

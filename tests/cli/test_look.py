@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+from terminals import on_terminal
 
 from cycles_lite import Action, Amount, CyclesClient, ReservationCreateRequest, Subject
 from cycles_lite.cli import main
@@ -236,3 +237,24 @@ def test_check_and_release_in_json(place, capsys):
     assert rows[3]["text"] == "acme, with 2 budgets"
     answer = json.loads(said(capsys, "release", hold(10), "--json"))
     assert (answer["status"], answer["released"]) == ("RELEASED", {"unit": "TOKENS", "amount": 10})
+
+
+@pytest.mark.parametrize("place", ["file"], indirect=True)
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_on_a_terminal_nothing_wraps(place, authority, width):
+    """And no name steers the terminal; an id can be copied from 80 columns on."""
+    authority.set_budget("tenant:acme/workspace:a-rather-long-name/agent:another-rather-long-name", Amount.tokens(5))
+    with CyclesClient.from_env(journal_enabled=False) as client:
+        action = Action("llm.completion", "\x1b[2Jname\u202e")
+        id = client.create_reservation(ReservationCreateRequest(action, Amount.tokens(7))).reservation_id
+    with on_terminal(["balances"], width) as shown:
+        status, text = shown.end()
+        assert (status, shown.picture.widest <= width) == (0, True)
+        assert "left  ▒ reserved" in text
+        assert "993 of 1,000 tokens left, reserved 7" in text
+    with on_terminal(["reservations"], width) as shown:
+        status, text = shown.end()
+        assert (status, shown.picture.widest <= width) == (0, True)
+        assert len(text.splitlines()) == 2
+        assert (id in text) == (width >= 80)
+        assert ("2Jname" in text) == (width == 200)
