@@ -38,7 +38,7 @@ def add_commands(commands: Any) -> None:
     text = "talk to it through a loopback server (needs the extra [server])"
     http = argument("--http", action="store_true", help=text)
     text = "watch a small agent work within budgets, on an embedded authority that is thrown away afterwards"
-    command(commands, "demo", text, _demo, files, as_json, http)
+    command(commands, "demo", text, _demo, files, as_json, http, also=[WRONG])
 
 
 def _demo(arguments: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from . import bars
 from .seen import Change, Seen, tree
-from .table import Column, laid_out
+from .table import Column, age, laid_out
 from .terminal import cells, is_coloured, look_of, painted, printable, shortened
 
 _BOLD, _PALE, _ALARM = "1", "2", "1;31"
@@ -139,15 +139,3 @@ def _changed(changes: Sequence[Change], sheet: Sheet, now: int) -> list[str]:
         return []
     rows = [(age(now - one.at_ms), one.what, one.amount, one.scope) for one in changes]
     return [sheet.painted(sheet.cut("Last minute"), _BOLD), *sheet.table(_CHANGED, rows)[1:]]
-
-
-#: Milliseconds of the units that ages are told in, and the words; each is used up to two of the next.
-_UNITS = (86_400_000, "d"), (3_600_000, "h"), (60_000, "min")
-
-
-def age(ms: int) -> str:
-    """A span of time in one unit, rounded down; what is negative, because clocks differ, is nothing."""
-    for length, word in _UNITS:
-        if ms >= 2 * length:
-            return f"{ms // length} {word}"
-    return f"{max(0, ms) // 1000} s"

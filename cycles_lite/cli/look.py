@@ -6,18 +6,20 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from itertools import islice
-from typing import Any, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
-from ..protocol.models import ReleaseRequest, ReservationSummary
+from ..protocol.models import Balance, ReleaseRequest, ReservationSummary
+from ..protocol.values import ReservationStatus
 from . import bars
-from .arguments import JSON, LEVELS, argument, command, levels
-from .output import DONE, WRONG
+from .arguments import JSON, LEVELS, WARN_BELOW, argument, command, levels
+from .output import DONE, LOW, WRONG, tell
 from .table import Column, moment, table
-from .terminal import width_of
+from .terminal import printable, width_of
 
 #: Seconds by which the clocks may differ before `check` objects. (HTTP's `Date` tells whole seconds.)
 _SKEW = 5.0
@@ -27,21 +29,40 @@ _ROUNDS = 5
 
 
 def add_commands(commands: Any) -> None:
-    command(commands, "check", "check the configuration, and whether the authority takes it", _check)
-    command(commands, "balances", "show balances as bars", _balances, *LEVELS, JSON)
+    command(
+        commands,
+        "check",
+        "check the configuration, and whether the authority takes it",
+        _check,
+        WARN_BELOW,
+        JSON,
+        also=(WRONG, LOW),
+    )
+    command(commands, "balances", "show balances as bars", _balances, *LEVELS, WARN_BELOW, JSON, also=(LOW,))
+    states = list(ReservationStatus.__members__)
     filters = [
-        argument("--status", help="ACTIVE, COMMITTED, RELEASED or EXPIRED"),
+        argument("--status", type=str.upper, choices=states, metavar="STATUS", help="one of " + ", ".join(states)),
         argument("--idempotency-key", metavar="KEY", help="the key that it was made with"),
         argument("--from", dest="from_", metavar="TIME", help="made at or after, in ISO 8601 with an offset"),
         argument("--to", metavar="TIME", help="made at or before"),
-        argument("--limit", type=int, default=50, help="how many at the most; default: %(default)s"),
+        argument("--limit", type=int, default=50, metavar="N", help="how many at the most; default: %(default)s"),
     ]
-    command(commands, "reservations", "show reservations", _reservations, *LEVELS, *filters, JSON)
-    reason = argument("--reason", default="released from the command line", help="default: %(default)s")
-    command(commands, "release", "give a reservation back unused", _release, argument("id", metavar="ID"), reason)
+    command(
+        commands,
+        "reservations",
+        "show reservations: when each was made, and when it expires or has ended",
+        _reservations,
+        *LEVELS,
+        *filters,
+        JSON,
+    )
+    text = "why, for whoever looks at it later; default: %(default)s"
+    reason = argument("--reason", default="released from the command line", metavar="TEXT", help=text)
+    id = argument("id", metavar="ID", help="the reservation's id")
+    command(commands, "release", "give a reservation back unused", _release, id, reason, JSON)
 
 
-def _balances(arguments: Any) -> None:
+def _balances(arguments: Any) -> int:
     with CyclesClient.from_env() as client:
         balances = list(client.iter_balances(**levels(arguments)))
     if arguments.json:
@@ -50,6 +71,17 @@ def _balances(arguments: Any) -> None:
         lines = list(bars.render([bars.Row(row.scope_path, row) for row in balances]))
     for line in lines:
         print(line)
+    low = list(_low(balances, arguments.warn_below))
+    for text in low:
+        tell(text)
+    return LOW if low else DONE
+
+
+def _low(balances: Iterable[Balance], below: float | None) -> Iterator[str]:
+    """A text about each budget of which a smaller part is left."""
+    for row in balances:
+        if below is not None and row.fraction_left is not None and row.fraction_left < below:
+            yield f"{row.scope_path}: {bars.figures(row)}, below {100 * below:.6g}%"
 
 
 def _reservations(arguments: Any) -> None:
@@ -93,8 +125,8 @@ def _cells_of(row: ReservationSummary) -> Sequence[str]:
 
 def _release(arguments: Any) -> None:
     with CyclesClient.from_env() as client:
-        released = client.release_reservation(arguments.id, ReleaseRequest(reason=arguments.reason)).released
-    print(f"released {bars.worded(released)}")
+        answer = client.release_reservation(arguments.id, ReleaseRequest(reason=arguments.reason))
+    print(json.dumps(answer.to_json()) if arguments.json else f"released {bars.worded(answer.released)}")
 
 
 # ---- check ----
@@ -105,22 +137,32 @@ class _Wrong(Exception):
 
 
 def _check(arguments: Any) -> int:
+    say = partial(_say, arguments.json)
     for variable, doubt in doubtful_variables():
         warned_of.add(variable)  # because `from_env` would log the same
-        print(f"warn  {'variable':<14} {doubt}")
+        say("warn", "variable", doubt)
     config = CyclesConfig.from_env()
-    print(f"ok    configuration  {config.base_url or 'mode ' + config.mode}")
+    say("ok", "configuration", config.base_url or "mode " + config.mode)
     if config.mode == "off":
         return DONE
     name = "reachability"
     try:
         with CyclesClient(config.replace(retry_enabled=False)) as client:
             for name, step in _STEPS.items():
-                print(f"ok    {name:<14} {step(client)}")
+                say("ok", name, step(client))
+            name = "budgets"
+            low = list(_low(client.iter_balances(tenant=config.tenant), arguments.warn_below))
     except (_Wrong, CyclesError) as e:
-        print(f"FAIL  {name:<14} {e}")
+        say("FAIL", name, str(e))
         return WRONG
-    return DONE
+    for text in low:
+        say("LOW", name, text)
+    return LOW if low else DONE
+
+
+def _say(as_json: bool, result: str, step: str, text: str) -> None:
+    told = {"result": result.lower(), "step": step, "text": text}
+    print(json.dumps(told) if as_json else f"{result:<5} {step:<14} {printable(text, sys.stdout)}")
 
 
 def _reach(client: CyclesClient) -> str:

@@ -36,6 +36,8 @@ def add_commands(commands: Any) -> None:
         places = f"one of: --{name}-key, --{name}-key-file, the variable CYCLES_SERVE_{name.upper()}_KEY"
         options.append(argument(f"--{name}-key", metavar="KEY", help=f"a key {what}; {places}"))
         options.append(argument(f"--{name}-key-file", metavar="PATH", help="a file with that key and nothing else"))
+    text = "let GET /metrics be answered to everybody; it needs the admin key else"
+    options.append(argument("--public-metrics", action="store_true", help=text))
     shape, text = ("SCOPE=UNIT:AMOUNT", "tenant:acme=TOKENS:100000"), "a budget to set"
     options.append(given.for_scopes("--budget", given.amount, *shape, text))
     shape, text = ("SCOPE=JSON", 'tenant:acme={"max_tokens": 500}'), "caps for the budgets of a scope"
@@ -53,8 +55,8 @@ def _serve(arguments: Any) -> None:
     with given.authority(arguments, create=True) as authority, ExitStack() as stack:
         listeners = [] if arguments.quiet else [stack.enter_context(AccessLog())]
         # Before anything is changed: where the address is taken, the file is in use by the one who has it.
-        address = arguments.host, arguments.port
-        with server_class(authority, *address, admin_key=admin_key, listeners=listeners) as server:
+        options = {"admin_key": admin_key, "public_metrics": arguments.public_metrics, "listeners": listeners}
+        with server_class(authority, arguments.host, arguments.port, **options) as server:
             _prepare(authority, arguments, place, api_key)
             _stop_on_signals(server)
             logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # else each request that waits is a warning

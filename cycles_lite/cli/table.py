@@ -65,6 +65,18 @@ def moment(ms: int, stream: Any = None) -> str:
     return time.strftime("%H:%M:%S" if then[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M", then)
 
 
+#: Milliseconds of the units that ages are told in, and the words; each is used up to two of the next.
+_UNITS = (86_400_000, "d"), (3_600_000, "h"), (60_000, "min")
+
+
+def age(ms: int) -> str:
+    """A span of time in one unit, rounded down; what is negative, because clocks differ, is nothing."""
+    for length, word in _UNITS:
+        if ms >= 2 * length:
+            return f"{ms // length} {word}"
+    return f"{max(0, ms) // 1000} s"
+
+
 def _aligned(text: str, width: int, is_number: bool) -> str:
     space = " " * (width - cells(text))
     return space + text if is_number else text + space

@@ -7,7 +7,6 @@ to see is printed as plain lines whenever something has changed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -19,7 +18,7 @@ from ..errors import CyclesError
 from ..protocol.values import ReservationStatus
 from ..runtime.clock import now_ms
 from . import output
-from .arguments import JSON, LEVELS, argument, command, levels
+from .arguments import JSON, LEVELS, argument, command, levels, seconds
 from .frame import Sheet, State, frame
 from .look import advice
 from .output import DONE
@@ -43,22 +42,12 @@ _PATIENCE = 1.0
 _ENDS = set("qQ\x04")
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds in 0.1..86400")
-    return seconds
-
-
 def add_commands(commands: Any) -> None:
     text = "seconds from one answer to the next question; default: %(default)s"
-    interval = argument("--interval", type=_seconds, default=2.0, metavar="SECONDS", help=text)
+    interval = argument("--interval", type=seconds(0.1), default=2, metavar="SECONDS", help=text)
     once = argument("--once", action="store_true", help="print what there is now, and end")
-    text = "watch budgets, live reservations and changes on one screen, until q or Ctrl-C"
-    command(commands, "watch", text, _watch, *LEVELS, interval, once, JSON)
+    text = "watch budgets, live reservations and changes on one screen, until q (status 0) or Ctrl-C"
+    command(commands, "watch", text, _watch, *LEVELS, interval, once, JSON, also=[f"{output.KILLED}+N"])
 
 
 def _watch(arguments: Any) -> int:

@@ -193,7 +193,8 @@ def let_go(sockets: Mapping[int, Any], most: int) -> None:
 
 
 class Server:
-    """An authority at an address. Port 0 picks a free one; `url` tells which. `listeners` are told of each exchange."""
+    """An authority at an address. Port 0 picks a free one; `url` tells which. `listeners` are told of each exchange.
+    `public_metrics` opens the metrics to those without the admin key."""
 
     def __init__(
         self,
@@ -203,8 +204,9 @@ class Server:
         *,
         admin_key: str | None = None,
         listeners: Sequence[Listener] = (),
+        public_metrics: bool = False,
     ) -> None:
-        application = Application(authority, admin_key, listeners)
+        application = Application(authority, admin_key, listeners, public_metrics)
         self._socket = _listen(host, port)
         self._map: dict[Any, Any] = {}
         self._ending = self._closed = False

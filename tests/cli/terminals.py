@@ -77,12 +77,22 @@ class Picture:
         return "\n".join(self.lines[row].rstrip() for row in sorted(self.lines))
 
 
+class Output:
+    """All that came, in place of a picture: for programs that use more of a terminal than a picture knows."""
+
+    def __init__(self):
+        self.text = ""
+
+    def draw(self, text):
+        self.text += text
+
+
 class Shown:
     """A command on a terminal of its own."""
 
-    def __init__(self, process, controller, terminal):
+    def __init__(self, process, controller, terminal, picture):
         self.process, self._controller, self.terminal = process, controller, terminal
-        self.picture = Picture()
+        self.picture = picture
         #: What has come and is not drawn yet.
         self._come = ""
         self._more = threading.Condition()
@@ -151,19 +161,24 @@ def resize(terminal, width, height):
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
 
-@contextmanager
 def on_terminal(arguments, width=80, height=24, **environment):
-    """A command on a terminal of this size."""
+    """A command of this package on a terminal of this size."""
+    return started([sys.executable, "-m", "cycles_lite", *arguments], Picture(), width, height, **environment)
+
+
+@contextmanager
+def started(words, picture, width=80, height=24, **environment):
+    """A program on a terminal."""
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
     controller, terminal = pty.openpty()
     resize(terminal, width, height)
     whole = {**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "error", "PYTHONUTF8": "1", "TERM": "xterm"}
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         whole.pop(name, None)
-    words = [sys.executable, "-S", "-c", _BECOME, sys.executable, "-m", "cycles_lite", *arguments]
+    words = [sys.executable, "-S", "-c", _BECOME, *words]
     streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
     process = subprocess.Popen(words, env={**whole, **environment}, start_new_session=True, **streams)
-    shown = Shown(process, controller, terminal)
+    shown = Shown(process, controller, terminal, picture)
     try:
         yield shown
     finally:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cycles_lite.cli.table import Column, fitting, moment, table
+from cycles_lite.cli.table import Column, age, fitting, moment, table
 from cycles_lite.cli.terminal import ASCII, cells, printable, shortened, width_of
 
 COLUMNS = [Column("id"), Column("amount", is_number=True), Column("scope", least=6, goes=1), Column("made", goes=2)]
@@ -130,3 +130,9 @@ def test_a_moment_is_local_and_whole_unless_it_is_for_a_terminal(terminal):
 def test_the_width_is_that_of_the_terminal(terminal):
     assert width_of(terminal(57)) == 57
     assert width_of(io.StringIO()) is None
+
+
+def test_ages():
+    assert [age(ms) for ms in (-5, 1999, 119_999, 120_000, 7_199_999, 7_200_000, 172_800_000)] == [
+        "0 s", "1 s", "119 s", "2 min", "119 min", "2 h", "2 d",
+    ]  # fmt: skip
