@@ -277,6 +277,21 @@ def test_cancelled_jobs_do_not_stay_behind_one_that_waits(worker):
     waits.cancel()
 
 
+def test_threads_that_overlap_have_one_lead(worker):
+    """A thread that ends may find that it is needed, after another one was started."""
+    lead = worker._lead
+    for _ in range(2):
+        done = threading.Event()
+        worker.schedule(0.0, done.set)
+        assert done.wait(SOON)
+        worker.leave()
+        end = time.monotonic() + SOON
+        while worker._threads and time.monotonic() < end:
+            threading.Event().wait(0.01)
+        assert not worker._threads
+        assert worker._lead is lead
+
+
 def test_a_guest_neither_starts_a_thread_nor_keeps_one(worker):
     guest = Job(0.0, lambda: None)
     guest.is_guest = True
