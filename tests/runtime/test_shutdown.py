@@ -95,7 +95,7 @@ def test_without_a_record_on_disk_there_are_two_attempts_all_the_same(host):
 
 @pytest.mark.parametrize("is_run_first", [False, True], ids=["cancelled", "run first"])
 def test_a_commit_that_is_under_way_while_its_client_is_closed_is_attempted_once(is_run_first, monkeypatch):
-    """And no thread stays, whether its next attempt is cancelled in time or finds by itself that it has nothing to do."""
+    """And no thread stays, whether its next attempt is cancelled or finds by itself that it has nothing to do."""
     if is_run_first:
         post = worker.post
 
