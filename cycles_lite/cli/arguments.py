@@ -7,6 +7,7 @@ import os
 import re
 from typing import Any, Callable, Tuple, TypeVar
 
+from .. import config
 from ..errors import ConfigError
 from ..local import Authority
 from ..local.location import Location
@@ -82,6 +83,14 @@ def action(text: str) -> Action:
 
 
 @_taking()
+def part(text: str) -> float:
+    try:
+        return config.part(text)
+    except ValueError as e:
+        raise ValueError(f"{shown(text)} is not {e}") from None
+
+
+@_taking()
 def scope(text: str) -> str:
     return budget_scope(text.strip())
 
@@ -107,6 +116,13 @@ def for_scopes(name: str, value: Callable[[str], Any], shape: str, example: str,
 # ---- Arguments of several commands ----
 
 JSON = argument("--json", action="store_true", help="one JSON object a line")
+
+WARN_BELOW = argument(
+    "--warn-below",
+    metavar="PART",
+    type=part,
+    help="name the budgets of which a smaller part is left, such as 20%% or 0.2, and end with the status 3",
+)
 
 #: The six levels, as filters or as a subject.
 LEVELS = [

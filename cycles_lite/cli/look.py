@@ -7,15 +7,15 @@ import json
 import sys
 import time
 from itertools import islice
-from typing import Any
+from typing import Any, Iterable, Iterator
 
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
-from ..protocol.models import ReleaseRequest
+from ..protocol.models import Balance, ReleaseRequest
 from . import bars
-from .arguments import JSON, LEVELS, argument, command, levels
-from .output import DONE, WRONG
+from .arguments import JSON, LEVELS, WARN_BELOW, argument, command, levels
+from .output import DONE, LOW, WRONG, tell
 
 #: Seconds by which the clocks may differ before `check` objects. (HTTP's `Date` tells whole seconds.)
 _SKEW = 5.0
@@ -25,8 +25,8 @@ _ROUNDS = 5
 
 
 def add_commands(commands: Any) -> None:
-    command(commands, "check", "check the configuration, and whether the authority takes it", _check)
-    command(commands, "balances", "show balances as bars", _balances, *LEVELS, JSON)
+    command(commands, "check", "check the configuration, and whether the authority takes it", _check, WARN_BELOW)
+    command(commands, "balances", "show balances as bars", _balances, *LEVELS, WARN_BELOW, JSON)
     filters = [
         argument("--status", help="ACTIVE, COMMITTED, RELEASED or EXPIRED"),
         argument("--idempotency-key", metavar="KEY", help="the key that it was made with"),
@@ -39,11 +39,22 @@ def add_commands(commands: Any) -> None:
     command(commands, "release", "give a reservation back unused", _release, argument("id", metavar="ID"), reason)
 
 
-def _balances(arguments: Any) -> None:
+def _balances(arguments: Any) -> int:
     with CyclesClient.from_env() as client:
         balances = list(client.iter_balances(**levels(arguments)))
     for line in (json.dumps(row.to_json()) for row in balances) if arguments.json else bars.render(balances):
         print(line)
+    low = list(_low(balances, arguments.warn_below))
+    for text in low:
+        tell(text)
+    return LOW if low else DONE
+
+
+def _low(balances: Iterable[Balance], below: float | None) -> Iterator[str]:
+    """A text about each budget of which a smaller part is left."""
+    for row in balances:
+        if below is not None and row.fraction_left is not None and row.fraction_left < below:
+            yield f"{row.scope_path}: {bars.figures(row)}, below {100 * below:.6g}%"
 
 
 def _reservations(arguments: Any) -> None:
@@ -86,10 +97,14 @@ def _check(arguments: Any) -> int:
         with CyclesClient(config.replace(retry_enabled=False)) as client:
             for name, step in _STEPS.items():
                 print(f"ok    {name:<14} {step(client)}")
+            name = "budgets"
+            low = list(_low(client.iter_balances(tenant=config.tenant), arguments.warn_below))
     except (_Wrong, CyclesError) as e:
         print(f"FAIL  {name:<14} {e}")
         return WRONG
-    return DONE
+    for text in low:
+        print(f"LOW   {name:<14} {text}")
+    return LOW if low else DONE
 
 
 def _reach(client: CyclesClient) -> str:

@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Mapping
 
-DONE, WRONG, FAILED = 0, 1, 2
+DONE, WRONG, FAILED, LOW = 0, 1, 2, 3
 UNAVAILABLE, UNKNOWN, NO_OUTPUT, DENIED, MISCONFIGURED = 69, 70, 74, 75, 78  # of <sysexits.h>
 NOT_EXECUTABLE, NOT_FOUND, KILLED, INTERRUPTED = 126, 127, 128, 130  # of shells; a signal's number is added to 128
 
@@ -23,6 +23,7 @@ COMMON = {
     f"{DONE}": "done; also where the reader of the output has had enough, such as head",
     f"{WRONG}": "check, demo and journal replay: something is wrong, or left to settle",
     f"{FAILED}": "the arguments cannot be used, or what they ask for cannot be done",
+    f"{LOW}": "check and balances: less is left of a budget than --warn-below says",
     f"{NO_OUTPUT}": "standard output is closed or full",
     f"{INTERRUPTED}": "Ctrl-C",
 }

@@ -34,6 +34,8 @@ def add_commands(commands: Any) -> None:
         places = f"one of: --{name}-key, --{name}-key-file, the variable CYCLES_SERVE_{name.upper()}_KEY"
         options.append(argument(f"--{name}-key", metavar="KEY", help=f"a key {what}; {places}"))
         options.append(argument(f"--{name}-key-file", metavar="PATH", help="a file with that key and nothing else"))
+    text = "let GET /metrics be answered to everybody; it needs the admin key else"
+    options.append(argument("--public-metrics", action="store_true", help=text))
     shape, text = ("SCOPE=UNIT:AMOUNT", "tenant:acme=TOKENS:100000"), "a budget to set"
     options.append(given.for_scopes("--budget", given.amount, *shape, text))
     shape, text = ("SCOPE=JSON", 'tenant:acme={"max_tokens": 500}'), "caps for the budgets of a scope"
@@ -48,7 +50,8 @@ def _serve(arguments: Any) -> None:
         raise ConfigError(f"{place} needs --tenant: a key belongs to a tenant")
     with given.authority(arguments, create=True) as authority:
         # Before anything is changed: where the address is taken, the file is in use by the one who has it.
-        with server_class(authority, arguments.host, arguments.port, admin_key=admin_key) as server:
+        options = {"admin_key": admin_key, "public_metrics": arguments.public_metrics}
+        with server_class(authority, arguments.host, arguments.port, **options) as server:
             _prepare(authority, arguments, place, api_key)
             _stop_on_signals(server)
             logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # else each request that waits is a warning

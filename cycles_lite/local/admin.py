@@ -19,19 +19,24 @@ from .messages import new_answer, refusal_answer
 from .rules import Refused
 from .tenants import AlreadyExists, checked_settings
 
-#: Given the authority, the body and the tenant whose key was sent, if any: the status and what is told.
-_Handler = Callable[[Authority, Mapping[str, Any], Optional[str]], Tuple[int, Dict[str, Any]]]
+#: Given the authority, the body, the tenant whose key was sent, if any, and the query: the status and what is told.
+_Handler = Callable[[Authority, Mapping[str, Any], Optional[str], Mapping[str, str]], Tuple[int, Dict[str, Any]]]
 
 
 def answer_admin_call(
-    path: str, authority: Authority, body: bytes, headers: Mapping[str, str], caller: Caller | None
+    path: str,
+    authority: Authority,
+    body: bytes,
+    headers: Mapping[str, str],
+    caller: Caller | None,
+    query: Mapping[str, str],
 ) -> Answer:
     """Answer one admin call. The caller is checked before the body is read."""
     handler, fields, is_for_tenants = ADMIN_ROUTES[path]
     try:
         if caller is None or not (caller.admin or is_for_tenants):
             raise Refused("UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed.")
-        status, told = handler(authority, _object(body, fields), caller.tenant)
+        status, told = handler(authority, _object(body, fields), caller.tenant, query)
         return new_answer(status, told, headers, caller.tenant)
     except Refused as e:
         return refusal_answer(e, headers, None)
@@ -100,7 +105,7 @@ _PERMISSION = re.compile(
 )
 
 
-def _create_tenant(authority: Authority, data: Mapping[str, Any], _: str | None) -> tuple[int, dict[str, Any]]:
+def _create_tenant(authority: Authority, data: Mapping[str, Any], *_: object) -> tuple[int, dict[str, Any]]:
     """Make a tenant: 201, or 200 where the same id and name were there before."""
     tenant_id, name = _text(data, "tenant_id"), _text(data, "name")
     settings = {ours: data.get(theirs) for theirs, ours in _TENANT_SETTINGS.items()}
@@ -117,7 +122,7 @@ def _create_tenant(authority: Authority, data: Mapping[str, Any], _: str | None)
     }
 
 
-def _create_key(authority: Authority, data: Mapping[str, Any], _: str | None) -> tuple[int, dict[str, Any]]:
+def _create_key(authority: Authority, data: Mapping[str, Any], *_: object) -> tuple[int, dict[str, Any]]:
     """Make a key, whose secret this answer alone tells."""
     name, tenant_id = _text(data, "name"), _tenant_id(authority, data)
     permissions = [] if data.get("permissions") is None else data["permissions"]
@@ -139,7 +144,9 @@ def _create_key(authority: Authority, data: Mapping[str, Any], _: str | None) ->
     }
 
 
-def _create_budget(authority: Authority, data: Mapping[str, Any], tenant: str | None) -> tuple[int, dict[str, Any]]:
+def _create_budget(
+    authority: Authority, data: Mapping[str, Any], tenant: str | None, _: object
+) -> tuple[int, dict[str, Any]]:
     """Make a budget of the tenant whose key was sent, or with the admin's key of the one that the body names."""
     if tenant is None:
         tenant = _tenant_id(authority, data)

@@ -151,14 +151,14 @@ class Settler:
             if is_commit:
                 done = Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
             else:
-                charged = told.charged or amount_of(body)
-                done = Settlement(SettlementStatus.RECORDED, charged, None, told.balances, told)
+                done = Settlement(SettlementStatus.RECORDED, told.charged or amount_of(body), None, told.balances, told)
             # Only the process that removes the record tells its observer; another may have sent it with the same key.
             is_first = self._end(spend, Journal.remove) or not spend.is_written
             if spend.is_found and spend.attempt > 1:
                 self.finder.is_back()
             if is_first and self.session.observer is not None:
                 self.session.tell("Settled", record.reservation_id, amount_of(body), done)
+                self.session.watch(told)
             return done
         meaning = meaning_of(record.mode, told)
         if meaning is Meaning.EXPIRED and self._turn_to_event(spend):

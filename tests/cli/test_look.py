@@ -137,3 +137,87 @@ def test_check_without_configuration_is_one_line_and_2(capsys):
 def test_check_in_mode_off(capsys, monkeypatch):
     monkeypatch.setenv("CYCLES_MODE", "off")
     assert said(capsys, "check") == "ok    configuration  mode off\n"
+
+
+# ---- --warn-below ----
+
+
+def run(capsys, *arguments):
+    """The exit status, and the lines of both streams."""
+    capsys.readouterr()
+    status = main(list(arguments))
+    told = capsys.readouterr()
+    return status, told.out.splitlines(), told.err.splitlines()
+
+
+def test_balances_warns_of_budgets_of_which_less_is_left(place, capsys):
+    hold(401, agent="bot")
+    assert run(capsys, "balances", "--warn-below", "19%")[::2] == (0, [])
+    status, lines, warnings = run(capsys, "balances", "--warn-below", "20%")
+    assert (status, len(lines)) == (3, 2)
+    assert warnings == ["cycles-lite: tenant:acme/agent:bot: 99 of 500 tokens left, reserved 401, below 20%"]
+    status, _, warnings = run(capsys, "balances", "--warn-below", "0.6")
+    assert (status, len(warnings)) == (3, 2)
+    assert run(capsys, "balances")[::2] == (0, [])
+
+
+def test_what_is_just_as_much_is_not_below(place, capsys, authority):
+    """7 of 100 are 7 percent, whatever binary fractions make of it."""
+    authority.set_budget("tenant:acme/app:web", Amount.tokens(100))
+    hold(93, app="web")
+    assert run(capsys, "balances", "--app", "web", "--warn-below", "7%")[0] == 0
+    assert run(capsys, "balances", "--app", "web", "--warn-below", "0.07")[0] == 0
+    assert run(capsys, "balances", "--app", "web", "--warn-below", "7.01%")[0] == 3
+
+
+def test_the_filters_apply_to_the_warning(place, capsys):
+    hold(450, agent="bot")
+    assert run(capsys, "balances", "--agent", "other", "--warn-below", "20%") == (0, [], [])
+    assert run(capsys, "balances", "--agent", "bot", "--warn-below", "20%")[0] == 3
+
+
+def test_json_stays_json_when_there_is_a_warning(place, capsys):
+    hold(450, agent="bot")
+    status, lines, warnings = run(capsys, "balances", "--json", "--warn-below", "20%")
+    assert status == 3
+    assert [json.loads(line)["scope_path"] for line in lines] == ["tenant:acme", "tenant:acme/agent:bot"]
+    assert len(warnings) == 1
+
+
+def test_a_budget_of_nothing_is_never_low(place, capsys, authority):
+    authority.set_budget("tenant:acme", Amount.credits(0))
+    assert run(capsys, "balances", "--warn-below", "100%")[::2] == (0, [])
+
+
+def test_check_warns_once_all_else_is_well(place, capsys):
+    hold(450, agent="bot")
+    assert run(capsys, "check")[0] == 0
+    status, lines, warnings = run(capsys, "check", "--warn-below", "20%")
+    assert (status, warnings) == (3, [])
+    assert lines[-1] == "LOW   budgets        tenant:acme/agent:bot: 50 of 500 tokens left, reserved 450, below 20%"
+    assert [line.split()[0] for line in lines[:-1]] == ["ok"] * 6
+    assert run(capsys, "check", "--warn-below", "10%")[0] == 0
+
+
+@pytest.mark.parametrize("place", ["server"], indirect=True)
+def test_what_is_wrong_comes_first(place, capsys, monkeypatch):
+    hold(450, agent="bot")
+    monkeypatch.setenv("CYCLES_API_KEY", "wrong")
+    status, lines, _ = run(capsys, "check", "--warn-below", "20%")
+    assert status == 1
+    assert "LOW" not in "".join(lines)
+
+
+@pytest.mark.parametrize("command", ["check", "balances"])
+@pytest.mark.parametrize("text", ["20", "0", "-1%", "120%", "off", ""])
+def test_a_part_that_is_none_is_a_mistake(command, text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, f"--warn-below={text}"])
+    assert ended.value.code == 2
+    assert f"{text!r} is not a part of a whole, such as 0.2 or 20%" in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_tells_the_status(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "  3       check and balances: less is left of a budget than --warn-below says" in capsys.readouterr().out
