@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import Any, Callable, Tuple, TypeVar
+from typing import Any, Callable, Sequence, Tuple, TypeVar
 
 from .. import config
 from ..errors import ConfigError
@@ -15,6 +15,7 @@ from ..local.scopes import budget_scope
 from ..protocol.checks import shown
 from ..protocol.values import SUBJECT_LEVELS, Action, Amount, Caps, Unit
 from ..protocol.wire import loads
+from . import output
 
 T = TypeVar("T")
 
@@ -27,10 +28,18 @@ def argument(*names: str, **settings: Any) -> Argument:
     return names, settings
 
 
-def command(commands: Any, name: str, text: str, run: Callable[[Any], object], *given: Argument, **more: Any) -> None:
+def command(
+    commands: Any,
+    name: str,
+    text: str,
+    run: Callable[[Any], object],
+    *given: Argument,
+    also: Sequence[object] = (),
+    **more: Any,
+) -> None:
     """Declare a command, or an action of a group. `run` gets the parsed arguments and returns the exit status; one that
-    returns None is done."""
-    parser = commands.add_parser(name, help=text, description=text, **more)
+    returns None is done. `also` are the exit statuses in `output.COMMON` that not every command has."""
+    parser = commands.add_parser(name, help=text, description=text, **{**output.epilog(output.common(*also)), **more})
     for names, settings in given:
         parser.add_argument(*names, **settings)
     parser.set_defaults(run=run)
@@ -74,6 +83,19 @@ def amount(text: str) -> Amount:
 @_taking(f"one of {', '.join(Unit.__members__)}")
 def unit(text: str) -> str:
     return Unit(text.upper()).value
+
+
+def seconds(least: float) -> Callable[[str], float]:
+    """Reads a number of seconds, from `least` to a day."""
+
+    @_taking(f"a number of seconds in {least:g}..86400")
+    def read(text: str) -> float:
+        found = float(text)
+        if not least <= found <= 86_400:
+            raise ValueError("it is out of range")
+        return found
+
+    return read
 
 
 @_taking("KIND:NAME, such as tool.email:send")

@@ -59,12 +59,13 @@ def _change_status(arguments: Any) -> None:
 def _list_budgets(arguments: Any) -> None:
     with given.authority(arguments) as authority:
         budgets = authority.budgets()
-    lines = bars.render([budget.balance for budget in budgets])
-    for budget in budgets:
-        if arguments.json:
-            print(json.dumps({**budget.balance.to_json(), "status": budget.status}))
-        else:
-            print(next(lines) + ("" if budget.status == "ACTIVE" else f", {budget.status}"))
+    if arguments.json:
+        lines = [json.dumps({**budget.balance.to_json(), "status": budget.status}) for budget in budgets]
+    else:
+        notes = ["" if budget.status == "ACTIVE" else budget.status for budget in budgets]
+        lines = list(bars.render([bars.Row(b.scope, b.balance, note) for b, note in zip(budgets, notes)]))
+    for line in lines:
+        print(line)
 
 
 def _create_key(arguments: Any) -> None:
