@@ -28,6 +28,7 @@ def add_commands(commands: Any) -> None:
         argument("--host", default="127.0.0.1", help="the address to listen on; default: %(default)s"),
         argument("--port", type=int, default=7878, help="0 picks a free one; default: %(default)s"),
         argument("--tenant", help="a tenant to create where it is missing"),
+        argument("--no-page", action="store_true", help="no page to look at budgets at /"),
     ]
     # Arguments are shown to every user of the machine; the other two places are not. One key has one place.
     for name, what in (("api", "for that tenant"), ("admin", "for the provisioning calls, which are off without one")):
@@ -48,7 +49,9 @@ def _serve(arguments: Any) -> None:
         raise ConfigError(f"{place} needs --tenant: a key belongs to a tenant")
     with given.authority(arguments, create=True) as authority:
         # Before anything is changed: where the address is taken, the file is in use by the one who has it.
-        with server_class(authority, arguments.host, arguments.port, admin_key=admin_key) as server:
+        with server_class(
+            authority, arguments.host, arguments.port, admin_key=admin_key, page=not arguments.no_page
+        ) as server:
             _prepare(authority, arguments, place, api_key)
             _stop_on_signals(server)
             logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # else each request that waits is a warning

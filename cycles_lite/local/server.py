@@ -193,7 +193,8 @@ def let_go(sockets: Mapping[int, Any], most: int) -> None:
 
 
 class Server:
-    """An authority at an address. Port 0 picks a free one; `url` tells which. `listeners` are told of each exchange."""
+    """An authority at an address. Port 0 picks a free one; `url` tells which. `listeners` are told of each exchange.
+    `page` says whether there is a page for people at `/`."""
 
     def __init__(
         self,
@@ -203,8 +204,9 @@ class Server:
         *,
         admin_key: str | None = None,
         listeners: Sequence[Listener] = (),
+        page: bool = True,
     ) -> None:
-        application = Application(authority, admin_key, listeners)
+        application = Application(authority, admin_key, listeners, page)
         self._socket = _listen(host, port)
         self._map: dict[Any, Any] = {}
         self._ending = self._closed = False
