@@ -40,6 +40,18 @@ class Budget(NamedTuple):
     status: str = ACTIVE
     #: The protocol's `Caps` as JSON, or None.
     caps: Mapping[str, Any] | None = None
+    #: How long a period lasts: `day`, `week`, `month`, or hours such as `12h`; see `periods`. None where the budget is
+    #: spent once, and then the fields below are as here.
+    period: str | None = None
+    #: The running period in milliseconds since 1970. Its end is not part of it.
+    period_start_ms: int | None = None
+    period_end_ms: int | None = None
+    #: NONE, CARRY_FORWARD or CAP_AT_ALLOCATED.
+    rollover_policy: str = "NONE"
+    #: From where the periods are counted: an ISO 8601 date-time with an offset.
+    anchor: str | None = None
+    #: The allocation that was set. What was carried over or credited since is in `allocated` alone.
+    granted: int | None = None
 
     @property
     def remaining(self) -> int:
