@@ -83,7 +83,7 @@ function keep(parent, items, keyOf, create, update) {
 function assemble(tag, name, parts) {
   const made = make(tag, name);
   made.its = {};
-  for (const [part, kind] of Object.entries(parts)) made.append(made.its[part] = make(kind, part));
+  for (const [part, kind] of Object.entries(parts)) made.append(made.its[part] = make(kind, part), " ");
   return made;
 }
 
@@ -222,11 +222,11 @@ function nameScope(element, path) {
 function newBudget() {
   const made = assemble("li", "budget", {figures: "p", bar: "div", parts: "p", why: "p"});
   const {figures, bar, parts} = made.its;
-  figures.append(made.its.amount = make("strong"), made.its.of = make("span"), made.its.marks = make("span"));
+  figures.append(made.its.amount = make("strong"), made.its.of = make("span"), " ", made.its.marks = make("span"));
   bar.setAttribute("aria-hidden", "true"); // the figures say the same
   [bar.its, parts.its] = [{}, {}];
   for (const part of ["spent", "reserved", "debt", "limit"]) bar.append(bar.its[part] = make("i", part));
-  for (const part of ["spent", "reserved", "debt", "ends"]) parts.append(parts.its[part] = make("span"));
+  for (const part of ["spent", "reserved", "debt", "ends"]) parts.append(parts.its[part] = make("span"), " ");
   return made;
 }
 
@@ -407,7 +407,7 @@ function showPeriods({budgets, extra}) {
     nameScope(its.path, budget.path);
     tell(its.says, budget.running ? periodWords(budget.running) : "It does not start over any more.");
     if (budget.running) {
-      until(its.ends, "ends in ", budget.running.end_ms);
+      until(its.ends, `Next on ${instant(budget.running.end_ms)}, in `, budget.running.end_ms);
       columns.push({...budget, id: "running", when: `since ${instant(budget.running.start_ms)}`});
     } else untimed(its.ends);
     showColumns(element, columns, budget.unit);
@@ -425,9 +425,9 @@ const ROLLOVERS = new Map([
   ["CAP_AT_ALLOCATED", ", with what is left added up to the allocation"],
 ]);
 
-function periodWords({period, end_ms: end, rollover_policy: policy}) {
+function periodWords({period, rollover_policy: policy}) {
   const each = /^\d+h$/.test(period) ? `every ${span(parseInt(period, 10) * 3600000)}` : `each ${period}`;
-  return `Starts over ${each}, next on ${instant(end)}${ROLLOVERS.get(policy) || ""}.`;
+  return `Starts over ${each}${ROLLOVERS.get(policy) || ""}.`;
 }
 
 function newChart() {
@@ -519,8 +519,10 @@ function show(found) {
   document.body.classList.remove("is-old");
   byId("trouble").hidden = true;
   tell(byId("told"), "");
+  const wasAsked = !byId("ask").hidden;
   showPart(true);
-  if (focused !== document.activeElement && focused.isConnected) focused.focus({preventScroll: true}); // it was moved
+  if (wasAsked) byId("h-budgets").focus({preventScroll: true}); // the form had it, and is gone
+  else if (focused !== document.activeElement && focused.isConnected) focused.focus({preventScroll: true}); // it was moved
 }
 
 /** The ledger, or the form that asks for a key. */
@@ -581,6 +583,7 @@ function forget(why = "") {
   before.clear();
   for (const id of ["budgets", "moves", "changes", "reservations", "periods"]) keep(byId(id), [], String);
   for (const id of ["tenant", "updated", "count", "told"]) tell(byId(id), "");
+  for (const element of document.querySelectorAll(".its-tenant")) tell(element, "");
   byId("trouble").hidden = true;
   showPart(false);
   tell(byId("problem"), why);

@@ -22,7 +22,7 @@ from ..runtime.clock import monotonic
 from . import rows
 from .authority import Authority, Caller
 from .messages import new_answer, refusal_answer
-from .rules import ACTIVE, Refused
+from .rules import ACTIVE, Budget, Refused
 from .scopes import TENANT_PREFIX
 
 _POLICY = (
@@ -31,8 +31,13 @@ _POLICY = (
     " trusted-types 'none'"
 )
 
-#: The budgets of a tenant of which more is told than their balances, and the closed periods of each.
+#: The budgets of a tenant of which more is told than their balances, and the closed periods of each: the newest.
 MOST_BUDGETS = 500
+MOST_PERIODS = 12
+_NEWEST = (
+    "scope = ? AND unit = ? AND end_ms >= (SELECT min(end_ms) FROM"
+    " (SELECT end_ms FROM periods WHERE scope = ? AND unit = ? ORDER BY end_ms DESC LIMIT ?))"
+)
 
 #: The denials that are remembered, of all tenants together, and for how many seconds.
 MOST_DENIALS = 1000
@@ -101,11 +106,26 @@ def _told(db: sqlite3.Connection, root: str) -> dict[str, Any]:
     where = "(scope = ? OR (scope > ? AND scope < ?)) ORDER BY scope, unit LIMIT ?"  # "0" is after "/"
     budgets = rows.find_budgets(db, where, (root, root + "/", root + "0", MOST_BUDGETS + 1))
     shown = budgets[:MOST_BUDGETS]
+    places = [(one.scope, one.unit) for one in shown]
+    closed = [one for place in places for one in rows.find_closed(db, _NEWEST, [*place, *place, MOST_PERIODS])]
     return {
-        "periods": [],
-        "running": [],
-        "states": [{"scope": b.scope, "unit": b.unit, "status": b.status} for b in shown if b.status != ACTIVE],
+        "periods": [one._asdict() for one in closed],
+        "running": [_running(one) for one in shown if one.period is not None],
+        "states": [
+            {"scope": one.scope, "unit": one.unit, "status": one.status} for one in shown if one.status != ACTIVE
+        ],
         "has_more": len(budgets) > MOST_BUDGETS,
+    }
+
+
+def _running(of: Budget) -> dict[str, Any]:
+    return {
+        "scope": of.scope,
+        "unit": of.unit,
+        "period": of.period,
+        "start_ms": of.period_start_ms,
+        "end_ms": of.period_end_ms,
+        "rollover_policy": of.rollover_policy,
     }
 
 
