@@ -16,6 +16,9 @@ import pytest
 #: Seconds after which a test gives up on the page.
 PATIENCE = 60.0
 
+#: A name for this machine, which browsers do not take for it.
+PLAIN_HOST = "budgets.test"
+
 _SWITCHES = (
     "--headless=new",
     "--no-sandbox",  # it has none for the superuser, whom containers run as
@@ -28,7 +31,7 @@ _SWITCHES = (
     "--no-first-run",
     "--no-default-browser-check",
     "--disable-features=OptimizationHints,MediaRouter,Translate",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    f"--host-resolver-rules=MAP {PLAIN_HOST} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 

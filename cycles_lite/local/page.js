@@ -130,7 +130,7 @@ async function look(signal) {
   const live = await ask("v1/reservations", {status: "ACTIVE", sort_by: "expires_at_ms", sort_dir: "asc", limit: 200}, signal);
   const tenant = live.tenant;
   const {data: extra} = await ask("v1/budgets/periods", {}, signal);
-  const now = Number(extra.now_ms);
+  const [now, at] = [Number(extra.now_ms), performance.now()];
   const balances = [];
   let page = {};
   for (let pages = 0; pages < MOST_PAGES && (pages === 0 || page.has_more); pages += 1) {
@@ -147,8 +147,8 @@ async function look(signal) {
     await list({finalized_from: since(WINDOW), ...lately}),
     await list({status: "EXPIRED", ...lately}),
   ];
-  const found = {live: live.data, tenant, extra, now, lists, isCut: page.has_more === true};
-  return {...found, budgets: balances.map(budgetOf), at: performance.now()};
+  const budgets = balances.map(budgetOf);
+  return {live: live.data, tenant, extra, now, at, lists, budgets, isCut: page.has_more === true};
 }
 
 function budgetOf(told) {
@@ -507,6 +507,8 @@ function show(found) {
     budget.running = running.get(budget.id);
     budget.status = (states.get(budget.id) || {}).status;
   }
+  if (shown && found.at - shown.at > WINDOW) before.clear(); // nobody saw what moved when
+  if (isOld) tell(byId("told"), "The server answers again.");
   [shown, isOld] = [found, false];
   showTree(byId("budgets"), treeOf(found.budgets), true);
   empty("of-budgets", found.budgets.length === 0, found.isCut ? "There are more budgets than are shown." : "");
@@ -517,12 +519,11 @@ function show(found) {
   for (const element of document.querySelectorAll(".its-tenant")) tell(element, found.tenant || "TENANT");
   tell(byId("updated"), `live, ${new Date().toLocaleTimeString()}`);
   document.body.classList.remove("is-old");
-  byId("trouble").hidden = true;
-  tell(byId("told"), "");
+  byId("again").hidden = true;
   const wasAsked = !byId("ask").hidden;
   showPart(true);
-  if (wasAsked) byId("h-budgets").focus({preventScroll: true}); // the form had it, and is gone
-  else if (focused !== document.activeElement && focused.isConnected) focused.focus({preventScroll: true}); // it was moved
+  if (wasAsked || focused.hidden) byId("h-budgets").focus({preventScroll: true}); // what had it is gone
+  else if (focused !== document.activeElement && focused.isConnected) focused.focus({preventScroll: true}); // was moved
 }
 
 /** The ledger, or the form that asks for a key. */
@@ -535,7 +536,7 @@ function showTrouble(text) {
   isOld = true;
   document.body.classList.add("is-old");
   tell(byId("told"), shown ? `${text} What you see is old, from ${byId("updated").textContent.replace("live, ", "")}.` : text);
-  for (const id of ["trouble", "forget"]) byId(id).hidden = false;
+  for (const id of ["again", "forget"]) byId(id).hidden = false;
 }
 
 // ---- The key, and looking again and again ----
@@ -579,12 +580,13 @@ function forget(why = "") {
   clearTimeout(timer);
   if (looking) looking.abort();
   sessionStorage.removeItem(PLACE);
-  [key, looking, shown, failures] = [null, null, null, 0];
+  [key, looking, shown, isOld, failures] = [null, null, null, false, 0];
   before.clear();
   for (const id of ["budgets", "moves", "changes", "reservations", "periods"]) keep(byId(id), [], String);
   for (const id of ["tenant", "updated", "count", "told"]) tell(byId(id), "");
   for (const element of document.querySelectorAll(".its-tenant")) tell(element, "");
-  byId("trouble").hidden = true;
+  document.body.classList.remove("is-old");
+  byId("again").hidden = true;
   showPart(false);
   tell(byId("problem"), why);
   byId("key").setAttribute("aria-invalid", String(why !== ""));
@@ -612,5 +614,6 @@ setInterval(() => {
   if (shown && !isOld && !document.hidden) document.querySelectorAll("[data-timed]").forEach(showTime);
 }, 1000);
 
+byId("plain").hidden = window.isSecureContext;
 if (key === null) forget();
 else refresh();

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import pkgutil
 import sqlite3
+import threading
 from collections import deque
 from typing import Any, Mapping, NamedTuple
 
@@ -60,6 +61,7 @@ class Page:
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
         self._denials: deque[_Denial] = deque(maxlen=MOST_DENIALS)
+        self._lock = threading.Lock()
         blocks = {"style": _text("page.css"), "script": _text("page.js")}
         document = _text("page.html")
         for tag, text in blocks.items():
@@ -70,7 +72,6 @@ class Page:
             "content-security-policy": _POLICY.format(**{tag: _hash(text) for tag, text in blocks.items()}),
             "x-content-type-options": "nosniff",
             "referrer-policy": "no-referrer",
-            "cross-origin-opener-policy": "same-origin",
             "cache-control": "no-cache",  # else a browser may show the one from before an upgrade
         }
 
@@ -86,7 +87,8 @@ class Page:
         details = answer.data.get("details", {})
         told = {"request_id": answer.headers["x-request-id"], "operation": operation, "code": answer.data["error"]}
         told.update({name: details[name] for name in ("scope", "unit", "requested", "remaining") if name in details})
-        self._denials.append(_Denial(monotonic(), caller.tenant, told))
+        with self._lock:
+            self._denials.append(_Denial(monotonic(), caller.tenant, told))
 
     def periods(self, headers: Mapping[str, str], caller: Caller) -> Answer:
         """What the protocol does not tell of a tenant's budgets: their periods, those that are not active, and what was
@@ -96,7 +98,8 @@ class Page:
                 told = {"now_ms": now, **_told(db, f"{TENANT_PREFIX}{caller.tenant}")}
         except Refused as e:
             return refusal_answer(e, headers, None)
-        age = [(monotonic() - one.at, one) for one in list(self._denials) if one.tenant == caller.tenant]
+        with self._lock:
+            age = [(monotonic() - one.at, one) for one in self._denials if one.tenant == caller.tenant]
         told["denials"] = [{"age_ms": int(ago * 1000), **one.told} for ago, one in age if ago <= _REMEMBERED]
         return new_answer(200, told, headers, caller.tenant)
 

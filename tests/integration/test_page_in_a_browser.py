@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from browser import chromium, looking
+from browser import PLAIN_HOST, chromium, looking
 from serving import Http, asking, committing, event, keyed, process, serving
 
 from cycles_lite import Amount
@@ -194,6 +194,13 @@ def test_a_wrong_key_is_called_so_and_the_right_one_is_taken(served, page):
     page.give(served.key)
     page.sees("Budgets of acme", "1,000,000 tokens")
     assert not page.one("#ask").is_displayed()
+
+
+def test_who_would_send_the_key_in_the_clear_is_told_so(served, page):
+    for url, is_told in ((served.url, False), (served.url.replace("127.0.0.1", PLAIN_HOST), True)):
+        page.open(url)
+        page.wait(lambda: page.one("#key").is_displayed())
+        assert page.one("#plain").is_displayed() is is_told
 
 
 def test_a_key_that_is_revoked_takes_what_it_showed_with_it(served, page):
@@ -389,7 +396,7 @@ def test_a_server_that_stops_and_comes_back(tmp_path, page):
         with running_at(authority) as url:
             page.open(url, key)
             page.sees("5,000 tokens left")
-            assert not page.one("#trouble").is_displayed()
+            assert not page.one("#again").is_displayed()
         page.sees("The server does not answer. What you see is old, from ", within="#told")
         page.sees("5,000 tokens left", "Try now")
         assert page.js("return document.body.className") == "is-old"
@@ -397,7 +404,8 @@ def test_a_server_that_stops_and_comes_back(tmp_path, page):
         authority.set_budget("tenant:acme", Amount.tokens(6000))
         with running_at(authority, int(url.rpartition(":")[2])):
             page.sees("6,000 tokens left")
-            assert not page.one("#trouble").is_displayed()
+            page.sees("The server answers again.", within="#told")
+            assert not page.one("#again").is_displayed()
             assert page.js("return document.body.className") == ""
 
 
