@@ -40,7 +40,7 @@ def render(rows: Sequence[Row], stream: Any = None) -> Iterator[str]:
     rows = [row._replace(label=printable(row.label, stream)) for row in rows]
     yield from drawn(rows, look, is_coloured(stream), width)
     if width is not None:
-        yield legend(look, width)
+        yield legend(look, width) if rows else "no budgets"
 
 
 def legend(look: Mapping[str, str], room: int) -> str:

@@ -113,8 +113,10 @@ def _trouble(state: State, sheet: Sheet, now: int) -> Iterator[str]:
 
 
 def _budgets(seen: Seen, sheet: Sheet) -> list[str]:
-    rows = [row._replace(label=printable(row.label, sheet.stream)) for row in tree(seen.balances)]
-    return list(bars.drawn(rows, sheet.look, sheet.coloured, sheet.width)) or [sheet.cut("no budgets")]
+    found = tree(seen.balances)
+    rows = [row._replace(label=printable(row.label, sheet.stream)) for row in found[: sheet.height]]
+    lines = list(bars.drawn(rows, sheet.look, sheet.coloured, sheet.width))
+    return [*lines, *[""] * (len(found) - len(rows))] or [sheet.cut("no budgets")]  # the others are counted only
 
 
 def _live(seen: Seen, sheet: Sheet, now: int) -> list[str]:
@@ -129,9 +131,9 @@ def _live(seen: Seen, sheet: Sheet, now: int) -> list[str]:
             f"{row.action.kind}:{row.action.name}",
             row.reservation_id,
         )
-        for row in seen.reservations
+        for row in seen.reservations[: sheet.height]
     ]
-    return [heading, *(sheet.table(_LIVE, rows) if rows else [])]
+    return [heading, *(sheet.table(_LIVE, rows) if rows else []), *[""] * (len(seen.reservations) - len(rows))]
 
 
 def _changed(changes: Sequence[Change], sheet: Sheet, now: int) -> list[str]:

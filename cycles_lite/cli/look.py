@@ -13,7 +13,7 @@ from typing import Any, Iterable, Iterator, Sequence
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
-from ..protocol.models import Balance, ReleaseRequest, ReservationSummary
+from ..protocol.models import Balance, ReleaseRequest, ReservationListResponse, ReservationSummary
 from ..protocol.values import ReservationStatus
 from . import bars
 from .arguments import JSON, LEVELS, WARN_BELOW, argument, command, levels
@@ -64,7 +64,10 @@ def add_commands(commands: Any) -> None:
 
 def _balances(arguments: Any) -> int:
     with CyclesClient.from_env() as client:
-        balances = list(client.iter_balances(**levels(arguments)))
+        filters = levels(arguments)
+        if not filters and client.config.tenant is None and client.config.mode != "off":
+            filters = of_key(client, client.list_reservations(limit=1))
+        balances = list(client.iter_balances(**filters))
     if arguments.json:
         lines = [json.dumps(row.to_json()) for row in balances]
     else:
@@ -75,6 +78,12 @@ def _balances(arguments: Any) -> int:
     for text in low:
         tell(text)
     return LOW if low else DONE
+
+
+def of_key(client: CyclesClient, page: ReservationListResponse) -> dict[str, Any]:
+    """The tenant whose key it is, as a filter: balances cannot be asked for without one. Any list tells it."""
+    tenant = page.headers.get("x-cycles-tenant") if client.config.tenant is None else None
+    return {} if tenant is None else {"tenant": tenant}
 
 
 def _low(balances: Iterable[Balance], below: float | None) -> Iterator[str]:

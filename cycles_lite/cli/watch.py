@@ -20,7 +20,7 @@ from ..runtime.clock import now_ms
 from . import output
 from .arguments import JSON, LEVELS, argument, command, levels, seconds
 from .frame import Sheet, State, frame
-from .look import advice
+from .look import advice, of_key
 from .output import DONE
 from .screen import Screen, keys, noted_signals
 from .seen import Seen, changes
@@ -69,12 +69,14 @@ def _title(client: CyclesClient) -> str:
 
 def _on_screen(poller: Poller, came: list[int], title: str) -> None:
     """Draw until a signal or a key ends it."""
-    pressed = ""
+    pressed, shown = "", None
     with keys() as wait, Screen() as screen:
         while not came and not _ENDS & set(pressed):
-            size = shutil.get_terminal_size()
-            sheet = Sheet.of(sys.stdout, width_of(sys.stdout), size.lines)
-            screen.show(frame(poller.state(), sheet, title, now_ms()), size)
+            size, now, state = shutil.get_terminal_size(), now_ms(), poller.state()
+            if (size, now // 1000, state) != shown:  # ages are told in seconds
+                sheet = Sheet.of(sys.stdout, width_of(sys.stdout), size.lines)
+                screen.show(frame(state, sheet, title, now), size)
+                shown = size, now // 1000, state
             pressed = wait(_TICK)
 
 
@@ -115,9 +117,7 @@ def look(client: CyclesClient, filters: dict[str, Any]) -> Seen:
     """What the authority says now."""
     newest: Any = {"status": ReservationStatus.ACTIVE, "sort_by": "created_at_ms", "sort_dir": "desc", "limit": _MOST}
     page = client.list_reservations(**filters, **newest)
-    tenant = page.headers.get("x-cycles-tenant")
-    if not filters and client.config.tenant is None and tenant:  # balances cannot be asked for without a filter
-        filters = {"tenant": tenant}
+    filters = filters or of_key(client, page)
     balances = list(client.iter_balances(**filters, include_children=True))
     return Seen(now_ms(), balances, page.reservations, page.has_more)
 

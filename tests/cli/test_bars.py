@@ -125,4 +125,5 @@ def test_a_terminal_gets_a_legend(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     assert list(bars.render(rows_of(balance(1)), Terminal()))[-1] == "█ left  ▒ reserved  ░ spent  ! debt"
+    assert list(bars.render([], Terminal())) == ["no budgets"]
     assert len(list(bars.render(rows_of(balance(1)), io.StringIO()))) == 1

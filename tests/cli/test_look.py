@@ -59,6 +59,12 @@ def test_balances(place, capsys):
     assert json.loads(line)["remaining"] == {"unit": "TOKENS", "amount": 500}
 
 
+@pytest.mark.parametrize("place", ["server"], indirect=True)
+def test_a_key_alone_tells_the_tenant(place, capsys, monkeypatch):
+    monkeypatch.delenv("CYCLES_TENANT")
+    assert len(said(capsys, "balances").splitlines()) == 2
+
+
 def test_reservations(place, capsys):
     first, second = hold(10), hold(20, agent="bot")
     header, *lines = said(capsys, "reservations").splitlines()
