@@ -86,7 +86,7 @@ def _in_lines(poller: Poller, came: list[int], as_json: bool) -> None:
     since = 0
     while not came:
         state = poller.state()
-        what = state.trouble or (state.seen and state.seen[1:])
+        what = state.cause or (state.seen and state.seen[1:])
         if what and what != last:
             news = [change for change in state.changes if change.at_ms > since]
             _print(state._replace(changes=news), poller.client, as_json)
@@ -165,7 +165,8 @@ class Poller:
         try:
             seen = look(self.client, self._filters)
         except CyclesError as e:
-            self._state = before._replace(trouble=advice(e, self.client.config.tenant))
+            cause = type(e), getattr(e, "code", None)
+            self._state = before._replace(trouble=advice(e, self.client.config.tenant), cause=cause)
             return
         new = [] if before.seen is None else list(changes(before.seen, seen))
         recent = [change for change in before.changes if change.at_ms > seen.at_ms - _RECENT]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -317,12 +318,15 @@ def test_in_json_each_state_is_a_line(authority):
 
 def test_a_wrong_key_is_said_plainly_and_it_goes_on(authority, monkeypatch):
     server_module = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
-    with server_module.Server(authority) as server, server.in_background():
+    told = queue.Queue()
+    with server_module.Server(authority, listeners=[told.put]) as server, server.in_background():
         with in_lines(CYCLES_BASE_URL=server.url, CYCLES_API_KEY="cyc_live_later") as process:
             assert server.url in process.stdout.readline()
             assert process.stdout.readline().startswith("the key is not accepted: set CYCLES_API_KEY to a valid one")
+            for _ in range(3):
+                assert told.get(timeout=PATIENCE).status == 401
             authority.create_key("acme", secret="cyc_live_later")
-            read_to(process, "1,000 of 1,000 tokens left")
+            assert "not accepted" not in read_to(process, "1,000 of 1,000 tokens left")  # it is said once
 
 
 def test_once(authority, capsys, monkeypatch):
