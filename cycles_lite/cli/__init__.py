@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from . import completion, demo, journal, look, provision, run, serve, watch  # each declares its own commands
+    from . import budgets, completion, demo, journal, look, provision, run, serve, watch  # each declares commands
 
     text = "Budgets for agents and automation: serve them, manage them, see them work."
     parser = _Parser(prog="cycles-lite", description=text, **output.epilog(output.COMMON))
     parser.add_argument("--version", action="version", version=f"cycles-lite {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, serve, provision, journal, look, watch, run, completion):
+    for module in (demo, serve, budgets, provision, journal, look, watch, run, completion):
         module.add_commands(commands)
     try:
         # `is_program`: where another program calls `main`, nothing of its process may be changed for good.

@@ -11,6 +11,7 @@ from .. import config
 from ..errors import ConfigError
 from ..local import Authority
 from ..local.location import Location
+from ..local.periods import read_anchor, read_period
 from ..local.scopes import budget_scope
 from ..protocol.checks import shown
 from ..protocol.values import SUBJECT_LEVELS, Action, Amount, Caps, Unit
@@ -115,6 +116,16 @@ def part(text: str) -> float:
 @_taking()
 def scope(text: str) -> str:
     return budget_scope(text.strip())
+
+
+@_taking()
+def period(text: str) -> str:
+    return read_period(text.strip().lower())
+
+
+@_taking()
+def anchor(text: str) -> str:
+    return read_anchor(text.strip())
 
 
 @_taking('caps in JSON, such as {"max_tokens": 500}')
