@@ -58,11 +58,10 @@ def seen(*balances, live=(), has_more=False, at=0):
 
 def test_the_tree():
     """A scope stands below the nearest one that has a budget."""
-    rows = tree([balance(scope, 1) for scope in (BOT, "tenant:acme", "tenant:acme/a:x", "tenant:acme/a:x/b:y")])
+    rows = tree(seen(*(balance(scope, 1) for scope in (BOT, "tenant:acme", "tenant:acme/a:x", "tenant:acme/a:x/b:y"))))
     assert [row.label for row in rows] == ["tenant:acme", "  a:x", "    b:y", "  workspace:research/agent:bot"]
-    assert [row.label for row in tree([balance("a:b/c:d", 1), balance("a:b/c:d", 1, unit=Unit.CREDITS)])] == [
-        "a:b/c:d"
-    ] * 2
+    two = seen(balance("a:b/c:d", 1), balance("a:b/c:d", 1, unit=Unit.CREDITS))
+    assert [row.label for row in tree(two)] == ["a:b/c:d"] * 2
 
 
 @pytest.mark.parametrize(
@@ -331,9 +330,11 @@ def test_a_wrong_key_is_said_plainly_and_it_goes_on(authority, monkeypatch):
 
 def test_once(authority, capsys, monkeypatch):
     hold(3)
+    authority.set_budget("tenant:acme", Amount.tokens(1000), period="month")
+    authority.freeze("tenant:acme")
     assert main(["watch", "--once"]) == 0
     out = capsys.readouterr().out
-    assert "997 of 1,000 tokens left, reserved 3" in out
+    assert re.search(r"997 of 1,000 tokens left, reserved 3, FROZEN, until \d{4}-\d\d-\d\d ", out)
     assert "Live reservations: 1" in out
     monkeypatch.setenv("CYCLES_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("CYCLES_API_KEY", "x")
