@@ -218,6 +218,19 @@ def test_a_signal_ends_it_and_the_terminal_is_as_before(authority, how, status):
         assert shown.picture.colours == set()
 
 
+def test_only_lines_that_are_others_are_drawn(capsys):
+    """So that nothing flickers; where the size is another one, all are."""
+    with Screen() as screen:
+        screen.show(["one", "two", "three"], (80, 24))
+        capsys.readouterr()
+        screen.show(["one", "2"], (80, 24))
+        assert capsys.readouterr().out == "\x1b[2H\x1b[K2\x1b[3H\x1b[J"
+        screen.show(["one", "2"], (80, 24))
+        assert capsys.readouterr().out == ""
+        screen.show(["one", "2"], (40, 24))
+        assert capsys.readouterr().out == "\x1b[2J\x1b[1H\x1b[Kone\x1b[2H\x1b[K2"
+
+
 def test_an_exception_leaves_the_terminal_as_it_was(capsys):
     with pytest.raises(ZeroDivisionError), Screen():
         1 / 0  # noqa: B018
