@@ -47,12 +47,14 @@ OF_RUN = {
 
 
 class _Help(argparse.HelpFormatter):
-    """Help whose table of exit statuses stays one, on a terminal of any width."""
+    """Help whose table of exit statuses stays one, on a terminal of any width. Elsewhere its rows are whole."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = text.split("\n")
         if len(lines) == 1:
             return super()._fill_text(text, width, indent)
+        if not sys.stdout.isatty():
+            return text
         return "\n".join(textwrap.fill(line, width, subsequent_indent=" " * 10) for line in lines)
 
 
