@@ -496,6 +496,7 @@ function newRow() {
 // ---- The whole ----
 
 let shown = null; // what was found last
+let seen = ""; // when, as text
 let isOld = false; // whether a look has failed since
 
 function show(found) {
@@ -517,7 +518,8 @@ function show(found) {
   showPeriods(found);
   tell(byId("tenant"), found.tenant ? ` of ${found.tenant}` : "");
   for (const element of document.querySelectorAll(".its-tenant")) tell(element, found.tenant || "TENANT");
-  tell(byId("updated"), `live, ${new Date().toLocaleTimeString()}`);
+  seen = new Date().toLocaleTimeString();
+  tell(byId("updated"), `live, ${seen}`);
   document.body.classList.remove("is-old");
   byId("again").hidden = true;
   const wasAsked = !byId("ask").hidden;
@@ -535,7 +537,8 @@ function showPart(hasLedger) {
 function showTrouble(text) {
   isOld = true;
   document.body.classList.add("is-old");
-  tell(byId("told"), shown ? `${text} What you see is old, from ${byId("updated").textContent.replace("live, ", "")}.` : text);
+  tell(byId("told"), shown ? `${text} What you see is old, from ${seen}.` : text);
+  tell(byId("updated"), `old, ${seen}`);
   for (const id of ["again", "forget"]) byId(id).hidden = false;
 }
 
