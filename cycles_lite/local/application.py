@@ -6,7 +6,7 @@ import hmac
 import re
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Callable, Iterable, List, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, List, NamedTuple, Sequence
 from urllib.parse import parse_qsl
 
 from ..errors import ConfigError, TransportError, ValidationError
@@ -18,6 +18,9 @@ from .admin import ADMIN_ROUTES, answer_admin_call
 from .authority import ADMIN_OPERATIONS, ANYONE, NO_KEY, Authority, Caller
 from .messages import error_answer, new_answer
 from .page import Page
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 #: Larger request bodies are refused; the largest legal ones are far below.
 MAX_BODY_BYTES = 1024 * 1024
@@ -32,6 +35,11 @@ _TIMEOUTS = (2.0, 5.0)
 UNKNOWN = "unknown"
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
+_HEADERS = (
+    *(wire.API_KEY_HEADER, _ADMIN_KEY_HEADER, wire.IDEMPOTENCY_KEY_HEADER),
+    *("X-Cycles-Trace-Id", "traceparent", "Authorization", "Accept"),
+)
+_NO_METRICS = "The metrics need prometheus-client: pip install 'cycles_lite[server]'"
 _ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -95,14 +103,16 @@ def _route(path: str, methods: Sequence[str], operation: str, answer: _Handler) 
 
 
 class Application:
-    """The WSGI application: routes, keys, and answers as JSON. `admin_key` opens the admin calls; `page` says whether
-    there is the page at `/` to look at budgets."""
+    """The WSGI application: routes, keys, and answers as JSON. `admin_key` opens the admin calls and the metrics;
+    with `public_metrics` these need no key. The metrics need prometheus-client, without which they are a 404; a
+    `ConfigError` if they are to be public. `page` says whether there is the page at `/` to look at budgets."""
 
     def __init__(
         self,
         authority: Authority,
         admin_key: str | None = None,
         listeners: Sequence[Listener] = (),
+        public_metrics: bool = False,
         page: bool = True,
     ) -> None:
         if admin_key is not None and _ADMIN_KEY.match(admin_key) is None:
@@ -118,6 +128,14 @@ class Application:
         if self._page is not None:
             self._routes += [_route("/", ["GET", "HEAD"], "page", partial(_document, self._page))]
             self._routes += [_route("/v1/budgets/periods", ["GET"], "periods", partial(self._periods, self._page))]
+        if public_metrics or admin_key is not None:
+            self._metrics = _metrics(authority)
+            self._are_metrics_public = public_metrics
+            if self._metrics is not None:
+                self._listeners = [*listeners, self._metrics.count]
+            elif public_metrics:
+                raise ConfigError(_NO_METRICS)
+            self._routes += [_route("/metrics", ["GET"], "metrics", self._tell_metrics)]
         if admin_key is not None:
             self._routes += [_route(path, ["POST"], "admin", self._administer) for path in ADMIN_ROUTES]
 
@@ -186,6 +204,17 @@ class Application:
             caller = None
         return answer_admin_call(request.path, self._authority, request.body, request.headers, caller, request.query)
 
+    def _tell_metrics(self, request: _Request) -> Answer:
+        given = request.headers.get(_ADMIN_KEY_HEADER, _bearer(request.headers))
+        if not self._are_metrics_public and not self._is_admins(given):
+            message = f"The admin key in {_ADMIN_KEY_HEADER}, or as a bearer token, is needed."
+            return error_answer(401, "UNAUTHORIZED", message, request.headers)
+        if self._metrics is None:
+            return error_answer(404, "NOT_FOUND", _NO_METRICS, request.headers)
+        content_type, text = self._metrics.exposition(request.headers.get("Accept", ""))
+        answer = new_answer(200, {}, request.headers, None)
+        return answer._replace(content=text, headers={**answer.headers, "content-type": content_type})
+
     def _operate(self, operation: wire.Operation, request: _Request) -> Answer:
         caller = ANYONE if operation.public else self._caller(request, operation in ADMIN_OPERATIONS)
         if caller is None:
@@ -216,10 +245,12 @@ class Application:
         """
         given = request.headers.get(_ADMIN_KEY_HEADER)
         if admin_serves and given is not None and self._admin_key is not None:
-            is_admin = hmac.compare_digest(given.encode("utf-8"), self._admin_key.encode("ascii"))
-            return Caller(admin=True) if is_admin else None
+            return Caller(admin=True) if self._is_admins(given) else None
         key = request.headers.get(wire.API_KEY_HEADER)
         return None if key is None else self._authority.caller(key)
+
+    def _is_admins(self, key: str) -> bool:
+        return self._admin_key is not None and hmac.compare_digest(key.encode("utf-8"), self._admin_key.encode("ascii"))
 
 
 class _Body(List[bytes]):
@@ -232,9 +263,25 @@ class _Body(List[bytes]):
 
 def headers_of(environ: dict[str, Any]) -> dict[str, str]:
     """The headers that the authority reads, under the protocol's names."""
-    names = (wire.API_KEY_HEADER, _ADMIN_KEY_HEADER, wire.IDEMPOTENCY_KEY_HEADER, "X-Cycles-Trace-Id", "traceparent")
-    found = {name: environ.get("HTTP_" + name.upper().replace("-", "_")) for name in names}
+    found = {name: environ.get("HTTP_" + name.upper().replace("-", "_")) for name in _HEADERS}
     return {name: _utf8(value) for name, value in found.items() if value is not None}
+
+
+def _bearer(headers: dict[str, str]) -> str:
+    """The token that `Authorization` has, the one header that Prometheus can send a key in."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _metrics(authority: Authority) -> Metrics | None:
+    """The metrics of a server; None where prometheus-client is missing."""
+    try:
+        from .metrics import Metrics  # which takes long to import
+    except ModuleNotFoundError as e:
+        if e.name != "prometheus_client":
+            raise
+        return None
+    return Metrics(authority)
 
 
 def utf8_path(path: str) -> str:

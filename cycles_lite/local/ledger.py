@@ -23,7 +23,7 @@ from ..runtime.clock import monotonic, now_ms
 from . import connections, files, location, periods, rows, rules
 from .connections import INHERITED, NEVER, Connection, Memory, Pool, Right
 from .failures import is_busy, is_late, is_of_file, not_in_time, translated
-from .schema import ENDS, RESERVATIONS
+from .schema import RESERVATIONS
 
 #: The most seconds between two tries for the write lock, because SQLite has no queue to wait in.
 _PAUSE = 0.004
@@ -312,9 +312,9 @@ def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any
 
 _ANY_DUE = (
     f"SELECT 1 FROM {RESERVATIONS} WHERE status = 'ACTIVE' AND deadline_ms < ?"
-    f" UNION ALL SELECT 1 FROM budgets WHERE {ENDS} AND period_end_ms <= ? LIMIT 1"
+    " UNION ALL SELECT 1 FROM budgets WHERE period_end_ms <= ? LIMIT 1"
 )
-_FIRST_END = f"SELECT min(period_end_ms) FROM budgets WHERE {ENDS} AND period_end_ms <= ?"
+_FIRST_END = "SELECT min(period_end_ms) FROM budgets WHERE period_end_ms <= ?"
 _DUE = (
     f"SELECT number, unit, reserved, held, deadline_ms FROM {RESERVATIONS}"
     " WHERE status = 'ACTIVE' AND deadline_ms < ? ORDER BY deadline_ms LIMIT ?"
@@ -359,7 +359,7 @@ def catch_up(db: sqlite3.Connection, now: int) -> None:
 
 def _close_periods(db: sqlite3.Connection, end: int, now: int, most: int) -> int:
     """Close periods that end at an instant. Return how many those were."""
-    budgets = rows.find_budgets(db, f"{ENDS} AND period_end_ms = ? LIMIT ?", (end, most))
+    budgets = rows.find_budgets(db, "period_end_ms = ? LIMIT ?", (end, most))
     for closed, begun in [periods.rolled(budget, now) for budget in budgets]:
         rows.add_closed(db, closed)
         rows.save_budget(db, begun)
@@ -371,7 +371,7 @@ def free_due(db: sqlite3.Connection, now: int, most: int) -> int:
     due = db.execute(_DUE, (now, most)).fetchall()
     freed: dict[tuple[str, str], int] = {}
     for _, unit, reserved, held, _ in due:
-        for scope in held.split(" "):
+        for scope in held.split():
             freed[scope, unit] = freed.get((scope, unit), 0) + reserved
     for (scope, unit), amount in freed.items():
         rows.save_amounts(db, rules.free(rows.budgets_of(db, (scope,), unit), amount))

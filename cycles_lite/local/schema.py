@@ -55,13 +55,10 @@ _PERIOD_COLUMNS = (
     "granted INTEGER",
 )
 
-#: What a budget's end of period must pass to come ever; the same words stand in statements that use the index.
-ENDS = "period_end_ms < 9223372036854775807"
-
 # The periods that have ended. No two of a budget end at the same time, and the last ones may be of a clock that was
 # ahead.
 _PERIODS = (
-    f"CREATE INDEX budgets_by_end ON budgets (period_end_ms) WHERE {ENDS}",
+    "CREATE INDEX budgets_by_end ON budgets (period_end_ms) WHERE period_end_ms IS NOT NULL",
     """
     CREATE TABLE periods (
         scope TEXT NOT NULL, unit TEXT NOT NULL,
