@@ -412,7 +412,7 @@ function showPeriods({budgets, extra}) {
     } else untimed(its.ends);
     showColumns(element, columns, budget.unit);
   });
-  empty("of-periods", charts.length === 0, extra.has_more ? "Only the newest periods are shown." : "");
+  empty("of-periods", charts.length === 0, extra.has_more ? "There are more budgets: the periods of the first ones are shown." : "");
 }
 
 function columnOf({start_ms: start, end_ms: end, allocated, spent, debt}) {

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from browser import PLAIN_HOST, chromium, looking
-from serving import Http, asking, committing, event, keyed, process, serving
+from serving import Http, asking, command_line, committing, event, keyed, serving
 
 from cycles_lite import Amount
 from cycles_lite.local import Authority
@@ -222,8 +222,8 @@ def test_a_key_that_is_revoked_takes_what_it_showed_with_it(served, page):
 def test_the_key_is_in_the_tab_alone(tmp_path, page):
     """Not in the address, nor in what outlives the tab, nor in what the server writes; and forgotten when told so."""
     secret = "cyc_live_not_to_be_seen"
-    options = ("--tenant", "acme", "--api-key", secret, "--budget", "tenant:acme=TOKENS:100000")
-    with process(tmp_path, *options) as server:
+    command = ["serve", "--db", str(tmp_path / "budgets.db"), "--port", "0", "--tenant", "acme", "--api-key", secret]
+    with command_line([*command, "--budget", "tenant:acme=TOKENS:100000"], tmp_path) as server:
         page.open(server.url, secret)
         page.sees("100,000 tokens")
         assert secret not in page.stored()
@@ -237,7 +237,9 @@ def test_the_key_is_in_the_tab_alone(tmp_path, page):
         assert page.js("return {...sessionStorage}") == {}
         page.driver.refresh()
         page.sees("API key of a tenant")
-        assert secret not in "".join(map(str, server.end()))
+        log = "".join(map(str, server.end()))
+    assert "GET /v1/balances 200" in log
+    assert secret not in log
 
 
 # ---- Texts from the ledger ----
