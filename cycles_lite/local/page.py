@@ -135,7 +135,7 @@ def _running(of: Budget) -> dict[str, Any]:
 def _text(name: str) -> str:
     """A file beside this module, also where the package is in a zip. Browsers hash what has these line ends."""
     try:
-        data = pkgutil.get_data(__package__, name)
+        data = pkgutil.get_data(__package__ or "", name)
     except OSError:
         data = None
     if data is None:
