@@ -1,7 +1,8 @@
 """A script on a budget: prints the first sentence of each file, and pays for the words that it has read and written.
 
     cycles-lite budget set tenant:acme TOKENS:1000 --db budgets.db
-    CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme python examples/first_sentences.py *.rst
+    export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
+    python examples/first_sentences.py docs/index.rst docs/quickstart.rst docs/levels.rst || echo "status $?"
 
 Exit status 75, "try again later", when the budget says no.
 """
