@@ -1,8 +1,10 @@
 """What a program does as its budget goes: the large model, then the small one, then only what is in its cache.
 
-cycles-lite budget set tenant:acme TOKENS:250 --db budgets.db
-export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
-python examples/degradation.py
+    cycles-lite budget set tenant:acme TOKENS:250 --db budgets.db
+    export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
+    python examples/degradation.py
+
+Each question is tried with every model, the best one first, before the cache is asked.
 """
 
 from __future__ import annotations

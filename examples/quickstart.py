@@ -1,9 +1,11 @@
 """Reserve, work, commit: the smallest whole program.
 
-cycles-lite budget set tenant:acme TOKENS:1000 --db budgets.db
-export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
-python examples/quickstart.py hello
-cycles-lite balances
+    cycles-lite budget set tenant:acme TOKENS:1000 --db budgets.db
+    export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
+    python examples/quickstart.py hello
+    cycles-lite balances
+
+The model is a function here: put your own in its place.
 """
 
 from __future__ import annotations

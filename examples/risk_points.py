@@ -1,10 +1,12 @@
 """An agent whose tools are budgeted by risk: what it may break is limited, not only what it may use up.
 
-cycles-lite budget set tenant:acme RISK_POINTS:200 --db budgets.db
-export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme CYCLES_AGENT=operator
-cycles-lite budget set tenant:acme/agent:operator RISK_POINTS:60 --caps '{"tool_denylist": ["delete"]}'
-python examples/risk_points.py
-cycles-lite budget list
+    cycles-lite budget set tenant:acme RISK_POINTS:200 --db budgets.db
+    export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme CYCLES_AGENT=operator
+    cycles-lite budget set tenant:acme/agent:operator RISK_POINTS:60 --caps '{"tool_denylist": ["delete"]}'
+    python examples/risk_points.py
+    cycles-lite budget list
+
+The tenant's 200 points are for all its agents; the operator may use 60 of them.
 """
 
 from __future__ import annotations

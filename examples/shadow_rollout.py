@@ -1,9 +1,11 @@
 """Before a budget may stop anything: run with it in shadow, and count what it would have stopped.
 
-cycles-lite budget set tenant:acme TOKENS:500 --db budgets.db
-export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
-CYCLES_MODE=shadow python examples/shadow_rollout.py
-python examples/shadow_rollout.py
+    cycles-lite budget set tenant:acme TOKENS:500 --db budgets.db
+    export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
+    CYCLES_MODE=shadow python examples/shadow_rollout.py
+    python examples/shadow_rollout.py
+
+The first run stops nothing and charges nothing; the second one does both.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """A response that streams: whoever reads it to the end pays for all of it, whoever hangs up for what has come.
 
-cycles-lite budget set tenant:acme TOKENS:1000 --db budgets.db
-export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
-python examples/streaming.py
+    cycles-lite budget set tenant:acme TOKENS:1000 --db budgets.db
+    export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
+    python examples/streaming.py
+
+What `main` does with the response, a web server does with it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Four processes on one budget file: together they never spend more than there is.
 
-cycles-lite budget set tenant:acme TOKENS:100 --db budgets.db
-export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
-python examples/workers.py
+    cycles-lite budget set tenant:acme TOKENS:100 --db budgets.db
+    export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
+    python examples/workers.py
+
+The pieces are seven tokens each, so that two tokens are left in the end.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import glob
 import importlib.util
 import os
+import pydoc
 import re
 import shutil
 import subprocess
@@ -186,7 +186,7 @@ def test_an_example_does_what_its_docstring_says(name, environment, monkeypatch)
         os.symlink(os.path.join(ROOT, folder), folder)
     os.remove("budgets.db")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
-    commands = re.findall(r"^    (.*)$", ast.get_docstring(ast.parse(text), clean=False), re.MULTILINE)
+    commands = re.findall(r"^    (.*)$", text.split('"""')[1], re.MULTILINE)
     assert f"python examples/{name}.py" in "\n".join(commands)
     done = subprocess.run(
         ["bash", "-e", "-c", "exec 2>&1\n" + "\n".join(commands)],
@@ -258,6 +258,25 @@ def test_every_variable_of_the_environment_is_in_the_documentation(documentation
 
     ours = ["CYCLES_" + name for name in _OTHERS if not name.startswith("TEST_")]
     assert unnamed(documentation, ours) == []
+
+
+def test_help_tells_in_twenty_lines_what_there_is_and_where_to_look():
+    lines = cycles_lite.__doc__.strip().splitlines()
+    assert len(lines) <= 20
+    named = set(re.findall(r"\b[A-Z]\w+[a-z][A-Z]\w*|\w+_cycles|current_guard", cycles_lite.__doc__))
+    assert len(named) > 10
+    assert named <= set(cycles_lite.__all__)
+    assert {os.path.exists(os.path.join(ROOT, path)) for path in re.findall(r"docs/\w+\.rst", cycles_lite.__doc__)} == {
+        True
+    }
+    shown = pydoc.plain(pydoc.render_doc(cycles_lite))
+    assert lines[-1] in shown
+    assert "_missing" not in shown
+
+
+def test_dir_shows_the_public_names_alone():
+    assert dir(cycles_lite) == cycles_lite.__all__
+    assert dir(cycles_lite.local) == ["AlreadyExists", "Authority"]
 
 
 def texts():
