@@ -21,6 +21,9 @@ extensions = ["sphinx.ext.autodoc"]
 html_theme = "furo"
 html_title = f"cycles_lite {version}"
 html_copy_source = False
+html_theme_options = {
+    name + "_css_variables": {"code-font-size": "var(--font-size--small--2)"} for name in ("light", "dark")
+}  # lines of 120 characters
 exclude_patterns = ["_build"]
 
 #: Docstrings mark code with single backticks.
