@@ -31,13 +31,17 @@ default_role = "code"
 highlight_language = "text"
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 
 nitpicky = True
-#: Base classes that are nobody's to use.
-nitpick_ignore_regex = [("py:class", r"cycles_lite\.(protocol|runtime|local|guards)\..*")]
+#: Base classes that are nobody's to use, names for type checkers alone, and the standard library's.
+nitpick_ignore_regex = [
+    ("py:class", r"cycles_lite\.(protocol|runtime|local|guards)\..*"),
+    ("py:class", r"Answer|Application|Cost|Environ|Given|GuardedStream|Mode|Observer|OnUnavailable|P|T|Traceparent"),
+    ("py:class", r"BalanceFilters|ReservationFilters|Settings|Transport|Decimal|Mapping\[str"),
+]
 
 
 class Generated(Directive):
