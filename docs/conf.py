@@ -40,7 +40,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"cycles_lite\.(protocol|runtime|local|guards)\..*"),
     ("py:class", r"Answer|Application|Cost|Environ|Given|GuardedStream|Mode|Observer|OnUnavailable|P|T|Traceparent"),
-    ("py:class", r"BalanceFilters|ReservationFilters|Settings|Transport|Decimal|Mapping\[str"),
+    (
+        "py:class",
+        r"BalanceFilters|Budget|CollectorRegistry|Meter|datetime|ReservationFilters|Settings|Transport|Decimal|Mapping\[str",
+    ),
 ]
 
 

@@ -3,7 +3,7 @@
     cycles-lite budget set tenant:acme USD:0.05 --db budgets.db
     export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
     python examples/cron_budget.py || echo "status $?"
-    cycles-lite budget fund tenant:acme USD:0.05
+    cycles-lite budget credit tenant:acme USD:0.05
     python examples/cron_budget.py && echo "all done"
 
 What is done is noted in `done.txt`, and the status 75 says "try again later".

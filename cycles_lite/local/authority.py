@@ -14,6 +14,7 @@ from ..transport.handlers import is_from_handler
 from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
 from .failures import UnreadableError
+from .funding import FundingMethods
 from .ledger import Ledger
 from .rules import Refused, invalid
 from .tenants import TenantMethods, owner, sha256
@@ -76,7 +77,7 @@ NO_KEY = "A valid key in X-Cycles-API-Key is needed."
 _MOST_OWNERS = 10_000
 
 
-class Authority(BudgetMethods, TenantMethods):
+class Authority(BudgetMethods, FundingMethods, TenantMethods):
     """A budget ledger in one SQLite file, and the authority over it.
 
     `url` is `sqlite:///absolute/path`, `sqlite:relative/path` or `sqlite://` (memory of this process); with
