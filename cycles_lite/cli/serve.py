@@ -30,6 +30,7 @@ def add_commands(commands: Any) -> None:
         argument("--host", default="127.0.0.1", help="the address to listen on; default: %(default)s"),
         argument("--port", type=int, default=7878, help="0 picks a free one; default: %(default)s"),
         argument("--tenant", help="a tenant to create where it is missing"),
+        argument("--no-page", action="store_true", help="no page to look at budgets at /"),
     ]
     # Arguments are shown to every user of the machine; the other two places are not. One key has one place.
     for name, what in (("api", "for that tenant"), ("admin", "for the provisioning calls, which are off without one")):
@@ -55,7 +56,12 @@ def _serve(arguments: Any) -> None:
     with given.authority(arguments, create=True) as authority, ExitStack() as stack:
         listeners = [] if arguments.quiet else [stack.enter_context(AccessLog())]
         # Before anything is changed: where the address is taken, the file is in use by the one who has it.
-        options = {"admin_key": admin_key, "public_metrics": arguments.public_metrics, "listeners": listeners}
+        options = {
+            "admin_key": admin_key,
+            "public_metrics": arguments.public_metrics,
+            "page": not arguments.no_page,
+            "listeners": listeners,
+        }
         with server_class(authority, arguments.host, arguments.port, **options) as server:
             _prepare(authority, arguments, place, api_key)
             _stop_on_signals(server)
