@@ -14,6 +14,7 @@ from cycles_lite import cli, errors, events
 from cycles_lite.cli import output
 from cycles_lite.config import CyclesConfig
 from cycles_lite.errors import CODES, CyclesError
+from cycles_lite.observers import COUNTERS
 from cycles_lite.wsgi import HTTP_ERRORS
 
 #: The command line's own variables, which are no settings.
@@ -176,6 +177,12 @@ def http() -> str:
 # ---- Events ----
 
 
+def counters() -> str:
+    """What the observers of `cycles_lite.observers` count."""
+    rows = [(f"``{name}``", rst(text), ", ".join(labels)) for name, (text, labels) in COUNTERS.items()]
+    return table("30 50 20", ("counter", "what is counted", "labels"), *rows)
+
+
 def event_classes() -> list[type]:
     return [kind for kind in vars(events).values() if inspect.isclass(kind) and kind.__module__ == events.__name__]
 
@@ -192,6 +199,7 @@ def event_list() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "codes": codes,
     "commands": commands,
+    "counters": counters,
     "errors": error_tree,
     "events": event_list,
     "http": http,
