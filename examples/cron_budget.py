@@ -1,12 +1,13 @@
-"""A script for cron: works through what is waiting, until the budget is used up, and goes on the next time.
+"""A script for cron on a monthly budget: works until that is used up, and goes on the next time.
 
-    cycles-lite budget set tenant:acme USD:0.05 --db budgets.db
+    cycles-lite budget set tenant:acme USD:0.05 --every month --db budgets.db
     export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
     python examples/cron_budget.py || echo "status $?"
     cycles-lite budget credit tenant:acme USD:0.05
     python examples/cron_budget.py && echo "all done"
 
-What is done is noted in `done.txt`, and the status 75 says "try again later".
+Here the budget is credited; where nobody does that, the work goes on with the next month. What is done is noted in
+`done.txt`, and the status 75 says "try again later".
 """
 
 from __future__ import annotations

@@ -80,6 +80,7 @@ def test_a_page_does_what_it_says(page, environment, monkeypatch):
     ("page", "said"),
     [
         ("$ echo one\ntwo\n", "docs/x.rst:3: docs/x.rst:3: expected\ntwo"),
+        ("$ echo one\n", "docs/x.rst:3: docs/x.rst:3: expected\n\nprinted\none"),
         ("$ exit 3\n", "docs/x.rst:3: the shell has ended with 3"),
         ("$ false\n", "docs/x.rst:3: status 1"),
         ("$ echo one\none\n$ (exit 3)\n", "docs/x.rst:3: status 3"),
@@ -190,7 +191,7 @@ def test_an_example_does_what_its_docstring_says(name, environment, monkeypatch)
         text=True,
     )
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    said = re.sub(r"^tenant:\S+: .* left\n", "", done.stdout, flags=re.MULTILINE)  # by `budget set`
+    said = re.sub(r"^tenant:\S+: .* left(, .*)?\n", "", done.stdout, flags=re.MULTILINE)  # by `budget set`
     assert doctest.OutputChecker().check_output(EXAMPLES[name], said, flags), said
 
 
