@@ -10,8 +10,8 @@ Values    Amount, Unit, Subject, Action, Caps, CyclesMetrics, CommitOveragePolic
 Settings  CyclesConfig, or a variable CYCLES_<NAME> for each of its fields
 Errors    CyclesError; BudgetDenied (the work has not run), SettlementRejectedError (it has), TransportError, ...
 
-Beside these: cycles_lite.wsgi, .aws_lambda, .events (what an observer is told), .testing (and a pytest plugin), and
-.local (the embedded authority). In a shell: cycles-lite --help, and cycles-lite check where something does not work.
+Beside these: cycles_lite.wsgi, .aws_lambda, .events (what an observer is told), .observers (which count), .testing (and
+a pytest plugin), .local (the embedded authority). In a shell: cycles-lite --help, and cycles-lite check.
 
 The documentation is in docs/ of the source; docs/quickstart.rst is where to begin, docs/api.rst has every name.
 """
