@@ -5,13 +5,14 @@ from __future__ import annotations
 import calendar
 import datetime
 import itertools
+import struct
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from cycles_lite.errors import TransportError, TransportTimeout, ValidationError
 from cycles_lite.local import instants, ledger, periods, rules
-from cycles_lite.local.authority import Authority
+from cycles_lite.local.authority import Caller
 from cycles_lite.local.failures import UnreadableError
 from cycles_lite.local.rules import Budget
 from cycles_lite.protocol.values import Amount
@@ -151,14 +152,23 @@ def test_where_periods_begin_when_nobody_says_so(period, anchor):
 
 @pytest.mark.parametrize(
     ("given", "read"),
-    [("day", "day"), ("week", "week"), ("month", "month"), ("never", "never"), (1, "1h"), (8784, "8784h"), ("12h", "12h")],
+    [
+        ("day", "day"),
+        ("week", "week"),
+        ("month", "month"),
+        ("never", "never"),
+        (1, "1h"),
+        (8784, "8784h"),
+        ("12h", "12h"),
+    ],
 )
 def test_a_period_is_read(given, read):
     assert periods.read_period(given) == read
 
 
 @pytest.mark.parametrize(
-    "given", ["", "year", "Month", "0h", "012h", "8785h", "12", "12 h", "h", "12h\n", 0, -1, 8785, True, 1.5, b"day", []]
+    "given",
+    ["", "year", "Month", "0h", "012h", "8785h", "12", "12 h", "h", "12h\n", 0, -1, 8785, True, 1.5, b"day", []],
 )
 def test_what_is_no_period(given):
     with pytest.raises(ValidationError, match="period"):
@@ -192,7 +202,7 @@ def test_a_start_is_read(given, read):
 )
 def test_what_is_no_start(given):
     """Above all, one that does not say in which offset it is."""
-    with pytest.raises(ValidationError, match="starts: .* an offset"):
+    with pytest.raises(ValidationError, match=r"starts: .* an offset"):
         periods.read_anchor(given)
 
 
@@ -243,7 +253,9 @@ AMOUNTS = st.one_of(st.integers(0, 100), st.integers(0, MAX), st.just(MAX))
 
 @given(
     st.builds(monthly, AMOUNTS, st.sampled_from(periods.ROLLOVER_POLICIES), AMOUNTS, spent=AMOUNTS, reserved=AMOUNTS)
-    .flatmap(lambda one: st.builds(lambda debt, limit: one._replace(debt=debt, overdraft_limit=limit), AMOUNTS, AMOUNTS))
+    .flatmap(
+        lambda one: st.builds(lambda debt, limit: one._replace(debt=debt, overdraft_limit=limit), AMOUNTS, AMOUNTS)
+    )
     .filter(rules.is_legal)
 )
 def test_a_budget_stays_legal(budget):
@@ -279,7 +291,10 @@ def hourly():
 
 def told(bench):
     """The closed periods without their scope and unit; times in hours since START's."""
-    return [((a - HOUR_OF_START) / HOUR, (b - HOUR_OF_START) / HOUR, *rest) for _, _, a, b, *rest in bench.authority.history()]
+    return [
+        ((a - HOUR_OF_START) / HOUR, (b - HOUR_OF_START) / HOUR, *rest)
+        for _, _, a, b, *rest in bench.authority.history()
+    ]
 
 
 READERS = {
@@ -354,18 +369,12 @@ def test_a_debt_is_not_forgiven(hourly):
     hourly.budget("tenant:other", 20, period=1)
     hourly.event(28, overage_policy="ALLOW_WITH_OVERDRAFT")
     hourly.budget(amount=20, overdraft_limit=5)
-    hourly.event(28, {"tenant": "other"}, caller=hourly_caller("other"))
+    hourly.event(28, {"tenant": "other"}, caller=Caller("other"))
     assert [hourly.amounts(scope)[3:] for scope in ("tenant:acme", "tenant:other")] == [(8, True), (0, True)]
     hourly.clock.now += HOUR
     assert [hourly.amounts(scope)[3:] for scope in ("tenant:acme", "tenant:other")] == [(8, True), (0, False)]
     assert told(hourly) == [(0, 1, 20, 20, 8), (0, 1, 20, 20, 0)]
     assert hourly.reserve(1).error == "OVERDRAFT_LIMIT_EXCEEDED"
-
-
-def hourly_caller(tenant):
-    from cycles_lite.local.authority import Caller
-
-    return Caller(tenant)
 
 
 def test_a_clock_that_goes_back(hourly):
@@ -407,22 +416,25 @@ def test_a_budget_that_waits_for_a_clock_that_was_ahead(hourly):
     assert hourly.authority.set_budget("tenant:acme", Amount.tokens(9), period="never").spent == 7
     assert len(told(hourly)) == 1002
     begun = hourly.budget(period=1)
-    assert (begun.period_start_ms, begun.period_end_ms, begun.spent) == (HOUR_OF_START + HOUR, HOUR_OF_START + 2 * HOUR, 13)
+    assert (begun.period_start_ms, begun.period_end_ms, begun.spent) == (
+        HOUR_OF_START + HOUR,
+        HOUR_OF_START + 2 * HOUR,
+        13,
+    )
     assert told(hourly) == [(0, 1, 1000, 5, 0)]
 
 
-def test_the_last_instant_that_there_is(hourly):
+def test_the_last_instant_that_there_is(hourly, monkeypatch):
     """Nothing is written, whatever a clock says that has come to the end of int64; and nothing is lost."""
+    monkeypatch.setattr(periods, "MOST_BEHIND", 5)
     hourly.event(5)
-    before = hourly.amounts()
+    before = hourly.authority.budgets()
     hourly.clock.now = MAX
     with pytest.raises(TransportError):
         hourly.authority.budgets()
     hourly.clock.now = START
-    with hourly.authority._ledger.reading() as (db, _):
-        rows = db.execute("SELECT spent, allocated FROM budgets").fetchall()
-    assert rows == [(before[2] if told(hourly) == [] else 0, 1000)]
-    assert sum(row[3] for row in told(hourly)) + rows[0][0] == 5
+    assert hourly.authority.budgets() == before
+    assert told(hourly) == []
 
 
 def test_closing_many_periods_is_bounded(url, monkeypatch):
@@ -431,11 +443,11 @@ def test_closing_many_periods_is_bounded(url, monkeypatch):
     with Bench(url) as bench:
         bench.budget(period=1)
         bench.event(5)
-        bench.clock.now += 100 * HOUR
+        bench.clock.now += 40 * HOUR
         clock = bench.authority._ledger.clock
 
         def slow():
-            until = monotonic() + 0.02
+            until = monotonic() + 0.01
             while monotonic() < until:
                 pass
             return clock()
@@ -445,19 +457,19 @@ def test_closing_many_periods_is_bounded(url, monkeypatch):
         while True:
             calls += 1
             try:
-                with bench.authority._ledger.reading(0.1):
+                with bench.authority._ledger.reading(0.05):
                     break
-            except TransportTimeout as e:
-                assert "periods to close" in e.message
-                assert calls < 100
+            except TransportTimeout:
+                assert calls < 40
         assert calls > 1
         bench.authority._ledger.clock = clock
-        assert [row[:2] for row in told(bench)] == [(n, n + 1) for n in range(100)]
+        assert [row[:2] for row in told(bench)] == [(n, n + 1) for n in range(40)]
         assert sum(row[3] for row in told(bench)) == 5
 
 
 def test_the_question_does_not_look_at_every_budget(bench):
     """Thousands of periods that go on cost what one does."""
+
     def steps():
         count = itertools.count()
         with bench.authority._ledger.reading() as (db, now):
@@ -509,7 +521,10 @@ def test_another_period_starts_at_the_last_boundary(hourly):
     assert (anchored.period, anchored.period_end_ms, anchored.spent) == ("day", START + DAY, 6)
     hourly.clock.now += DAY
     hourly.authority.budgets()
-    assert [row[:2] + row[3:] for row in told(hourly)] == [(0, 1, 5, 0), (1, (START + DAY - HOUR_OF_START) / HOUR, 6, 0)]
+    assert [row[:2] + row[3:] for row in told(hourly)] == [
+        (0, 1, 5, 0),
+        (1, (START + DAY - HOUR_OF_START) / HOUR, 6, 0),
+    ]
 
 
 def test_never_takes_the_period_away(hourly):
@@ -542,7 +557,10 @@ def test_add_budget_with_a_period(hourly):
         ({"period": "never", "starts": "2026-11-15T00:00Z"}, "has none"),
         ({"period": "year"}, "period: 'year'"),
         ({"period": "day", "starts": "2026-11-15"}, "starts: '2026-11-15' is not a date-time with an offset"),
-        ({"period": "day", "rollover_policy": "none"}, "rollover_policy: 'none' is not one of NONE, CARRY_FORWARD, CAP"),
+        (
+            {"period": "day", "rollover_policy": "none"},
+            "rollover_policy: 'none' is not one of NONE, CARRY_FORWARD, CAP",
+        ),
     ],
 )
 def test_what_is_refused(bench, options, message):
@@ -608,7 +626,14 @@ def test_check_finds_what_is_wrong(bench, damage):
 
 @pytest.mark.parametrize(
     "damage",
-    ["period = 'year'", "period = NULL", "anchor = 'now'", "anchor = NULL", "period_start_ms = NULL", "rollover_policy = ''"],
+    [
+        "period = 'year'",
+        "period = NULL",
+        "anchor = 'now'",
+        "anchor = NULL",
+        "period_start_ms = NULL",
+        "rollover_policy = ''",
+    ],
 )
 def test_a_period_that_cannot_be_read(url, damage):
     """It is an error of the file, and nothing is closed or spent."""
@@ -638,40 +663,35 @@ def test_a_closed_period_that_cannot_be_read(hourly):
 # ---- Many at the boundary ----
 
 SPEND = """
-import mmap, os, struct, sys
-from cycles_lite.errors import TransportError
-from cycles_lite.client import CyclesClient
-from cycles_lite.local.authority import Authority, LocalTransport
-from cycles_lite.local.messages import new_answer
+import mmap, struct, sys
+from cycles_lite.local.authority import Authority
 from cycles_lite.protocol import wire
 
 path, clock_path, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with open(clock_path, "rb") as file:
     shared = mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)
-clock = lambda: struct.unpack("<q", shared[:8])[0]
-operations = {one.name: one for one in wire.OPERATIONS}
-subject = {"tenant": "acme", "agent": "bot%d" % (number % 2)}
-asked = {"subject": subject, "action": {"kind": "k", "name": "n"}}
-counter = 0
+asked = {
+    "subject": {"tenant": "acme", "agent": "bot%d" % (number % 2)},
+    "action": {"kind": "k", "name": "n"},
+    "ttl_ms": 86400000,
+}
+keys = iter(range(10**6))
 committed = 0
 
-def call(authority, name, body, id=None):
-    global counter
-    counter += 1
-    body = {"idempotency_key": "%d-%d" % (number, counter), **body}
-    answer = authority.answer(wire.Call(operations[name], id, {}, body, {}, None, 30.0, 30.0))
-    assert answer.status in (200, 201), answer.data
+def call(operation, body, id=None):
+    body = {"idempotency_key": "%d-%d" % (number, next(keys)), **body}
+    answer = authority.answer(wire.Call(operation, id, {}, body, {}, None, 30.0, 30.0))
+    assert answer.status == 200, answer.data
     return answer.data
 
-with Authority("sqlite://" + path, create=False, clock=clock, timeout=60.0) as authority:
+with Authority("sqlite://" + path, create=False, clock=lambda: struct.unpack("<q", shared[:8])[0]) as authority:
     print("ready", flush=True)
-    for line in iter(sys.stdin.readline, "stop\\n"):  # each line lets it work a while; the clock moves meanwhile
+    for line in iter(sys.stdin.readline, "stop\\n"):
         for n in range(int(line)):
-            amount = {"unit": "TOKENS", "amount": 5 + n % 3}
-            made = call(authority, "create_reservation", {**asked, "estimate": amount})
-            amount["amount"] -= n % 2
-            call(authority, "commit_reservation", {"actual": amount}, made["reservation_id"])
-            committed += amount["amount"]
+            made = call(wire.CREATE_RESERVATION, {**asked, "estimate": {"unit": "TOKENS", "amount": 5}})
+            actual = 5 + n % 2
+            call(wire.COMMIT_RESERVATION, {"actual": {"unit": "TOKENS", "amount": actual}}, made["reservation_id"])
+            committed += actual
         print("done", flush=True)
 print(committed, flush=True)
 """
@@ -679,46 +699,52 @@ print(committed, flush=True)
 PROCESSES, BOUNDARIES = 8, 20
 
 
-def test_many_processes_at_the_boundary(url, path, tmp_path):
-    """Each boundary is passed once, while everybody spends, and all that was committed is in one period or another."""
-    import struct
-
+@pytest.fixture
+def spenders(url, path, tmp_path):
+    """Processes that spend in a file on a clock of the test's, and what sets the clock."""
     shared = str(tmp_path / "clock")
+    with open(shared, "wb") as file:
+        file.write(struct.pack("<q", START))
 
     def tell(now):
         with open(shared, "r+b") as file:
             file.write(struct.pack("<q", now))
 
-    with open(shared, "wb") as file:
-        file.write(struct.pack("<q", START))
     with Bench(url) as bench:
-        bench.budget(amount=10**6, period=1, rollover_policy="CARRY_FORWARD")
-        bench.budget("tenant:acme/agent:bot1", 10**6, period=1)
         processes = [start(SPEND, path, shared, number) for number in range(PROCESSES)]
+        yield bench, processes, tell
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_many_processes_at_the_boundary(spenders):
+    """Each boundary is passed once, while everybody spends, and all that was committed is in one period or another."""
+    bench, processes, tell = spenders
+    bench.budget(amount=10**6, period=1, rollover_policy="CARRY_FORWARD")
+    bench.budget("tenant:acme/agent:bot1", 10**6, period=1)
+    for process in processes:
+        assert process.stdout.readline() == b"ready\n"
+    for number in range(1, BOUNDARIES + 1):
         for process in processes:
-            assert process.stdout.readline() == b"ready\n"
-        for number in range(1, BOUNDARIES + 1):
-            for process in processes:
-                process.stdin.write(b"2\n")
-                process.stdin.flush()
-            tell(START + number * HOUR)  # somewhere in the midst of their work
-            for process in processes:
-                assert process.stdout.readline() == b"done\n"
-        told_by_all = [int(finish(process, b"stop\n")) for process in processes]
-        bench.clock.now = START + BOUNDARIES * HOUR
-        whole, part = bench.authority.budgets()
-        assert bench.authority.check() == []
-        for budget, committed in ((whole, sum(told_by_all)), (part, sum(told_by_all[1::2]))):
-            closed = bench.authority.history(budget.scope)
-            assert [one.end_ms for one in closed] == [HOUR_OF_START + n * HOUR for n in range(1, BOUNDARIES + 1)]
-            assert [one.start_ms for one in closed] == [HOUR_OF_START + n * HOUR for n in range(BOUNDARIES)]
-            assert sum(one.spent for one in closed) + budget.spent == committed > 0
-            assert budget.reserved == 0
-        # Nothing was lost or made on the way, nor was what happened to be held at a boundary.
-        assert whole.allocated <= (BOUNDARIES + 1) * 10**6 - sum(one.spent for one in bench.authority.history("tenant:acme"))
+            process.stdin.write(b"2\n")
+            process.stdin.flush()
+        assert processes[number % PROCESSES].stdout.readline() == b"done\n"
+        tell(START + number * HOUR)  # the others are somewhere in the midst of their work
+        for process in processes:
+            assert process is processes[number % PROCESSES] or process.stdout.readline() == b"done\n"
+    committed = [int(finish(process, b"stop\n")) for process in processes]
+    bench.clock.now = START + BOUNDARIES * HOUR
+    for budget, spent in zip(bench.authority.budgets(), (sum(committed), sum(committed[1::2]))):
+        closed = bench.authority.history(budget.scope)
+        assert [one.start_ms for one in closed] == [HOUR_OF_START + n * HOUR for n in range(BOUNDARIES)]
+        assert [one.end_ms for one in closed] == [HOUR_OF_START + n * HOUR for n in range(1, BOUNDARIES + 1)]
+        assert sum(one.spent for one in closed) + budget.spent == spent > 0
+        assert budget.reserved == 0
+    assert bench.authority.check() == []
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     st.sampled_from(periods.ROLLOVER_POLICIES),
     st.lists(
