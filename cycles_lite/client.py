@@ -94,7 +94,10 @@ class CyclesClient:
         config = ours.config.replace(**changes)
         shares = all(getattr(config, name) == getattr(ours.config, name) for name in _CONNECTION_SETTINGS)
         transport = ours.transport if shares else None
-        return CyclesClient(config, traceparent=ours.traceparent, observer=ours.observer, transport=transport)
+        client = CyclesClient(config, traceparent=ours.traceparent, observer=ours.observer, transport=transport)
+        if shares:
+            client._session.low = ours.low
+        return client
 
     def warm_up(self) -> bool:
         """Connect before the first call, to save it the time. Return whether the authority answered; raise nothing."""
@@ -250,7 +253,11 @@ class CyclesClient:
         wanted = operation.request
         if wanted is None or not is_a(request, wanted):
             raise refuse("request", request, "a " + (wanted.__name__ if wanted else "request"))
-        return response_in(self._session.send(operation, self._session.body_of(request), reservation_id))
+        session = self._session
+        response = response_in(session.send(operation, session.body_of(request), reservation_id))
+        if session.observer is not None:
+            session.watch(response)
+        return response
 
     def _get(self, operation: wire.Operation, id: str | None = None, query: Mapping[str, str] | None = None) -> Any:
         return response_in(self._session.send(operation, None, id, query or {}))

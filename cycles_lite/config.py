@@ -162,12 +162,17 @@ def _path(value: Any) -> str:
         raise ValueError(_NO_FOLDER) from None
 
 
+def _float(value: Any) -> float:
+    """A number, or NaN for what is none."""
+    try:
+        return math.nan if isinstance(value, (bool, bytes, bytearray)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def _number(expected: str, low: float, high: float, beyond: str = "") -> _Setting:
     def parse(value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, (bool, bytes, bytearray)) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
+        number = _float(value)
         if not low <= number <= high:
             raise ValueError(f"{expected} from {low:g} to {high:g}" + (beyond if number > high else ""))
         return number
@@ -205,6 +210,25 @@ def _flag(value: Any) -> bool:
     if word in _FALSE or word is False:
         return False
     raise ValueError("true or false (also 1/0, yes/no, on/off)")
+
+
+def part(value: Any) -> float:
+    """A part of a whole, as a number or in percent. Raises a `ValueError` that says what is expected."""
+    is_percent = isinstance(value, str) and value.strip().endswith("%")
+    number = _float(value.strip()[:-1]) / 100 if is_percent else _float(value)
+    if not 0.0 < number <= 1.0:
+        raise ValueError("a part of a whole, such as 0.2 or 20%, above 0 and up to 1")
+    return number
+
+
+@_Setting
+def _warning(value: Any) -> float | None:
+    if value is None or (isinstance(value, str) and value.strip().lower() == "off"):
+        return None
+    try:
+        return part(value)
+    except ValueError as e:
+        raise ValueError(f"{e}, or off") from None
 
 
 def _choice(*words: str) -> _Setting:
@@ -275,6 +299,9 @@ class CyclesConfig(Checked):
     on_unavailable: OnUnavailable = field(_choice("raise", "allow"), default="raise")
     #: Connections to the server at the same time, 1..10000; a call that finds none free waits for one.
     max_connections: int = field(_count(10_000), default=16)
+    #: Below which part of what was allocated the observer is told that a budget runs low: above 0 and up to 1; None, or
+    #: the text `off`, for never. As text it may also be in percent: `20%`.
+    warn_below: float | None = field(_warning, default=0.2)
     #: A file or folder of certificates to trust; else REQUESTS_CA_BUNDLE, else SSL_CERT_FILE, else the system's.
     ca_certs: str | None = field(_path, default=None)
     #: A proxy's URL; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
 if TYPE_CHECKING:
     from .errors import ApiError, CyclesError
-    from .protocol.models import ReservationCreateResponse
+    from .protocol.models import Balance, ReservationCreateResponse
     from .protocol.values import Action, Amount
     from .settlement.meaning import Settlement
 
@@ -123,9 +123,30 @@ class JournalFailed(NamedTuple):
     problem: str
 
 
+class RunningLow(NamedTuple):
+    """Less is left of a budget than `CyclesConfig.warn_below` says, as the answer to a reservation, a commit, an event
+    or a release shows. It is told once, and again after more funds, or a new period, have lifted the budget above that
+    line; what holds give back does not count for that."""
+
+    #: The budget, with its `scope_path`, what is `remaining` and what was `allocated`.
+    balance: Balance
+    #: The part of what was allocated that is left; negative in overdraft.
+    fraction: float
+
+
 #: All that an observer may be told.
 Event = Union[
-    Reserved, Denied, Degraded, Settled, Pending, Rejected, SpentTooLate, Released, HeartbeatFailed, JournalFailed
+    Reserved,
+    Denied,
+    Degraded,
+    Settled,
+    Pending,
+    Rejected,
+    SpentTooLate,
+    Released,
+    HeartbeatFailed,
+    JournalFailed,
+    RunningLow,
 ]
 
 #: What a client calls with each event. What it returns does not matter.

@@ -329,6 +329,7 @@ class ReservationGuard:
                     log().warning("reservation %s was not released and will expire: %s", self.reservation_id, told)
                 else:
                     self._session.tell("Released", self.reservation_id, request.reason or "")
+                    self._session.watch(told)
         except BaseException:  # it was interrupted: leaving the block, or being collected, releases it after all
             self._give_back(request)
             raise

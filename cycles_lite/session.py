@@ -42,6 +42,9 @@ _NO_QUERY: Mapping[str, str] = {}
 #: Nearly every id is plain, and needs no closer look.
 _is_plain_id = re.compile(r"[A-Za-z0-9_-]{1,128}\Z").match
 
+#: The most budgets of which it is remembered that they run low.
+_MOST_LOW = 1000
+
 _USER_AGENT = "cycles-lite/{} Python/{}.{}.{}".format(__version__, *sys.version_info)
 
 
@@ -70,6 +73,9 @@ class Session:
             self._events = events
         #: The levels of a subject that the configuration fills in.
         self._subject = config.subject_defaults()
+        #: The budgets that the observer was told to run low, with what was allocated and used then. Clients on one
+        #: authority share it.
+        self.low: dict[Any, tuple[int, int]] = {}
         self._is_closed = False
         #: A lock for each thread that waits before it sends again; releasing the lock wakes the thread.
         self._bells: dict[Any, None] = {}
@@ -83,6 +89,28 @@ class Session:
             self.observer(getattr(self._events, event)(*facts))
         except Exception:
             log().exception("the observer failed on %s", event)
+
+    def watch(self, response: Any) -> None:
+        """Tell the observer, where there is one, of the budgets that an answer's balances show to run low."""
+        line, low = self.config.warn_below, self.low
+        if self.observer is None or line is None:
+            return
+        for balance in getattr(response, "balances", ()):
+            fraction = balance.fraction_left
+            if fraction is None:
+                continue
+            allocated = balance.allocated.amount
+            used = allocated - balance.remaining.amount - (balance.reserved.amount if balance.reserved else 0)
+            key, seen = (balance.scope_path, balance.remaining.unit, line), (allocated, used)
+            told = low.get(key)
+            if fraction >= line:
+                # Holds come and go with every call. Only what was used tells of a new period, or of more funds.
+                if told is not None and (allocated != told[0] or used < told[1]):
+                    low.pop(key, None)
+            elif told is None and low.setdefault(key, seen) is seen:  # of several threads, one tells it
+                for oldest in list(low)[:-_MOST_LOW]:
+                    low.pop(oldest, None)
+                self.tell("RunningLow", balance, fraction)
 
     def body_of(self, request: Any) -> dict[str, Any]:
         """The JSON object that a request sends, its subject's missing levels filled from the configuration."""

@@ -55,7 +55,7 @@ ADMIN_KEY = "admin-secret"
 
 
 @contextmanager
-def serving(folder, admin_key=ADMIN_KEY, **options):
+def serving(folder, admin_key=ADMIN_KEY, listeners=(), public_metrics=False, **options):
     """An authority on a file, in a thread: acme has 1,000,000 tokens, its agent `bot` 1000 and caps; rival has some."""
     server = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
     from cycles_lite import Caps
@@ -65,7 +65,8 @@ def serving(folder, admin_key=ADMIN_KEY, **options):
         authority.set_budget("tenant:acme/agent:bot", Amount.tokens(1000), caps=Caps(max_tokens=500))
         authority.set_budget("tenant:rival", Amount.tokens(1000))
         keys = [authority.create_key(tenant).key_secret for tenant in ("acme", "rival")]
-        with server.Server(authority, admin_key=admin_key) as running, running.in_background():
+        served = {"admin_key": admin_key, "listeners": listeners, "public_metrics": public_metrics}
+        with server.Server(authority, **served) as running, running.in_background():
             yield Served(authority, running.url, *keys, admin_key)
         assert authority.check() == []
 
@@ -106,9 +107,9 @@ class Process:
 
 @contextmanager
 def process(folder, *arguments, **environment):
-    """A server on a free port and on `budgets.db` in a folder; warnings are errors there too."""
+    """A server on a free port and on `budgets.db` in a folder, without its access log; warnings are errors."""
     pytest.importorskip("waitress", reason="the extra [server] is not installed")
-    command = ["serve", "--db", os.path.join(str(folder), "budgets.db"), "--port", "0", *arguments]
+    command = ["serve", "--db", os.path.join(str(folder), "budgets.db"), "--port", "0", "--quiet", *arguments]
     with command_line(command, folder, **environment) as started:
         assert started.url is not None, (started.first_line, started.end(None))
         yield started

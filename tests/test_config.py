@@ -69,6 +69,7 @@ def test_the_settings_and_their_defaults_are_those_of_the_design():
         "mode": "enforce",
         "on_unavailable": "raise",
         "max_connections": 16,
+        "warn_below": 0.2,
         "ca_certs": None,
         "proxy": None,
     }
@@ -123,6 +124,8 @@ GOOD = [
     ("mode", "off", "off"),
     ("on_unavailable", "ALLOW", "allow"),
     ("on_unavailable", "raise", "raise"),
+    *[("warn_below", text, value) for text, value in ((" 20% ", 0.2), ("0.2", 0.2), ("100%", 1.0), ("12.5 %", 0.125))],
+    *[("warn_below", text, None) for text in ("off", " OFF ")],
     ("proxy", " http://proxy:3128 ", "http://proxy:3128"),
     ("proxy", "HTTPS://user:p%40ss@proxy.example:1/", "HTTPS://user:p%40ss@proxy.example:1/"),
     ("proxy", "user:p@ss@proxy", "user:p@ss@proxy"),
@@ -144,6 +147,11 @@ BAD = [
     *[(name, ["2", "maybe", "truee", "t", "y", "-1", "1.0", "none"], "true or false") for name in FLAGS],
     ("mode", ["none", "enforced", "on", "of f", "true"], "one of enforce, shadow, off"),
     ("on_unavailable", ["deny", "allowed", "true"], "one of raise, allow"),
+    (
+        "warn_below",
+        ["0", "0%", "20", "101%", "-1%", "1.1", "nan", "nan%", "inf", "%", "20%%", "% 20", "abc", "none", "9" * 400],
+        "a part of a whole, such as 0.2 or 20%, above 0 and up to 1, or off",
+    ),
     (
         "proxy",
         [
@@ -225,6 +233,7 @@ def test_what_does_not_parse_is_named_with_its_variable_its_value_and_what_is_ex
         *[(name, [7, b"/path", "", " ", True]) for name in PATHS],
         ("mode", [None, 7, True, False, "", b"off", ["off"]]),
         ("on_unavailable", [None, 7, True, ""]),
+        ("warn_below", [True, False, 0, 0.0, 20, b"20%", "", " ", [0.2], 1j, float("nan"), 10**400]),
         ("proxy", [7, b"http://proxy", "", " ", True]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -44,7 +44,7 @@ def test_a_snippet_runs(kind, block, environment):
         commands = [shlex.split(line)[1:] for line in block.strip().splitlines()]
         commands = [[sys.executable, "-m", "cycles_lite", *words] for words in commands]
     else:
-        for module in re.findall(r"^(?:from|import) (bottle|django|flask)", block, re.MULTILINE):
+        for module in re.findall(r"^(?:from|import) (bottle|django|flask|prometheus_client)", block, re.MULTILINE):
             pytest.importorskip(module)
         (environment / "test_snippet.py").write_text(block, encoding="utf-8")
         is_test = "def test_" in block

@@ -26,7 +26,7 @@ ORDER = (
     "transport.handlers errors transport.proxies transport.trust transport.deadline transport.connections "
     "protocol.checks protocol.twins protocol.fields protocol.values protocol.keywords protocol.models config "
     "transport.retry background.lease protocol.wire local transport.redaction transport.http settlement.claim "
-    "settlement.journal settlement.look settlement.meaning events session background.worker settlement.spend "
+    "settlement.journal settlement.look settlement.meaning events observers session background.worker settlement.spend "
     "settlement.finder settlement.settler background.heartbeat guards.current guards.interrupted guards.costs "
     "guards.generators guard settlement.flush guards.asking client lifecycle wsgi aws_lambda testing pytest_plugin "
     "cli __main__"
@@ -49,7 +49,7 @@ FOLDERS = {
     "background": "heartbeat lease worker",
     "guards": "asking costs current generators interrupted",
     "runtime": "clock line log shutdown system words",
-    "": "__main__ aws_lambda client config errors events guard lifecycle pytest_plugin session testing wsgi",
+    "": "__main__ aws_lambda client config errors events guard lifecycle observers pytest_plugin session testing wsgi",
 }
 
 EXPENSIVE = {"asyncio", "http.client", "sqlite3", "ssl", "typing_extensions", "urllib3"}

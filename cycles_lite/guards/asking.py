@@ -52,11 +52,13 @@ def reserve(session: Session, request: ReservationCreateRequest) -> ReservationG
             return ReservationGuard(session, request, Backing.NOTHING)
         return ReservationGuard(session, request, Backing.EVENT, session.body_of(request)["subject"])
     if is_shadow:
+        session.watch(response)
         return ReservationGuard(session, request, Backing.NOTHING, None, response)
     # The observer is told before the guard is made. If the observer raises, a log handler may keep the error, whose
     # traceback refers to this frame, and a guard in it would stay alive although nobody has it to finish it.
     try:
         session.tell("Reserved", response.reservation_id, request.estimate, request.action, response)
+        session.watch(response)
     except BaseException:  # the observer or a signal handler ends the program, and nobody gets the guard
         ReservationGuard(session, request, Backing.RESERVATION, body["subject"], response).settle_abandoned()
         raise

@@ -61,7 +61,7 @@ class BudgetMethods:
 
         Raises `ValidationError`, also for `starts` or `rollover_policy` without any period.
         """
-        scope, unit = _place(scope, amount)
+        scope, unit = place(scope, amount)
         terms = _Terms.read(unit, amount, overdraft_limit, caps, period, starts, rollover_policy)
         with self._ledger.writing() as (db, now):
             return _set(db, now, scope, unit, terms)
@@ -78,7 +78,7 @@ class BudgetMethods:
         rollover_policy: str | None = None,
     ) -> bool:
         """Like `set_budget`, but leaves an existing budget as it is. Return whether one was made."""
-        scope, unit = _place(scope, amount)
+        scope, unit = place(scope, amount)
         terms = _Terms.read(unit, amount, overdraft_limit, caps, period, starts, rollover_policy)
         with self._ledger.writing() as (db, now):
             if _find(db, scope, unit):
@@ -105,16 +105,6 @@ class BudgetMethods:
         where = " AND ".join([condition for condition, _ in conditions]) or "1"
         with self._ledger.reading() as (db, _):
             return rows.find_closed(db, where, [value for _, values in conditions for value in values])
-
-    def fund(self, scope: str, amount: Amount) -> Budget:
-        """Add an amount to a budget; debt is repaid first. Raises `ValidationError`, also where there is no budget."""
-        scope, unit = _place(scope, amount)
-        with self._ledger.writing() as (db, _):
-            (found,) = _known(db, scope, unit)
-            _demand_not_closed(found)
-            made = rules.fund(found, amount.amount)
-            rows.save_budget(db, made)
-            return made
 
     def freeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
         """Let a scope's budget, or with no unit all its budgets, take no new reservation or event for now."""
@@ -145,7 +135,7 @@ class BudgetMethods:
         scope = scopes.budget_scope(scope)
         wanted = None if unit is None else _UNIT.check("unit", unit).value
         with self._ledger.writing() as (db, _):
-            found = _known(db, scope, wanted)
+            found = known(db, scope, wanted)
             changing = [one for one in found if one.status in (ACTIVE, FROZEN) or one.status == status]
             if not changing:
                 _demand_not_closed(found[0])
@@ -155,7 +145,7 @@ class BudgetMethods:
             return made
 
 
-def _place(scope: object, amount: Any) -> tuple[str, str]:
+def place(scope: object, amount: Any) -> tuple[str, str]:
     """The canonical scope and the unit of a budget."""
     scope = scopes.budget_scope(scope)
     if is_a(amount, Amount):
@@ -237,7 +227,7 @@ def _find(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
     return rows.find_budgets(db, "scope = ? AND unit = ifnull(?, unit) ORDER BY unit", (scope, unit))
 
 
-def _known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
+def known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
     """As `_find`; raises a `ValidationError` if there is none."""
     found = _find(db, scope, unit)
     if not found:
@@ -263,7 +253,7 @@ def _violations(db: sqlite3.Connection) -> Iterator[str]:
     """A sentence for each violation, in the budgets and in what reservations hold of them."""
     held: dict[tuple[str, str], int] = {}
     for unit, reserved, scope_paths in db.execute(_HOLDS).fetchall():
-        for scope in scope_paths.split(" "):
+        for scope in scope_paths.split():
             held[scope, unit] = held.get((scope, unit), 0) + reserved
     closed_until: dict[tuple[str, str], int] = {}
     for one in rows.find_closed(db, "1", ()):

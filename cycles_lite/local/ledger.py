@@ -373,7 +373,7 @@ def free_due(db: sqlite3.Connection, now: int, most: int) -> int:
     due = db.execute(_DUE, (now, most)).fetchall()
     freed: dict[tuple[str, str], int] = {}
     for _, unit, reserved, held, _ in due:
-        for scope in held.split(" "):
+        for scope in held.split():
             freed[scope, unit] = freed.get((scope, unit), 0) + reserved
     for (scope, unit), amount in freed.items():
         rows.save_amounts(db, rules.free(rows.budgets_of(db, (scope,), unit), amount))

@@ -48,7 +48,7 @@ class Reservation(NamedTuple):
     @property
     def held_scopes(self) -> list[str]:
         """The scopes that were budgeted when the reservation was made."""
-        return self.held.split(" ")
+        return self.held.split()
 
 
 # ---- Budgets ----

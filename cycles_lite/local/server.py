@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
@@ -15,7 +15,7 @@ from waitress.task import ErrorTask, WSGITask
 
 from ..errors import ConfigError
 from ..runtime.clock import monotonic
-from .application import READ_AT_MOST, Application, headers_of, titled
+from .application import READ_AT_MOST, UNKNOWN, Application, Listener, headers_of, titled, utf8_path
 from .authority import Authority
 from .messages import error_answer
 
@@ -26,6 +26,8 @@ _LOOK = 1.0
 class _FaultTask(ErrorTask):  # type: ignore[misc]
     """Answers a request that is not proper HTTP, and so does not reach the application."""
 
+    channel: Any
+
     def execute(self) -> None:
         request: Any = self.request
         error = request.error
@@ -34,7 +36,12 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
         answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
         told = f"{error.code} {error.reason}", titled(answer), answer.body
         error.to_response = lambda ident=None: told  # what waitress asks it for
-        super().execute()
+        try:
+            super().execute()
+        finally:
+            # A request that is too broken to be read has neither.
+            asked = getattr(request, "command", ""), utf8_path(getattr(request, "path", "")), UNKNOWN
+            self.channel.server.tell(asked, answer, 0.0, self.channel.addr[0])
 
 
 # ---- Connections ----
@@ -186,12 +193,21 @@ def let_go(sockets: Mapping[int, Any], most: int) -> None:
 
 
 class Server:
-    """An authority at an address. Port 0 picks a free one; `url` tells which."""
+    """An authority at an address. Port 0 picks a free one; `url` tells which. `listeners` are told of each exchange.
+    `public_metrics` opens the metrics to those without the admin key; `page` says whether there is the page at `/`."""
 
     def __init__(
-        self, authority: Authority, host: str = "127.0.0.1", port: int = 0, *, admin_key: str | None = None
+        self,
+        authority: Authority,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        admin_key: str | None = None,
+        listeners: Sequence[Listener] = (),
+        public_metrics: bool = False,
+        page: bool = True,
     ) -> None:
-        application = Application(authority, admin_key)
+        application = Application(authority, admin_key, listeners, public_metrics, page)
         self._socket = _listen(host, port)
         self._map: dict[Any, Any] = {}
         self._ending = self._closed = False
@@ -206,6 +222,7 @@ class Server:
             clear_untrusted_proxy_headers=True,  # the default of waitress 3; waitress 2.1 warns if it is not given
         )
         self._server.channel_class = Channel
+        self._server.tell = application.tell  # for `_FaultTask`
         address = self._socket.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         #: An API key for clients of this server, if the one who started it has made one.

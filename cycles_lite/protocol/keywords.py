@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         mode: Mode
         on_unavailable: OnUnavailable
         max_connections: int
+        warn_below: float | None
         ca_certs: Path
         proxy: str | None
 

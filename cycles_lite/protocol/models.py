@@ -244,6 +244,12 @@ class Balance(Model):
     overdraft_limit: Amount | None = field(_AMOUNT, default=None)
     is_over_limit: bool = field(BOOLEAN, default=False)
 
+    @property
+    def fraction_left(self) -> float | None:
+        """What remains as a part of what was allocated, negative in overdraft; None where nothing was allocated, or
+        the server does not tell how much."""
+        return self.remaining.amount / self.allocated.amount if self.allocated and self.allocated.amount else None
+
 
 _BALANCES = ListOf(Object(Balance))
 

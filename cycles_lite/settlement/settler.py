@@ -151,14 +151,14 @@ class Settler:
             if is_commit:
                 done = Settlement(SettlementStatus.COMMITTED, told.charged, told.released, told.balances, told)
             else:
-                charged = told.charged or amount_of(body)
-                done = Settlement(SettlementStatus.RECORDED, charged, None, told.balances, told)
+                done = Settlement(SettlementStatus.RECORDED, told.charged or amount_of(body), None, told.balances, told)
             # Only the process that removes the record tells its observer; another may have sent it with the same key.
             is_first = self._end(spend, Journal.remove) or not spend.is_written
             if spend.is_found and spend.attempt > 1:
                 self.finder.is_back()
             if is_first and self.session.observer is not None:
                 self.session.tell("Settled", record.reservation_id, amount_of(body), done)
+                self.session.watch(told)
             return done
         meaning = meaning_of(record.mode, told)
         if meaning is Meaning.EXPIRED and self._turn_to_event(spend):
@@ -199,13 +199,8 @@ class Settler:
             spend.record = record._replace(not_before_ms=now_ms() + int(delay * 1000))
             self._write(spend)
         say = log().error if meaning is Meaning.HELD else log().warning
-        say(
-            "spend of reservation %s is not settled yet (%s; %s); it is kept and tried again in %.1f s",
-            record.reservation_id,
-            meaning.value,
-            error,
-            delay,
-        )
+        text = "spend of reservation %s is not settled yet (%s; %s); it is kept and tried again in %.1f s"
+        say(text, record.reservation_id, meaning.value, error, delay)
         if is_left:  # the next look reads it again
             self.finder.leave(delay)
             self._drop(spend)
@@ -238,7 +233,6 @@ class Settler:
             raise
         if not self.is_open and spend.is_written and job.cancel():  # `close` may have been too early to see it
             self._drop(spend)
-            worker.leave()
 
     def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
@@ -301,6 +295,8 @@ class Settler:
         self.finder.found.pop(id, None)
         self.pending.pop(id, None)
         spend.runner = None
+        if not self.is_open:  # the job that was posted for it has undone what `close` told the threads
+            worker.leave()
 
     # ---- The journal ----
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import time
 
 import pytest
+from terminals import Picture, started
 
 from cycles_lite import Action, Amount, CyclesClient, ReservationCreateRequest, Subject
 from cycles_lite.cli import main
@@ -57,14 +61,24 @@ def test_balances(place, capsys):
     assert json.loads(line)["remaining"] == {"unit": "TOKENS", "amount": 500}
 
 
+@pytest.mark.parametrize("place", ["server"], indirect=True)
+def test_a_key_alone_tells_the_tenant(place, capsys, monkeypatch):
+    monkeypatch.delenv("CYCLES_TENANT")
+    assert len(said(capsys, "balances").splitlines()) == 2
+
+
 def test_reservations(place, capsys):
     first, second = hold(10), hold(20, agent="bot")
-    lines = said(capsys, "reservations").splitlines()
-    assert {line.split("\t")[0] for line in lines} == {first, second}
-    (line,) = said(capsys, "reservations", "--agent", "bot").splitlines()
-    assert line == f"{second}\tACTIVE\t20 tokens\tllm.completion:x\ttenant:acme/agent:bot"
-    assert len(said(capsys, "reservations", "--limit", "1").splitlines()) == 1
-    assert said(capsys, "reservations", "--status", "COMMITTED") == ""
+    header, *lines = said(capsys, "reservations").splitlines()
+    assert header.split() == ["ID", "STATUS", "AMOUNT", "ACTION", "SCOPE", "CREATED", "UNTIL"]
+    assert {line.split()[0] for line in lines} == {first, second}
+    line = said(capsys, "reservations", "--agent", "bot").splitlines()[1]
+    cells, times = line.split("  ")[:5], line.split("  ")[5:]
+    assert cells == [second, "ACTIVE", "20 tokens", "llm.completion:x", "tenant:acme/agent:bot"]
+    created, until = (time.mktime(time.strptime(text, "%Y-%m-%d %H:%M:%S")) for text in times)
+    assert 59 <= until - created <= 61
+    assert len(said(capsys, "reservations", "--limit", "1").splitlines()) == 2
+    assert len(said(capsys, "reservations", "--status", "COMMITTED").splitlines()) == 1
     assert json.loads(said(capsys, "reservations", "--agent", "bot", "--json"))["reservation_id"] == second
 
 
@@ -137,3 +151,116 @@ def test_check_without_configuration_is_one_line_and_2(capsys):
 def test_check_in_mode_off(capsys, monkeypatch):
     monkeypatch.setenv("CYCLES_MODE", "off")
     assert said(capsys, "check") == "ok    configuration  mode off\n"
+
+
+# ---- --warn-below ----
+
+
+def run(capsys, *arguments):
+    """The exit status, and the lines of both streams."""
+    capsys.readouterr()
+    status = main(list(arguments))
+    told = capsys.readouterr()
+    return status, told.out.splitlines(), told.err.splitlines()
+
+
+def test_balances_warns_of_budgets_of_which_less_is_left(place, capsys):
+    hold(401, agent="bot")
+    assert run(capsys, "balances", "--warn-below", "19%")[::2] == (0, [])
+    status, lines, warnings = run(capsys, "balances", "--warn-below", "20%")
+    assert (status, len(lines)) == (3, 2)
+    assert warnings == ["cycles-lite: tenant:acme/agent:bot: 99 of 500 tokens left, reserved 401, below 20%"]
+    status, _, warnings = run(capsys, "balances", "--warn-below", "0.6")
+    assert (status, len(warnings)) == (3, 2)
+    assert run(capsys, "balances")[::2] == (0, [])
+
+
+def test_what_is_just_as_much_is_not_below(place, capsys, authority):
+    """7 of 100 are 7 percent, whatever binary fractions make of it."""
+    authority.set_budget("tenant:acme/app:web", Amount.tokens(100))
+    hold(93, app="web")
+    assert run(capsys, "balances", "--app", "web", "--warn-below", "7%")[0] == 0
+    assert run(capsys, "balances", "--app", "web", "--warn-below", "0.07")[0] == 0
+    assert run(capsys, "balances", "--app", "web", "--warn-below", "7.01%")[0] == 3
+
+
+def test_the_filters_apply_to_the_warning(place, capsys):
+    hold(450, agent="bot")
+    assert run(capsys, "balances", "--agent", "other", "--warn-below", "20%") == (0, [], [])
+    assert run(capsys, "balances", "--agent", "bot", "--warn-below", "20%")[0] == 3
+
+
+def test_json_stays_json_when_there_is_a_warning(place, capsys):
+    hold(450, agent="bot")
+    status, lines, warnings = run(capsys, "balances", "--json", "--warn-below", "20%")
+    assert status == 3
+    assert [json.loads(line)["scope_path"] for line in lines] == ["tenant:acme", "tenant:acme/agent:bot"]
+    assert len(warnings) == 1
+
+
+def test_a_budget_of_nothing_is_never_low(place, capsys, authority):
+    authority.set_budget("tenant:acme", Amount.credits(0))
+    assert run(capsys, "balances", "--warn-below", "100%")[::2] == (0, [])
+
+
+def test_check_warns_once_all_else_is_well(place, capsys):
+    hold(450, agent="bot")
+    assert run(capsys, "check")[0] == 0
+    status, lines, warnings = run(capsys, "check", "--warn-below", "20%")
+    assert (status, warnings) == (3, [])
+    assert lines[-1] == "LOW   budgets        tenant:acme/agent:bot: 50 of 500 tokens left, reserved 450, below 20%"
+    assert [line.split()[0] for line in lines[:-1]] == ["ok"] * 6
+    assert run(capsys, "check", "--warn-below", "10%")[0] == 0
+
+
+@pytest.mark.parametrize("place", ["server"], indirect=True)
+def test_what_is_wrong_comes_first(place, capsys, monkeypatch):
+    hold(450, agent="bot")
+    monkeypatch.setenv("CYCLES_API_KEY", "wrong")
+    status, lines, _ = run(capsys, "check", "--warn-below", "20%")
+    assert status == 1
+    assert "LOW" not in "".join(lines)
+
+
+@pytest.mark.parametrize("command", ["check", "balances"])
+@pytest.mark.parametrize("text", ["20", "0", "-1%", "120%", "off", ""])
+def test_a_part_that_is_none_is_a_mistake(command, text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, f"--warn-below={text}"])
+    assert ended.value.code == 2
+    assert f"{text!r} is not a part of a whole, such as 0.2 or 20%" in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_tells_the_status(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "  3       check and balances: less is left of a budget than --warn-below says" in capsys.readouterr().out
+
+
+def test_check_and_release_in_json(place, capsys):
+    rows = [json.loads(line) for line in said(capsys, "check", "--json").splitlines()]
+    assert [(row["result"], row["step"]) for row in rows] == [
+        ("ok", step) for step in ("configuration", "reachability", "key", "tenant", "clock", "latency")
+    ]
+    assert rows[3]["text"] == "acme, with 2 budgets"
+    answer = json.loads(said(capsys, "release", hold(10), "--json"))
+    assert (answer["status"], answer["released"]) == ("RELEASED", {"unit": "TOKENS", "amount": 10})
+
+
+@pytest.mark.parametrize("place", ["file"], indirect=True)
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_on_a_terminal_nothing_wraps(place, authority, width):
+    """And no name steers the terminal; an id can be copied from 80 columns on."""
+    authority.set_budget("tenant:acme/workspace:a-rather-long-name/agent:another-rather-long-name", Amount.tokens(5))
+    with CyclesClient.from_env(journal_enabled=False) as client:
+        action = Action("llm.completion", "\x1b[2Jname\u202e")
+        id = client.create_reservation(ReservationCreateRequest(action, Amount.tokens(7))).reservation_id
+    program = "from cycles_lite.cli import main; exit(main(['balances']) or main(['reservations']))"
+    with started([sys.executable, "-c", program], Picture(), width) as shown:
+        status, text = shown.end()
+    assert (status, shown.picture.widest <= width) == (0, True)
+    bars, rows = re.split("█ left  ▒ reserved.*\n", text)
+    assert "993 of 1,000 tokens left, reserved 7" in bars
+    assert len(rows.splitlines()) == 2
+    assert (id in rows) == (width >= 80)
+    assert ("2Jname" in rows) == (width == 200)
