@@ -147,7 +147,7 @@ class Application:
 
     def tell(self, asked: tuple[str, str, str], answer: Answer, seconds: float, client: str) -> None:
         """Tell the listeners of an answer. `asked` are the exchange's first three fields."""
-        code = answer.data["error"] if answer.status >= 400 else None
+        code = answer.data.get("error") if answer.status >= 400 else None
         tenant, request_id = answer.headers.get("x-cycles-tenant"), answer.headers["x-request-id"]
         told = Exchange(*asked, answer.status, code, seconds, len(answer.body), client, tenant, request_id)
         for listener in self._listeners:

@@ -288,9 +288,14 @@ def test_only_get_is_possible(http):
 
 
 def test_serve_opens_it_with_an_option(tmp_path):
-    with process(tmp_path, "--public-metrics") as server, Http(server.url) as http:
-        assert http("GET", "/metrics").status == 200
-        assert server.end() == (0, "", "")
+    """Also where a variable is set by which prometheus-client's own counters would be in files."""
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "none")}
+    with process(tmp_path, "--public-metrics", **variables) as server, Http(server.url) as http:
+        http("GET", "/nowhere")
+        reply = http("GET", "/metrics")
+        told = Told(parser.text_string_to_metric_families(reply.body.decode("utf-8")))
+        assert told("http_requests_total", operation="unknown", status="404", code="NOT_FOUND") == 1
+        assert server.end()[:2] == (0, "")
 
 
 @pytest.fixture
