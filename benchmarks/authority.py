@@ -128,7 +128,7 @@ def serve(quick: bool) -> list[Row]:
     rounds, pairs = (1, 64) if quick else (11, 400)
     with tempfile.TemporaryDirectory() as folder, _new(folder) as authority:
         key = authority.create_key("acme").key_secret
-        arguments = ("cycles_lite", "serve", "--db", os.path.join(folder, "budgets.db"), "--port", "0")
+        arguments = ("cycles_lite", "serve", "--db", os.path.join(folder, "budgets.db"), "--port", "0", "--quiet")
         with process(*arguments) as url, process("benchmarks.hollow") as hollow_url:
             with crowd(url, key or "") as ours, crowd(hollow_url, work.KEY) as hollow:
                 for serving in (ours, hollow):

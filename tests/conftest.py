@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import platform
 import re
@@ -34,17 +35,35 @@ settings.register_profile("thorough", settings.get_profile("ci"), max_examples=2
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 SETTINGS_FOR_TESTS = {"CYCLES_TEST_BASE_URL", "CYCLES_TEST_API_KEY"}
-SECONDS_TO_END = 5.0
+SECONDS_TO_END, SECONDS_TO_HANG = 5.0, 400.0
 # multiprocessing's own helpers live as long as the process that first needed them.
 HELPER_PROCESS = re.compile(rb"from multiprocessing\.(resource_tracker|semaphore_tracker|forkserver) import")
 
 
+#: Where a test that hangs is told of: standard error, before anything captures it.
+STDERR = []
+
+
 def pytest_configure():
     """Let signals end processes again. `nohup` and a shell's `&` have them ignored, which children would inherit."""
+    STDERR.append(os.dup(2))
     for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+
+
+def pytest_unconfigure():
+    os.close(STDERR.pop())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol():
+    """A test that hangs ends its process, after it has shown where every thread stands: pytest-xdist names the test,
+    and starts another process for the rest."""
+    faulthandler.dump_traceback_later(SECONDS_TO_HANG, exit=True, file=STDERR[0])
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _isolate(monkeypatch, homes):

@@ -107,9 +107,9 @@ class Process:
 
 @contextmanager
 def process(folder, *arguments, **environment):
-    """A server on a free port and on `budgets.db` in a folder; warnings are errors there too."""
+    """A server on a free port and on `budgets.db` in a folder, without its access log; warnings are errors."""
     pytest.importorskip("waitress", reason="the extra [server] is not installed")
-    command = ["serve", "--db", os.path.join(str(folder), "budgets.db"), "--port", "0", *arguments]
+    command = ["serve", "--db", os.path.join(str(folder), "budgets.db"), "--port", "0", "--quiet", *arguments]
     with command_line(command, folder, **environment) as started:
         assert started.url is not None, (started.first_line, started.end(None))
         yield started

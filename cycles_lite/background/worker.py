@@ -228,8 +228,10 @@ class Worker:
         now = monotonic()
         if len(self._threads) >= MAX_THREADS or now - self._started < _PATIENCE:
             return
-        if not self._threads:  # nobody uses these now, and gevent may have patched their modules since
-            self._lead, self._bell = threading.Lock(), _new_bell()
+        lead = threading.Lock()
+        if not self._threads and type(lead) is not type(self._lead):  # gevent has patched their module since
+            # Else they stay: a thread that has just decided to end may find that it is needed, and go on with the old.
+            self._lead, self._bell = lead, _new_bell()
         try:
             self._started = now
             if _threads_never_run():

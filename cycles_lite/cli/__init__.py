@@ -11,13 +11,14 @@ from .. import __version__
 from ..errors import CyclesError
 from . import output
 from .output import NoOutput, safe_streams, tell
+from .terminal import printable
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that tells in one line what is wrong, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(output.FAILED, " ".join(f"{self.prog}: {message} (see --help)".split()) + "\n")
+        self.exit(output.FAILED, printable(" ".join(f"{self.prog}: {message} (see --help)".split())) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,17 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from . import demo, journal, look, provision, run, serve  # each declares its own commands
+    from . import budgets, completion, demo, journal, look, provision, run, serve, watch  # each declares commands
 
     text = "Budgets for agents and automation: serve them, manage them, see them work."
     parser = _Parser(prog="cycles-lite", description=text, **output.epilog(output.COMMON))
     parser.add_argument("--version", action="version", version=f"cycles-lite {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, serve, provision, journal, look, run):
+    for module in (demo, serve, budgets, provision, journal, look, watch, run, completion):
         module.add_commands(commands)
     try:
         # `is_program`: where another program calls `main`, nothing of its process may be changed for good.
-        arguments = parser.parse_args(argv, argparse.Namespace(is_program=argv is None))
+        given = argparse.Namespace(is_program=argv is None, parser=parser)
+        arguments = parser.parse_args(argv, given)
         return arguments.run(arguments) or output.DONE
     finally:
         sys.stdout.flush()  # a failure here still becomes a line and a status; at the interpreter's end it would not

@@ -38,7 +38,7 @@ def add_commands(commands: Any) -> None:
     text = "talk to it through a loopback server (needs the extra [server])"
     http = argument("--http", action="store_true", help=text)
     text = "watch a small agent work within budgets, on an embedded authority that is thrown away afterwards"
-    command(commands, "demo", text, _demo, files, as_json, http)
+    command(commands, "demo", text, _demo, files, as_json, http, also=[WRONG])
 
 
 def _demo(arguments: Any) -> int:
@@ -66,8 +66,8 @@ def _demo(arguments: Any) -> int:
 
 def _show_end(story: Story) -> None:
     print("\nWhat the budgets say now:\n")
-    for line in bars.render(story.balances):
-        print("  " + line)
+    for line in bars.render([bars.Row(balance.scope_path, balance) for balance in story.balances]):
+        print(line)
     print()
     for what, held in story.checks.items():
         print(f"  {'ok  ' if held else 'FAIL'}  {what}")

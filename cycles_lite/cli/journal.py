@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import os
-from typing import Any, Iterator, NamedTuple
+import sys
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from ..client import CyclesClient
 from ..config import CyclesConfig
@@ -26,26 +27,30 @@ from ..settlement.journal import (
 )
 from ..settlement.settler import Settler
 from . import bars
-from .arguments import argument, command, group
+from .arguments import JSON, argument, command, group, seconds
 from .output import DONE, WRONG, reason
+from .table import Column, age, table
+from .terminal import printable
 
 
 def add_commands(commands: Any) -> None:
     text = "a journal's folder or its parent, also one that the SDK runcycles wrote; default: CYCLES_JOURNAL_DIR or "
     folder = argument("folder", nargs="?", metavar="DIR", help=text + "~/.cycles-lite/journal")
     id = argument("id", metavar="ID", help="the reservation's id, or the name of a file that cannot be read")
-    timeout = argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="default: %(default)s")
+    timeout = argument(
+        "--timeout", type=seconds(0), default=30, metavar="SECONDS", help="how long at the most; default: %(default)s"
+    )
     to = argument("--to", metavar="URL", help="the server that has taken the place of the one they are owed to")
     actions = group(commands, "journal", "look at unsettled spend on disk, and settle it")
-    text = "show every record: reservation, mode, amount, age, server; and what was refused, or cannot be read"
-    command(actions, "list", text, _list, folder)
-    command(actions, "show", "show one record as it is on disk", _show, id, folder)
+    text = "show every record: what is pending, what was refused, and what cannot be read (corrupt)"
+    command(actions, "list", text, _list, folder, JSON)
+    command(actions, "show", "show one record as it is on disk", _show, id, folder, JSON)
     text = "send a refused or repaired record again, to the configured server"
-    command(actions, "retry", text, _retry, id, folder, timeout)
+    command(actions, "retry", text, _retry, id, folder, timeout, JSON, also=[WRONG])
     text = "delete one record, which is shown once more: its spend is never settled then"
-    command(actions, "discard", text, _discard, id, folder)
+    command(actions, "discard", text, _discard, id, folder, JSON)
     text = "settle every record that is owed to the configured server"
-    command(actions, "replay", text, _replay, to, folder, timeout)
+    command(actions, "replay", text, _replay, to, folder, timeout, JSON, also=[WRONG])
 
 
 def _folders(given: str | None) -> list[str]:
@@ -66,6 +71,14 @@ class _Entry(NamedTuple):
     path: str
     #: What it holds; None for one that cannot be read.
     record: Record | None
+
+    @property
+    def state(self) -> str:
+        """What has become of it: pending, refused or corrupt."""
+        return _STATES[os.path.splitext(self.path)[1]]
+
+
+_STATES = {PENDING: "pending", REFUSED: "refused", CORRUPT: "corrupt"}
 
 
 def _entries(given: str | None) -> Iterator[_Entry]:
@@ -89,13 +102,28 @@ def _find(arguments: Any) -> _Entry:
 
 
 def _list(arguments: Any) -> None:
-    for path, record in _entries(arguments.folder):
-        if record is None:
-            print(f"{path}\tset aside, unreadable")
-            continue
-        age = (now_ms() - record.recorded_at_ms) / 1000
-        row = [record.reservation_id, record.mode, _amount(record), f"{age:.0f} s", record.base_url]
-        print("\t".join([*row, "refused"] if path.endswith(REFUSED) else row))
+    entries = _entries(arguments.folder)
+    for line in (_json(entry) for entry in entries) if arguments.json else table(_COLUMNS, map(_cells_of, entries)):
+        print(line)
+
+
+#: What `list` shows of each record. An id of the reference's length stays whole.
+_COLUMNS = [
+    Column("id", least=36),
+    Column("state"),
+    Column("amount", is_number=True),
+    Column("age", is_number=True, goes=2),
+    Column("mode", goes=3),
+    Column("server", least=12, goes=1),
+]
+
+
+def _cells_of(entry: _Entry) -> Sequence[str]:
+    record = entry.record
+    if record is None:
+        return os.path.basename(entry.path), entry.state, "", "", "", ""
+    since = age(now_ms() - record.recorded_at_ms)
+    return record.reservation_id, entry.state, _amount(record), since, record.mode, record.base_url
 
 
 def _amount(record: Record) -> str:
@@ -103,23 +131,37 @@ def _amount(record: Record) -> str:
     actual = record.body.get("actual")
     if not isinstance(actual, dict) or type(actual.get("amount")) is not int:
         return "?"
-    unit = str(actual.get("unit"))
-    return f"{bars.shown(actual['amount'], unit)} {bars.name(unit)}"
+    return bars.with_unit(actual["amount"], str(actual.get("unit")))
 
 
 def _show(arguments: Any) -> None:
-    print(_text(_find(arguments)))
+    _print(_find(arguments), arguments.json)
 
 
-def _text(entry: _Entry) -> str:
+def _print(entry: _Entry, as_json: bool) -> None:
+    """Show a record, as it is on disk. A terminal is shown what it does not obey."""
+    if as_json:
+        text = _json(entry)
+    elif entry.record is not None:
+        text = json.dumps(json.loads(entry.record.to_json().decode("ascii")), indent=2)
+    else:
+        text = read_file(entry.path).decode("utf-8", "backslashreplace")
+        if sys.stdout.isatty():
+            text = "\n".join(map(printable, text.split("\n")))
+    print(text, flush=True)
+
+
+def _json(entry: _Entry) -> str:
+    """A record on a line, with its file and what has become of it; what cannot be read is its text."""
+    told = {"file": entry.path, "state": entry.state}
     if entry.record is None:
-        return read_file(entry.path).decode("utf-8", "backslashreplace")
-    return json.dumps(json.loads(entry.record.to_json().decode("ascii")), indent=2)
+        return json.dumps({**told, "text": read_file(entry.path).decode("utf-8", "backslashreplace")})
+    return json.dumps({**told, **json.loads(entry.record.to_json().decode("ascii"))})
 
 
 def _discard(arguments: Any) -> None:
     entry = _find(arguments)
-    print(_text(entry), flush=True)
+    _print(entry, arguments.json)
     system.insist(os.unlink, entry.path)
 
 
@@ -152,6 +194,9 @@ def _settle(folders: list[str], arguments: Any, **server: Any) -> int:
             settler.close()
     kept = sum(len(Journal(folder).names()) for folder in folders)
     refused = sum(path.endswith(REFUSED) for path, _ in _entries(arguments.folder))
+    if arguments.json:
+        print(json.dumps({"pending": left, "on_disk": kept, "refused": refused}))
+        return WRONG if left or kept else DONE
     told = [f"{left} still pending", f"{kept} on disk"] if left or kept else ["everything is settled"]
     print(", ".join([*told, f"{refused} refused before or now (see journal list)"] if refused else told))
     return WRONG if left or kept else DONE

@@ -6,16 +6,20 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from itertools import islice
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, Sequence
 
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
 from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
-from ..protocol.models import Balance, ReleaseRequest
+from ..protocol.models import Balance, ReleaseRequest, ReservationListResponse, ReservationSummary
+from ..protocol.values import ReservationStatus
 from . import bars
 from .arguments import JSON, LEVELS, WARN_BELOW, argument, command, levels
 from .output import DONE, LOW, WRONG, tell
+from .table import Column, moment, table
+from .terminal import printable, width_of
 
 #: Seconds by which the clocks may differ before `check` objects. (HTTP's `Date` tells whole seconds.)
 _SKEW = 5.0
@@ -25,29 +29,61 @@ _ROUNDS = 5
 
 
 def add_commands(commands: Any) -> None:
-    command(commands, "check", "check the configuration, and whether the authority takes it", _check, WARN_BELOW)
-    command(commands, "balances", "show balances as bars", _balances, *LEVELS, WARN_BELOW, JSON)
+    command(
+        commands,
+        "check",
+        "check the configuration, and whether the authority takes it",
+        _check,
+        WARN_BELOW,
+        JSON,
+        also=(WRONG, LOW),
+    )
+    command(commands, "balances", "show balances as bars", _balances, *LEVELS, WARN_BELOW, JSON, also=(LOW,))
+    states = list(ReservationStatus.__members__)
     filters = [
-        argument("--status", help="ACTIVE, COMMITTED, RELEASED or EXPIRED"),
+        argument("--status", type=str.upper, choices=states, metavar="STATUS", help="one of " + ", ".join(states)),
         argument("--idempotency-key", metavar="KEY", help="the key that it was made with"),
         argument("--from", dest="from_", metavar="TIME", help="made at or after, in ISO 8601 with an offset"),
         argument("--to", metavar="TIME", help="made at or before"),
-        argument("--limit", type=int, default=50, help="how many at the most; default: %(default)s"),
+        argument("--limit", type=int, default=50, metavar="N", help="how many at the most; default: %(default)s"),
     ]
-    command(commands, "reservations", "show reservations", _reservations, *LEVELS, *filters, JSON)
-    reason = argument("--reason", default="released from the command line", help="default: %(default)s")
-    command(commands, "release", "give a reservation back unused", _release, argument("id", metavar="ID"), reason)
+    command(
+        commands,
+        "reservations",
+        "show reservations: when each was made, and when it expires or has ended",
+        _reservations,
+        *LEVELS,
+        *filters,
+        JSON,
+    )
+    text = "why, for whoever looks at it later; default: %(default)s"
+    reason = argument("--reason", default="released from the command line", metavar="TEXT", help=text)
+    id = argument("id", metavar="ID", help="the reservation's id")
+    command(commands, "release", "give a reservation back unused", _release, id, reason, JSON)
 
 
 def _balances(arguments: Any) -> int:
     with CyclesClient.from_env() as client:
-        balances = list(client.iter_balances(**levels(arguments)))
-    for line in (json.dumps(row.to_json()) for row in balances) if arguments.json else bars.render(balances):
+        filters = levels(arguments)
+        if not filters and client.config.tenant is None and client.config.mode != "off":
+            filters = of_key(client, client.list_reservations(limit=1))
+        balances = list(client.iter_balances(**filters))
+    if arguments.json:
+        lines = [json.dumps(row.to_json()) for row in balances]
+    else:
+        lines = list(bars.render([bars.Row(row.scope_path, row) for row in balances]))
+    for line in lines:
         print(line)
     low = list(_low(balances, arguments.warn_below))
     for text in low:
         tell(text)
     return LOW if low else DONE
+
+
+def of_key(client: CyclesClient, page: ReservationListResponse) -> dict[str, Any]:
+    """The tenant whose key it is, as a filter: balances cannot be asked for without one. Any list tells it."""
+    tenant = page.headers.get("x-cycles-tenant") if client.config.tenant is None else None
+    return {} if tenant is None else {"tenant": tenant}
 
 
 def _low(balances: Iterable[Balance], below: float | None) -> Iterator[str]:
@@ -61,20 +97,45 @@ def _reservations(arguments: Any) -> None:
     filters = levels(arguments, "status", "idempotency_key", "from_", "to")
     filters["limit"] = min(max(arguments.limit, 1), 200)  # of a page, within the protocol's bounds
     with CyclesClient.from_env() as client:
-        for row in islice(client.iter_reservations(**filters), min(max(arguments.limit, 0), sys.maxsize)):
-            print(json.dumps(row.to_json()) if arguments.json else _line(row))
+        found = islice(client.iter_reservations(**filters), min(max(arguments.limit, 0), sys.maxsize))
+        if arguments.json:
+            for row in found:
+                print(json.dumps(row.to_json()))
+            return
+        rows = [_cells_of(row) for row in found]
+    # An id can be copied from a terminal of the usual width, and tells reservations apart on a narrower one.
+    least = 0 if (width_of(sys.stdout) or _USUAL) >= _USUAL else 10
+    columns = [Column("id", least=least), *_COLUMNS]
+    for line in table(columns, rows):
+        print(line)
 
 
-def _line(row: Any) -> str:
+#: The cells of a line on a terminal of the usual width.
+_USUAL = 80
+
+#: What `reservations` shows of each, after the id. A narrow terminal shows the times and the action no more.
+_COLUMNS = [
+    Column("status"),
+    Column("amount", is_number=True),
+    Column("action", least=8, goes=3),
+    Column("scope", least=14, goes=1),
+    Column("created", goes=4),
+    Column("until", goes=2),
+]
+
+
+def _cells_of(row: ReservationSummary) -> Sequence[str]:
     amount = row.committed if row.committed is not None else row.reserved
+    until = row.expires_at_ms if row.finalized_at_ms is None else row.finalized_at_ms
     action = f"{row.action.kind}:{row.action.name}"
-    return "\t".join((row.reservation_id, row.status, bars.worded(amount), action, row.scope_path))
+    times = moment(row.created_at_ms), moment(until)
+    return (row.reservation_id, row.status, bars.worded(amount), action, row.scope_path, *times)
 
 
 def _release(arguments: Any) -> None:
     with CyclesClient.from_env() as client:
-        released = client.release_reservation(arguments.id, ReleaseRequest(reason=arguments.reason)).released
-    print(f"released {bars.worded(released)}")
+        answer = client.release_reservation(arguments.id, ReleaseRequest(reason=arguments.reason))
+    print(json.dumps(answer.to_json()) if arguments.json else f"released {bars.worded(answer.released)}")
 
 
 # ---- check ----
@@ -85,26 +146,32 @@ class _Wrong(Exception):
 
 
 def _check(arguments: Any) -> int:
+    say = partial(_say, arguments.json)
     for variable, doubt in doubtful_variables():
         warned_of.add(variable)  # because `from_env` would log the same
-        print(f"warn  {'variable':<14} {doubt}")
+        say("warn", "variable", doubt)
     config = CyclesConfig.from_env()
-    print(f"ok    configuration  {config.base_url or 'mode ' + config.mode}")
+    say("ok", "configuration", config.base_url or "mode " + config.mode)
     if config.mode == "off":
         return DONE
     name = "reachability"
     try:
         with CyclesClient(config.replace(retry_enabled=False)) as client:
             for name, step in _STEPS.items():
-                print(f"ok    {name:<14} {step(client)}")
+                say("ok", name, step(client))
             name = "budgets"
             low = list(_low(client.iter_balances(tenant=config.tenant), arguments.warn_below))
     except (_Wrong, CyclesError) as e:
-        print(f"FAIL  {name:<14} {e}")
+        say("FAIL", name, str(e))
         return WRONG
     for text in low:
-        print(f"LOW   {name:<14} {text}")
+        say("LOW", name, text)
     return LOW if low else DONE
+
+
+def _say(as_json: bool, result: str, step: str, text: str) -> None:
+    told = {"result": result.lower(), "step": step, "text": text}
+    print(json.dumps(told) if as_json else f"{result:<5} {step:<14} {printable(text, sys.stdout)}")
 
 
 def _reach(client: CyclesClient) -> str:
@@ -116,16 +183,22 @@ def _reach(client: CyclesClient) -> str:
     return "the authority answers"
 
 
+def advice(error: CyclesError, tenant: str | None) -> str:
+    """What is wrong, and what to do about it where that is the key."""
+    if isinstance(error, AuthenticationError):
+        return f"the key is not accepted: set CYCLES_API_KEY to a valid one ({error})"
+    if isinstance(error, ForbiddenError):
+        return f"the key is not tenant {tenant}'s: mend CYCLES_TENANT or CYCLES_API_KEY ({error})"
+    return str(error)
+
+
 def _key(client: CyclesClient) -> str:
     if client.config.is_local:
         return "none is needed: the file's permissions are the authentication"
     try:
         tenant = client.list_reservations(limit=1).headers.get("x-cycles-tenant")
-    except AuthenticationError as e:
-        raise _Wrong(f"the key is not accepted: set CYCLES_API_KEY to a valid one ({e})") from e
-    except ForbiddenError as e:
-        named = client.config.tenant
-        raise _Wrong(f"the key is not tenant {named}'s: mend CYCLES_TENANT or CYCLES_API_KEY ({e})") from e
+    except (AuthenticationError, ForbiddenError) as e:
+        raise _Wrong(advice(e, client.config.tenant)) from e
     return f"it is tenant {tenant}'s" if tenant else "it is accepted"
 
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Mapping
+
+from .terminal import printable
 
 DONE, WRONG, FAILED, LOW = 0, 1, 2, 3
 UNAVAILABLE, UNKNOWN, NO_OUTPUT, DENIED, MISCONFIGURED = 69, 70, 74, 75, 78  # of <sysexits.h>
@@ -21,11 +24,12 @@ NOT_EXECUTABLE, NOT_FOUND, KILLED, INTERRUPTED = 126, 127, 128, 130  # of shells
 #: The exit statuses of every command but `run`. `--help` shows these tables, and so does the documentation.
 COMMON = {
     f"{DONE}": "done; also where the reader of the output has had enough, such as head",
-    f"{WRONG}": "check, demo and journal replay: something is wrong, or left to settle",
+    f"{WRONG}": "check, demo, journal replay and retry: something is wrong, or left to settle",
     f"{FAILED}": "the arguments cannot be used, or what they ask for cannot be done",
     f"{LOW}": "check and balances: less is left of a budget than --warn-below says",
     f"{NO_OUTPUT}": "standard output is closed or full",
-    f"{INTERRUPTED}": "Ctrl-C",
+    f"{KILLED}+N": "watch: signal N ended it",
+    f"{INTERRUPTED}": "Ctrl-C; serve ends with 0",
 }
 
 #: The exit statuses of `run`, beside those of the command that it runs.
@@ -42,10 +46,26 @@ OF_RUN = {
 }
 
 
+class _Help(argparse.HelpFormatter):
+    """Help whose table of exit statuses stays one, on a terminal of any width."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.split("\n")
+        if len(lines) == 1:
+            return super()._fill_text(text, width, indent)
+        return "\n".join(textwrap.fill(line, width, subsequent_indent=" " * 10) for line in lines)
+
+
 def epilog(statuses: Mapping[str, str]) -> dict[str, Any]:
     """What lets a parser's `--help` show a table of exit statuses below everything else."""
     rows = [f"  {status:<7} {meaning}" for status, meaning in statuses.items()]
-    return {"epilog": "\n".join(["exit status:", *rows]), "formatter_class": argparse.RawDescriptionHelpFormatter}
+    return {"epilog": "\n".join(["exit status:", *rows]), "formatter_class": _Help}
+
+
+def common(*also: object) -> dict[str, str]:
+    """The exit statuses of any command, and more of those in `COMMON`."""
+    shown = {str(status) for status in (DONE, FAILED, NO_OUTPUT, INTERRUPTED, *also)}
+    return {status: meaning for status, meaning in COMMON.items() if status in shown}
 
 
 class NoOutput(Exception):
@@ -55,7 +75,7 @@ class NoOutput(Exception):
 def tell(message: object) -> None:
     """One line on standard error, about an error or anything else."""
     text = reason(message) if isinstance(message, OSError) else str(message)
-    print("cycles-lite: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    print("cycles-lite: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def reason(error: OSError) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -13,6 +14,7 @@ from ..local import AlreadyExists, Authority
 from ..protocol.checks import shown
 from ..protocol.values import Amount, Unit
 from . import arguments as given
+from .access import AccessLog
 from .arguments import argument, command
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def add_commands(commands: Any) -> None:
         argument("--host", default="127.0.0.1", help="the address to listen on; default: %(default)s"),
         argument("--port", type=int, default=7878, help="0 picks a free one; default: %(default)s"),
         argument("--tenant", help="a tenant to create where it is missing"),
+        argument("--no-page", action="store_true", help="no page to look at budgets at /"),
     ]
     # Arguments are shown to every user of the machine; the other two places are not. One key has one place.
     for name, what in (("api", "for that tenant"), ("admin", "for the provisioning calls, which are off without one")):
@@ -40,6 +43,8 @@ def add_commands(commands: Any) -> None:
     options.append(given.for_scopes("--budget", given.amount, *shape, text))
     shape, text = ("SCOPE=JSON", 'tenant:acme={"max_tokens": 500}'), "caps for the budgets of a scope"
     options.append(given.for_scopes("--caps", given.caps, *shape, text))
+    text = "no line on standard error for each request; they tell time, client, method, path, status, code, ms, bytes, "
+    options.append(argument("--quiet", action="store_true", help=text + "tenant and request id"))
     command(commands, "serve", "serve a budget file over HTTP (needs the extra [server])", _serve, given.DB, *options)
 
 
@@ -48,9 +53,15 @@ def _serve(arguments: Any) -> None:
     (_, admin_key), (place, api_key) = _key(arguments, "admin"), _key(arguments, "api")
     if api_key is not None and arguments.tenant is None:
         raise ConfigError(f"{place} needs --tenant: a key belongs to a tenant")
-    with given.authority(arguments, create=True) as authority:
+    with given.authority(arguments, create=True) as authority, ExitStack() as stack:
+        listeners = [] if arguments.quiet else [stack.enter_context(AccessLog())]
         # Before anything is changed: where the address is taken, the file is in use by the one who has it.
-        options = {"admin_key": admin_key, "public_metrics": arguments.public_metrics}
+        options = {
+            "admin_key": admin_key,
+            "public_metrics": arguments.public_metrics,
+            "page": not arguments.no_page,
+            "listeners": listeners,
+        }
         with server_class(authority, arguments.host, arguments.port, **options) as server:
             _prepare(authority, arguments, place, api_key)
             _stop_on_signals(server)

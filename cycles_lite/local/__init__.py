@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .authority import Authority
+    from .funding import FundingRefused
     from .tenants import AlreadyExists
 
-__all__ = ["AlreadyExists", "Authority"]
+__all__ = ["AlreadyExists", "Authority", "FundingRefused"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import authority, tenants
+    from . import authority, funding, tenants
 
-    return authority.Authority if name == "Authority" else tenants.AlreadyExists
+    return getattr({"Authority": authority, "FundingRefused": funding}.get(name, tenants), name)
 
 
 def __dir__() -> list[str]:

@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import Any, Callable, Container, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Container, Dict, Mapping, NamedTuple, Tuple
 
 from ..errors import ValidationError
 from ..protocol import checks
 from ..protocol.values import Amount, Caps, Unit
-from ..protocol.wire import Answer, read_body
+from ..protocol.wire import IDEMPOTENCY_KEY_HEADER, Answer, read_body
 from . import instants
 from .authority import Authority, Caller
+from .funding import FundingRefused
 from .messages import new_answer, refusal_answer
 from .rules import Refused
 from .tenants import AlreadyExists, checked_settings
 
-#: Given the authority, the body, the tenant whose key was sent, if any, and the query: the status and what is told.
-_Handler = Callable[[Authority, Mapping[str, Any], Optional[str], Mapping[str, str]], Tuple[int, Dict[str, Any]]]
+
+class _Asked(NamedTuple):
+    """An admin call by somebody who may make it."""
+
+    authority: Authority
+    data: Mapping[str, Any]
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    #: Whose key was sent; None where it was the admin's.
+    tenant: str | None
+
+
+#: Returns the status and what is told.
+_Handler = Callable[[_Asked], Tuple[int, Dict[str, Any]]]
 
 
 def answer_admin_call(
@@ -36,10 +49,12 @@ def answer_admin_call(
     try:
         if caller is None or not (caller.admin or is_for_tenants):
             raise Refused("UNAUTHORIZED", "A valid key in X-Admin-API-Key is needed.")
-        status, told = handler(authority, _object(body, fields), caller.tenant, query)
+        status, told = handler(_Asked(authority, _object(body, fields), query, headers, caller.tenant))
         return new_answer(status, told, headers, caller.tenant)
     except Refused as e:
         return refusal_answer(e, headers, None)
+    except FundingRefused as e:
+        return refusal_answer(Refused(e.code, e.message, e.details), headers, None)
     except ValidationError as e:
         code = "DUPLICATE_RESOURCE" if isinstance(e, AlreadyExists) else "INVALID_REQUEST"
         return refusal_answer(Refused(code, e.message), headers, None)
@@ -105,8 +120,9 @@ _PERMISSION = re.compile(
 )
 
 
-def _create_tenant(authority: Authority, data: Mapping[str, Any], *_: object) -> tuple[int, dict[str, Any]]:
+def _create_tenant(asked: _Asked) -> tuple[int, dict[str, Any]]:
     """Make a tenant: 201, or 200 where the same id and name were there before."""
+    authority, data = asked.authority, asked.data
     tenant_id, name = _text(data, "tenant_id"), _text(data, "name")
     settings = {ours: data.get(theirs) for theirs, ours in _TENANT_SETTINGS.items()}
     checked_settings(*settings.values())  # also where the tenant stays as it is
@@ -122,8 +138,9 @@ def _create_tenant(authority: Authority, data: Mapping[str, Any], *_: object) ->
     }
 
 
-def _create_key(authority: Authority, data: Mapping[str, Any], *_: object) -> tuple[int, dict[str, Any]]:
+def _create_key(asked: _Asked) -> tuple[int, dict[str, Any]]:
     """Make a key, whose secret this answer alone tells."""
+    authority, data = asked.authority, asked.data
     name, tenant_id = _text(data, "name"), _tenant_id(authority, data)
     permissions = [] if data.get("permissions") is None else data["permissions"]
     if not isinstance(permissions, list):
@@ -144,28 +161,46 @@ def _create_key(authority: Authority, data: Mapping[str, Any], *_: object) -> tu
     }
 
 
-def _create_budget(
-    authority: Authority, data: Mapping[str, Any], tenant: str | None, _: object
-) -> tuple[int, dict[str, Any]]:
+def _create_budget(asked: _Asked) -> tuple[int, dict[str, Any]]:
     """Make a budget of the tenant whose key was sent, or with the admin's key of the one that the body names."""
+    authority, data, tenant = asked.authority, asked.data, asked.tenant
     if tenant is None:
         tenant = _tenant_id(authority, data)
     elif data.get("tenant_id") is not None:
         raise ValidationError("tenant_id: with a tenant's key the body names none")
-    scope = _text(data, "scope").lower()
-    if not re.match(rf"tenant:{re.escape(tenant)}(/|\Z)", scope):
-        raise ValidationError(f"scope: {checks.shown(scope)} is not of tenant {tenant}")
-    amount = Amount.parse(data.get("allocated"), "allocated")
-    _demand_unit("allocated", amount, data.get("unit"))
-    limit = None
-    if data.get("overdraft_limit") is not None:
-        limit = Amount.parse(data["overdraft_limit"], "overdraft_limit")
-        _demand_unit("overdraft_limit", limit, amount.unit)
+    scope = _scope(data, tenant)
+    amount = _amount(data, "allocated", data.get("unit"))
+    limit = None if data.get("overdraft_limit") is None else _amount(data, "overdraft_limit", amount.unit)
     caps = Caps.parse(data["caps"], "caps") if data.get("caps") is not None else None
     if not authority.add_budget(scope, amount, overdraft_limit=limit, caps=caps):
         raise Refused("DUPLICATE_RESOURCE", f"There is a budget of {amount.unit} at {scope}.")
-    (made,) = [one for one in authority.budgets() if (one.scope, one.unit) == (scope, amount.unit)]
+    made = authority.holds(scope, amount.unit)[0].budget
     return 201, {**made.to_json(), "scope": made.scope, "tenant_id": tenant, "unit": made.unit, "status": made.status}
+
+
+def _fund(asked: _Asked) -> tuple[int, dict[str, Any]]:
+    """Fund a budget once for the key: the query names it, and the body says how."""
+    data = asked.data
+    scope, unit = _scope(asked.query, asked.tenant), _text(asked.query, "unit")
+    operation, amount = _text(data, "operation"), _amount(data, "amount", unit)
+    spent = None if data.get("spent") is None else _amount(data, "spent", unit)
+    key = checks.words("idempotency_key", data.get("idempotency_key"), 256)
+    if asked.headers.get(IDEMPOTENCY_KEY_HEADER, key) != key:
+        raise ValidationError(f"{IDEMPOTENCY_KEY_HEADER} and the body's idempotency_key differ")
+    made = asked.authority.funded(scope, amount, operation, spent, key, data.get("reason"))
+    told: dict[str, Any] = {"operation": made.operation}
+    for name in ("allocated", "remaining", "debt", "spent"):
+        for when, budget in (("previous", made.before), ("new", made.after)):
+            told[f"{when}_{name}"] = {"unit": amount.unit, "amount": getattr(budget, name)}
+    return 200, {**told, "timestamp": _instant(made.at_ms)}
+
+
+def _scope(named: Mapping[str, Any], tenant: str | None) -> str:
+    """The scope that a body or a query names, which must be the tenant's if there is one."""
+    scope = _text(named, "scope").lower()
+    if tenant is not None and not re.match(rf"tenant:{re.escape(tenant)}(/|\Z)", scope):
+        raise ValidationError(f"scope: {checks.shown(scope)} is not of tenant {tenant}")
+    return scope
 
 
 def _tenant_id(authority: Authority, data: Mapping[str, Any]) -> str:
@@ -176,17 +211,20 @@ def _tenant_id(authority: Authority, data: Mapping[str, Any]) -> str:
     return tenant_id
 
 
-def _demand_unit(name: str, amount: Amount, unit: object) -> None:
-    """Refuse an amount in another unit than the budget's; before that, refuse a budget's unit that does not exist."""
+def _amount(data: Mapping[str, Any], name: str, unit: object) -> Amount:
+    """The amount in a field. It must be in the budget's unit, where that is told; before that, refuse a budget's unit
+    that does not exist."""
+    amount = Amount.parse(data.get(name), name)
     if unit is None or unit == amount.unit:
-        return
+        return amount
     if unit not in list(Unit):
         raise ValidationError(f"unit: {checks.shown(unit)} is not known")
     raise Refused("UNIT_MISMATCH", f"{name} is in {amount.unit}, and the budget in {unit}.")
 
 
 #: The admin calls by their paths: the handler, the fields that the body may have, and whether a tenant's own key
-#: is enough. The official admin server has fields that this authority has no use for.
+#: is enough. The official admin server has fields that this authority has no use for. Among them is a budget's period,
+#: which is one start and one end there and nothing rolls it; a period that rolls here says after how long, and when.
 ADMIN_ROUTES: Mapping[str, tuple[_Handler, frozenset[str], bool]] = {
     "/v1/admin/tenants": (
         _create_tenant,
@@ -206,6 +244,11 @@ ADMIN_ROUTES: Mapping[str, tuple[_Handler, frozenset[str], bool]] = {
             "tenant_id scope unit allocated overdraft_limit commit_overage_policy caps rollover_policy period_start"
             " period_end metadata".split()
         ),
+        True,
+    ),
+    "/v1/admin/budgets/fund": (
+        _fund,
+        frozenset("operation amount spent reason metadata idempotency_key".split()),
         True,
     ),
 }

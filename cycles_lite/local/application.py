@@ -17,6 +17,7 @@ from ..runtime.log import log
 from .admin import ADMIN_ROUTES, answer_admin_call
 from .authority import ADMIN_OPERATIONS, ANYONE, NO_KEY, Authority, Caller
 from .messages import error_answer, new_answer
+from .page import Page
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -104,7 +105,7 @@ def _route(path: str, methods: Sequence[str], operation: str, answer: _Handler) 
 class Application:
     """The WSGI application: routes, keys, and answers as JSON. `admin_key` opens the admin calls and the metrics;
     with `public_metrics` these need no key. The metrics need prometheus-client, without which they are a 404; a
-    `ConfigError` if they are to be public."""
+    `ConfigError` if they are to be public. `page` says whether there is the page at `/` to look at budgets."""
 
     def __init__(
         self,
@@ -112,6 +113,7 @@ class Application:
         admin_key: str | None = None,
         listeners: Sequence[Listener] = (),
         public_metrics: bool = False,
+        page: bool = True,
     ) -> None:
         if admin_key is not None and _ADMIN_KEY.match(admin_key) is None:
             raise ConfigError("the admin key is empty, or has other characters than visible ASCII")
@@ -122,6 +124,10 @@ class Application:
             _route(one.path, [one.method], one.name, partial(self._operate, one)) for one in wire.OPERATIONS
         ]
         self._routes += [_route("/actuator/health", ["GET", "HEAD"], "health", _health)]
+        self._page = Page(authority) if page else None
+        if self._page is not None:
+            self._routes += [_route("/", ["GET", "HEAD"], "page", partial(_document, self._page))]
+            self._routes += [_route("/v1/budgets/periods", ["GET"], "periods", partial(self._periods, self._page))]
         if public_metrics or admin_key is not None:
             self._metrics = _metrics(authority)
             self._are_metrics_public = public_metrics
@@ -220,7 +226,16 @@ class Application:
                 return error_answer(401, "UNAUTHORIZED", NO_KEY, request.headers)
             return error_answer(400, "INVALID_REQUEST", e.message, request.headers, caller.tenant)
         call = wire.Call(operation, request.id, request.query, data, request.headers, caller.tenant, *_TIMEOUTS)
-        return self._authority.answer(call, caller)
+        answer = self._authority.answer(call, caller)
+        if answer.status >= 400 and operation.reserves and self._page is not None:
+            self._page.note(caller, operation.name, answer)
+        return answer
+
+    def _periods(self, page: Page, request: _Request) -> Answer:
+        caller = self._caller(request, admin_serves=False)
+        if caller is None:
+            return error_answer(401, "UNAUTHORIZED", NO_KEY, request.headers)
+        return page.periods(request.headers, caller)
 
     def _caller(self, request: _Request, admin_serves: bool) -> Caller | None:
         """Who asks, or None: a key that is not known, or none at all. A tenant's key is still to be proven.
@@ -284,6 +299,10 @@ def _utf8(value: str) -> str:
 
 def titled(answer: Answer) -> list[tuple[str, str]]:
     return [(name.title(), value) for name, value in answer.headers.items()]
+
+
+def _document(page: Page, request: _Request) -> Answer:
+    return page.document(request.headers)
 
 
 def _health(request: _Request) -> Answer:

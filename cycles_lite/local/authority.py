@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, Tuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, NamedTuple, Optional, Tuple
 
 from ..errors import ConfigError, CyclesError, TransportError
 from ..protocol import models, wire
@@ -14,6 +15,7 @@ from ..transport.handlers import is_from_handler
 from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
 from .failures import UnreadableError
+from .funding import FundingMethods
 from .ledger import Ledger
 from .rules import Refused, invalid
 from .tenants import TenantMethods, owner, sha256
@@ -76,7 +78,7 @@ NO_KEY = "A valid key in X-Cycles-API-Key is needed."
 _MOST_OWNERS = 10_000
 
 
-class Authority(BudgetMethods, TenantMethods):
+class Authority(BudgetMethods, FundingMethods, TenantMethods):
     """A budget ledger in one SQLite file, and the authority over it.
 
     `url` is `sqlite:///absolute/path`, `sqlite:relative/path` or `sqlite://` (memory of this process); with
@@ -136,6 +138,14 @@ class Authority(BudgetMethods, TenantMethods):
             return True
         with self._ledger.reading() as (db, now):
             return self._owns(db, now, caller)
+
+    @contextmanager
+    def reading_as(self, caller: Caller) -> Iterator[tuple[sqlite3.Connection, int]]:
+        """A transaction that reads for a caller, whose key is proven in it, and its time. Raises `Refused`."""
+        with self._ledger.reading() as (db, now):
+            if not self._owns(db, now, caller):
+                raise Refused("UNAUTHORIZED", NO_KEY)
+            yield db, now
 
     def _owns(self, db: sqlite3.Connection, now: int, caller: Caller) -> bool:
         """`is_proven`, within a transaction. A key that is over is forgotten."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
 from ..errors import ValidationError
-from ..protocol.checks import is_a, refuse
+from ..protocol.checks import INT64_MIN, is_a, refuse
 from ..protocol.fields import OneOf
 from ..protocol.values import Amount, Caps, Unit
-from . import rows, rules, scopes
+from . import periods, rows, rules, scopes
+from .periods import NEVER, ClosedPeriod
 from .rules import ACTIVE, CLOSED, FROZEN, Budget
 from .schema import RESERVATIONS
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from .ledger import Ledger
 
 _UNIT = OneOf(Unit)
@@ -30,37 +33,78 @@ class BudgetMethods:
     _ledger: Ledger
 
     def set_budget(
-        self, scope: str, amount: Amount, *, overdraft_limit: int | Amount | None = None, caps: Caps | None = None
+        self,
+        scope: str,
+        amount: Amount,
+        *,
+        overdraft_limit: int | Amount | None = None,
+        caps: Caps | None = None,
+        period: str | int | None = None,
+        starts: str | datetime | None = None,
+        rollover_policy: str | None = None,
     ) -> Budget:
         """Allocate an amount to a scope such as `tenant:acme/agent:bot`, whether or not it has a budget in that unit.
 
-        `overdraft_limit` is in the same unit; omitted, it and the caps stay as they are, at first 0 and none. An
-        empty `Caps()` takes the caps away. Raises `ValidationError`.
+        What is omitted stays as it is; at first there are no overdraft, caps and period. `overdraft_limit` is in the
+        same unit. An empty `Caps()` takes the caps away.
+
+        With a `period` the amount is for each `day`, `week` or `month`, or for so many hours: 1 to 8784, or a text such
+        as `12h`. `never` takes the period away. Periods are counted from `starts`, before it as well as after it: an
+        aware `datetime`, or an ISO 8601 text with an offset; without it, from the start of this day, Monday or month of
+        UTC. A month begins on the day of `starts`, or on its last day if it has no such day. The offset is fixed: there
+        is no summer time. `rollover_policy` says what the next period may spend: NONE, the same; CARRY_FORWARD, what
+        remained besides; CAP_AT_ALLOCATED, no more of that than the amount.
+
+        This may be called again and again: the period goes on where it and its start are the same, and what was carried
+        over stays where the amount is the same. With another period or start, the last boundary before now is the one
+        to count from. What was spent stays spent.
+
+        Raises `ValidationError`, also for `starts` or `rollover_policy` without any period.
         """
-        scope, unit = _place(scope, amount)
-        with self._ledger.writing() as (db, _):
-            return _set(db, scope, unit, amount.amount, overdraft_limit, caps)
+        scope, unit = place(scope, amount)
+        terms = _Terms.read(unit, amount, overdraft_limit, caps, period, starts, rollover_policy)
+        with self._ledger.writing() as (db, now):
+            return _set(db, now, scope, unit, terms)
 
     def add_budget(
-        self, scope: str, amount: Amount, *, overdraft_limit: int | Amount | None = None, caps: Caps | None = None
+        self,
+        scope: str,
+        amount: Amount,
+        *,
+        overdraft_limit: int | Amount | None = None,
+        caps: Caps | None = None,
+        period: str | int | None = None,
+        starts: str | datetime | None = None,
+        rollover_policy: str | None = None,
     ) -> bool:
         """Like `set_budget`, but leaves an existing budget as it is. Return whether one was made."""
-        scope, unit = _place(scope, amount)
-        with self._ledger.writing() as (db, _):
+        scope, unit = place(scope, amount)
+        terms = _Terms.read(unit, amount, overdraft_limit, caps, period, starts, rollover_policy)
+        with self._ledger.writing() as (db, now):
             if _find(db, scope, unit):
                 return False
-            _set(db, scope, unit, amount.amount, overdraft_limit, caps)
+            _set(db, now, scope, unit, terms)
             return True
 
-    def fund(self, scope: str, amount: Amount) -> Budget:
-        """Add an amount to a budget; debt is repaid first. Raises `ValidationError`, also where there is no budget."""
-        scope, unit = _place(scope, amount)
-        with self._ledger.writing() as (db, _):
-            (found,) = _known(db, scope, unit)
-            _demand_not_closed(found)
-            made = rules.fund(found, amount.amount)
-            rows.save_budget(db, made)
-            return made
+    def history(
+        self, scope: str | None = None, unit: str | Unit | None = None, *, tenant: str | None = None
+    ) -> list[ClosedPeriod]:
+        """The closed periods of a scope, or of a tenant's scopes, or of all, in one unit or in all; the oldest first.
+
+        Periods are kept for good. Where there is no budget, or it never had a period, there are none. Raises
+        `ValidationError`.
+        """
+        conditions: list[tuple[str, tuple[str, ...]]] = []
+        if scope is not None:
+            conditions.append(("scope = ?", (scopes.budget_scope(scope),)))
+        if tenant is not None:
+            root = scopes.TENANT_PREFIX + scopes.tenant_id(tenant)
+            conditions.append(("(scope = ? OR scope > ? AND scope < ?)", (root, root + "/", root + "0")))
+        if unit is not None:
+            conditions.append(("unit = ?", (_UNIT.check("unit", unit).value,)))
+        where = " AND ".join([condition for condition, _ in conditions]) or "1"
+        with self._ledger.reading() as (db, _):
+            return rows.find_closed(db, where, [value for _, values in conditions for value in values])
 
     def freeze(self, scope: str, unit: str | Unit | None = None) -> list[Budget]:
         """Let a scope's budget, or with no unit all its budgets, take no new reservation or event for now."""
@@ -91,7 +135,7 @@ class BudgetMethods:
         scope = scopes.budget_scope(scope)
         wanted = None if unit is None else _UNIT.check("unit", unit).value
         with self._ledger.writing() as (db, _):
-            found = _known(db, scope, wanted)
+            found = known(db, scope, wanted)
             changing = [one for one in found if one.status in (ACTIVE, FROZEN) or one.status == status]
             if not changing:
                 _demand_not_closed(found[0])
@@ -101,7 +145,7 @@ class BudgetMethods:
             return made
 
 
-def _place(scope: object, amount: Any) -> tuple[str, str]:
+def place(scope: object, amount: Any) -> tuple[str, str]:
     """The canonical scope and the unit of a budget."""
     scope = scopes.budget_scope(scope)
     if is_a(amount, Amount):
@@ -109,19 +153,62 @@ def _place(scope: object, amount: Any) -> tuple[str, str]:
     raise refuse("amount", amount, "an Amount")
 
 
-def _set(
-    db: sqlite3.Connection, scope: str, unit: str, amount: int, limit: int | Amount | None, caps: Caps | None
-) -> Budget:
-    """Make a budget, or set the allocation of one; None leaves limit and caps as they are."""
+class _Terms(NamedTuple):
+    """What an operator wants a budget to be, checked. None leaves what is there."""
+
+    amount: int
+    limit: int | None
+    caps: Caps | None
+    period: str | None
+    anchor: str | None
+    rollover_policy: str | None
+
+    @classmethod
+    def read(cls, unit: str, amount: Amount, limit: Any, caps: Any, period: Any, starts: Any, policy: Any) -> _Terms:
+        if caps is not None and not is_a(caps, Caps):
+            raise refuse("caps", caps, "a Caps")
+        if policy is not None and policy not in periods.ROLLOVER_POLICIES:
+            raise refuse("rollover_policy", policy, "one of " + ", ".join(periods.ROLLOVER_POLICIES))
+        period = None if period is None else periods.read_period(period)
+        anchor = None if starts is None else periods.read_anchor(starts)
+        return cls(amount.amount, _limit(limit, unit), caps, period, anchor, policy)
+
+
+def _set(db: sqlite3.Connection, now: int, scope: str, unit: str, terms: _Terms) -> Budget:
+    """Make a budget, or set the allocation of one."""
     (found,) = _find(db, scope, unit) or [Budget(scope, unit, 0)]
     _demand_not_closed(found)
-    made = rules.allocate(found, amount, _limit(limit, unit))
-    if caps is not None:
-        if not is_a(caps, Caps):
-            raise refuse("caps", caps, "a Caps")
-        made = made._replace(caps=caps.to_json() or None)
+    period = terms.period or found.period or NEVER
+    if period == NEVER:
+        if terms.anchor or terms.rollover_policy:
+            raise ValidationError("starts and rollover_policy are for budgets with a period, and this one has none")
+        found = periods.ended(found)
+    else:
+        found = _in_period(db, now, found, period, terms)
+    if found.rollover_policy == periods.NONE or found.granted != terms.amount:
+        found = periods.allocation_set(found._replace(allocated=terms.amount))
+    made = rules.allocate(found, found.allocated, terms.limit)
+    if terms.caps is not None:
+        made = made._replace(caps=terms.caps.to_json() or None)
     rows.save_budget(db, made)
     return made
+
+
+def _in_period(db: sqlite3.Connection, now: int, found: Budget, period: str, terms: _Terms) -> Budget:
+    """The budget in a period: in the one that it has, or in a new one, for which the allocation must be set.
+
+    Closed periods that end after now are of a clock that was ahead, and the budget would have to wait for it. So they
+    are opened again for a new period: what was spent in them is spent in that.
+    """
+    anchor = terms.anchor or (found.anchor if period == found.period else None) or periods.default_anchor(period, now)
+    if (period, anchor) != (found.period, found.anchor):
+        closed = rows.find_closed(db, "scope = ? AND unit = ?", (found.scope, found.unit))
+        ahead = [one for one in closed if one.end_ms > now]
+        rows.drop_closed(db, ahead)
+        found = found._replace(spent=found.spent + sum([one.spent for one in ahead]), granted=None)
+        until = max([one.end_ms for one in closed if one.end_ms <= now], default=INT64_MIN)
+        found = periods.begun(found, now, period, anchor, until)
+    return found._replace(rollover_policy=terms.rollover_policy or found.rollover_policy)
 
 
 def _limit(value: Any, unit: str) -> int | None:
@@ -140,7 +227,7 @@ def _find(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
     return rows.find_budgets(db, "scope = ? AND unit = ifnull(?, unit) ORDER BY unit", (scope, unit))
 
 
-def _known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
+def known(db: sqlite3.Connection, scope: str, unit: str | None) -> list[Budget]:
     """As `_find`; raises a `ValidationError` if there is none."""
     found = _find(db, scope, unit)
     if not found:
@@ -166,8 +253,14 @@ def _violations(db: sqlite3.Connection) -> Iterator[str]:
     """A sentence for each violation, in the budgets and in what reservations hold of them."""
     held: dict[tuple[str, str], int] = {}
     for unit, reserved, scope_paths in db.execute(_HOLDS).fetchall():
-        for scope in scope_paths.split(" "):
+        for scope in scope_paths.split():
             held[scope, unit] = held.get((scope, unit), 0) + reserved
+    closed_until: dict[tuple[str, str], int] = {}
+    for one in rows.find_closed(db, "1", ()):
+        place = (one.scope, one.unit)
+        if not periods.is_legal(one) or one.start_ms < closed_until.get(place, INT64_MIN):
+            yield f"budget {one.scope} ({one.unit}): a closed period is out of range, or overlaps with another: {one}"
+        closed_until[place] = one.end_ms
     for budget in _all(db):
         name = f"budget {budget.scope} ({budget.unit})"
         sum_of_holds = held.pop((budget.scope, budget.unit), 0)
@@ -179,6 +272,9 @@ def _violations(db: sqlite3.Connection) -> Iterator[str]:
             yield f"{name}: the debt is over the overdraft limit, and it is not marked"
         if budget.status not in (ACTIVE, FROZEN, CLOSED):
             yield f"{name}: its status is {budget.status!r}"
+        fault = periods.fault(budget, closed_until.get((budget.scope, budget.unit), INT64_MIN))
+        if fault is not None:
+            yield f"{name}: {fault}"
         try:
             scopes.budget_scope(budget.scope)
         except ValidationError as e:

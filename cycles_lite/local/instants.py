@@ -24,6 +24,16 @@ def nanoseconds(text: str) -> int | None:
     >>> nanoseconds("1970-01-01T01:00:00.5+01:00")
     500000000
     """
+    found = with_offset(text)
+    return None if found is None else found[0]
+
+
+def with_offset(text: str) -> tuple[int, int] | None:
+    """As `nanoseconds`, and the offset in minutes east of UTC.
+
+    >>> with_offset("1970-01-01T01:00-01:00")
+    (7200000000000, -60)
+    """
     match = _FORM.match(text)
     if match is None:
         return None
@@ -36,10 +46,10 @@ def nanoseconds(text: str) -> int | None:
         days = datetime.date(int(year), int(month), int(day)).toordinal() - _EPOCH
     except ValueError:
         return None
-    seconds = days * 86400 + clock[0] * 3600 + clock[1] * 60 + clock[2]
-    away = offset[0] * 3600 + offset[1] * 60
-    seconds += away if sign == "-" else -away
-    return seconds * _NANOS + int((fraction or "").ljust(9, "0"))
+    east = offset[0] * 60 + offset[1]
+    east = -east if sign == "-" else east
+    seconds = days * 86400 + clock[0] * 3600 + clock[1] * 60 + clock[2] - east * 60
+    return seconds * _NANOS + int((fraction or "").ljust(9, "0")), east
 
 
 def first_ms(nanos: int) -> int:

@@ -1,7 +1,8 @@
 """The ledger's transactions, over a file or memory, for many threads and processes at once.
 
-`with ledger.writing() as (db, now)` is what every operation runs in: the time is read under the lock, and holds that
-are due are freed before. There is no thread for that, nor for dropping old records: whoever comes along does it.
+`with ledger.writing() as (db, now)` is what every operation runs in: the time is read under the lock, and before that
+holds that are due are freed and periods that have ended are closed. There is no thread for that, nor for dropping old
+records: whoever comes along does it.
 `connections` hands out the connections; here transactions are begun on them, committed and rolled back, and whoever
 has to wait for a lock of another process waits here.
 """
@@ -19,7 +20,7 @@ from typing import Any, Callable
 
 from ..errors import ConfigError, TransportError, TransportTimeout
 from ..runtime.clock import monotonic, now_ms
-from . import connections, files, location, rows, rules
+from . import connections, files, location, periods, rows, rules
 from .connections import INHERITED, NEVER, Connection, Memory, Pool, Right
 from .failures import is_busy, is_late, is_of_file, not_in_time, translated
 from .schema import RESERVATIONS
@@ -30,9 +31,10 @@ _PAUSE = 0.004
 #: Seconds that the statements of a transaction have at the least, also where the lock was had at the last moment.
 _PATIENCE = 0.25
 
-#: How many holds are freed in one transaction, and how many records of a kind pruned in one step, because others wait.
-#: A write adds fewer records, so that steps at each write catch up with whatever was left.
-FREE_AT_ONCE = 200
+#: How many holds or periods are due when one transaction leaves the others to the next, and how many records of a kind
+#: are pruned in one step, because others wait. A write adds fewer records, so that steps at each write catch up with
+#: whatever was left.
+CATCH_UP_AT_ONCE = 200
 PRUNE_AT_ONCE = 100
 
 #: Milliseconds from a step of pruning that found no more to the next, which drops what was old at the one before.
@@ -72,12 +74,14 @@ class Ledger:
     def writing(self, timeout: float | None = None) -> Transaction:
         """A transaction that may write, begun within `timeout` seconds. An exception of the block rolls it back.
 
-        Due holds are freed in transactions of their own before it, so that rolling back does not bring them back.
+        Due holds are freed and ended periods closed in transactions of their own before it, so that rolling back does
+        not bring them back.
         """
         return Transaction(self, timeout, True)
 
     def reading(self, timeout: float | None = None, patience: float = _PATIENCE) -> Transaction:
-        """A transaction that only reads: one snapshot, also while others write. Holds that are due are freed before.
+        """A transaction that only reads: one snapshot, also while others write. What is due is done before, as for
+        `writing`.
 
         `patience` gives its statements so many seconds, even if that is more than the timeout.
         """
@@ -168,19 +172,20 @@ class Transaction:
         return leave
 
     def begin(self) -> tuple[sqlite3.Connection, int]:
-        """What the `with` statement calls first: begin, once more for each batch of holds that had to be freed."""
+        """What the `with` statement calls first: begin, once more for each batch of what was due."""
         self._deadline = monotonic() + self._seconds
-        has_freed = False
+        is_behind = False
         while True:
             db = self._begin()
             self._now = now = self._ledger.clock()  # read once the lock is held, because waiting for it may take long
-            if db.execute(_ANY_DUE, (now,)).fetchone() is None:
+            if db.execute(_ANY_DUE, (now, now)).fetchone() is None:
                 return db, now
-            if has_freed and monotonic() >= self._deadline:
-                raise TransportTimeout(f"the budget file {self._name} has many holds to free; the next call goes on")
-            has_freed = True
+            if is_behind and monotonic() >= self._deadline:
+                message = "the budget file {} has many holds to free or periods to close; the next call goes on"
+                raise TransportTimeout(message.format(self._name))
+            is_behind = True
             if self.writes:
-                free_due(db, now)
+                catch_up(db, now)
                 self._commit(db)
                 self.pool.end(self)
             else:
@@ -305,7 +310,11 @@ def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any
 
 # ---- Upkeep ----
 
-_ANY_DUE = f"SELECT 1 FROM {RESERVATIONS} WHERE status = 'ACTIVE' AND deadline_ms < ? LIMIT 1"
+_ANY_DUE = (
+    f"SELECT 1 FROM {RESERVATIONS} WHERE status = 'ACTIVE' AND deadline_ms < ?"
+    " UNION ALL SELECT 1 FROM budgets WHERE period_end_ms <= ? LIMIT 1"
+)
+_FIRST_END = "SELECT min(period_end_ms) FROM budgets WHERE period_end_ms <= ?"
 _DUE = (
     f"SELECT number, unit, reserved, held, deadline_ms FROM {RESERVATIONS}"
     " WHERE status = 'ACTIVE' AND deadline_ms < ? ORDER BY deadline_ms LIMIT ?"
@@ -331,17 +340,44 @@ _PRUNED = "SELECT done_at_ms FROM upkeep WHERE what = 'prune'"
 _SAVE_PRUNED = "INSERT OR REPLACE INTO upkeep (what, done_at_ms) VALUES ('prune', ?)"
 
 
-def free_due(db: sqlite3.Connection, now: int) -> None:
-    """Free a batch of the holds that are past their reservation's expiry plus grace."""
-    due = db.execute(_DUE, (now, FREE_AT_ONCE)).fetchall()
+def catch_up(db: sqlite3.Connection, now: int) -> None:
+    """Free a batch of due holds and close a batch of ended periods, in the order of time, as if somebody had come along
+    at each of these instants.
+
+    So a hold that was due before a boundary is part of what remains there, for the next period to get, and one that was
+    due later is still held there. Each boundary is that of the row, which the lock keeps for this transaction: whoever
+    comes next finds the next one. The end of a period only grows, so a clock that goes back ends none again.
+    """
+    left = CATCH_UP_AT_ONCE
+    while left > 0:
+        (end,) = db.execute(_FIRST_END, (now,)).fetchone()
+        done = free_due(db, now if end is None else end, left)
+        if not done and end is None:
+            return
+        left -= done or _close_periods(db, end, now, left)
+
+
+def _close_periods(db: sqlite3.Connection, end: int, now: int, most: int) -> int:
+    """Close periods that end at an instant. Return how many those were."""
+    budgets = rows.find_budgets(db, "period_end_ms = ? LIMIT ?", (end, most))
+    for closed, begun in [periods.rolled(budget, now) for budget in budgets]:
+        rows.add_closed(db, closed)
+        rows.save_budget(db, begun)
+    return len(budgets)
+
+
+def free_due(db: sqlite3.Connection, now: int, most: int) -> int:
+    """Free holds that are past their reservation's expiry plus grace. Return how many those were."""
+    due = db.execute(_DUE, (now, most)).fetchall()
     freed: dict[tuple[str, str], int] = {}
     for _, unit, reserved, held, _ in due:
-        for scope in held.split(" "):
+        for scope in held.split():
             freed[scope, unit] = freed.get((scope, unit), 0) + reserved
     for (scope, unit), amount in freed.items():
         rows.save_amounts(db, rules.free(rows.budgets_of(db, (scope,), unit), amount))
     expired = [(deadline + rows.KEEP_FINISHED_MS, number) for number, _, _, _, deadline in due]
     db.executemany(_EXPIRE, expired)
+    return len(due)
 
 
 def prune(db: sqlite3.Connection, now: int) -> bool:

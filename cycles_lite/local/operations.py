@@ -126,12 +126,12 @@ def _allowed(
     """
     if settings.status == rules.CLOSED:
         raise tenants.closed(tenant)
-    budgets = _budgets(db, affected, estimate)
+    budgets = budgets_in(db, affected, estimate)
     held = rules.hold(budgets, estimate.amount)
     return budgets, held, budgets[-1].caps if budgets[-1].scope == affected[-1] else None
 
 
-def _budgets(db: sqlite3.Connection, affected: Sequence[str], amount: Amount) -> Budgets:
+def budgets_in(db: sqlite3.Connection, affected: Sequence[str], amount: Amount) -> Budgets:
     """The budgets of the affected scopes in an amount's unit. Raises `Refused` where none has one."""
     unit = amount.unit.value
     budgets = rows.budgets_of(db, affected, unit)
@@ -261,7 +261,7 @@ def record_event(db: sqlite3.Connection, now: int, request: models.EventCreateRe
     if replayed is not None:
         return replayed
     defaults = {"overage_policy": tenants.demand_open(db, tenant).default_overage_policy}
-    budgets = _budgets(db, scopes.derive(request.subject), request.actual)
+    budgets = budgets_in(db, scopes.derive(request.subject), request.actual)
     made = rules.charge_event(budgets, request.actual.amount, str({**defaults, **payload}["overage_policy"]))
     answer: Json = {"status": "APPLIED", "event_id": "evt_" + os.urandom(16).hex()}
     if made.charged < request.actual.amount:

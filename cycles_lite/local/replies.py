@@ -28,6 +28,7 @@ _HOUR_MS = 3600 * 1000
 KEEP_RESERVE_MS = 24 * _HOUR_MS  # or the reservation's lifetime, if that is longer
 KEEP_EVALUATION_MS = 24 * _HOUR_MS
 KEEP_EVENT_MS = 7 * 24 * _HOUR_MS
+KEEP_FUNDING_MS = 30 * 24 * _HOUR_MS
 
 #: The defaults of an operation that has none in the tenant's settings.
 NO_DEFAULTS: Json = {}

@@ -8,6 +8,7 @@ from typing import Any, Collection, Dict, Iterable, NamedTuple, Sequence
 
 from ..protocol.values import ReservationStatus
 from . import scopes
+from .periods import ClosedPeriod
 from .rules import Budget, Budgets
 from .schema import RESERVATIONS
 
@@ -47,7 +48,7 @@ class Reservation(NamedTuple):
     @property
     def held_scopes(self) -> list[str]:
         """The scopes that were budgeted when the reservation was made."""
-        return self.held.split(" ")
+        return self.held.split()
 
 
 # ---- Budgets ----
@@ -55,7 +56,8 @@ class Reservation(NamedTuple):
 #: The levels of a subject, and so the most scopes that one operation affects.
 _DEEPEST = 6
 
-_BUDGET = "scope, unit, allocated, spent, reserved, debt, overdraft_limit, is_over_limit, status, caps"
+#: The columns are the fields, in their order.
+_BUDGET = ", ".join(Budget._fields)
 
 #: One statement per number of scopes, so that sqlite3 finds it compiled.
 _BUDGETS_OF = [
@@ -66,13 +68,13 @@ _SAVE_AMOUNTS = (
     "UPDATE budgets SET allocated = ?, spent = ?, reserved = ?, debt = ?, is_over_limit = ?"
     " WHERE scope = ? AND unit = ?"
 )
-_SAVE_BUDGET = f"INSERT OR REPLACE INTO budgets ({_BUDGET}) VALUES (?,?,?,?,?,?,?,?,?,?)"
+_SAVE_BUDGET = "INSERT OR REPLACE INTO budgets ({}) VALUES ({})".format(_BUDGET, ",".join("?" * len(Budget._fields)))
 
 
 def _budget(row: Sequence[Any]) -> Budget:
     """The budget in a row of `_BUDGET`'s columns."""
     caps = row[9]
-    return Budget._make((*row[:7], bool(row[7]), row[8], None if caps is None else json.loads(caps)))
+    return Budget._make((*row[:7], bool(row[7]), row[8], None if caps is None else json.loads(caps), *row[10:]))
 
 
 def budgets_of(db: sqlite3.Connection, affected: Sequence[str], unit: str) -> Budgets:
@@ -96,7 +98,35 @@ def save_amounts(db: sqlite3.Connection, changed: Iterable[Budget]) -> None:
 def save_budget(db: sqlite3.Connection, made: Budget) -> None:
     """Write all columns of a budget."""
     caps = None if made.caps is None else json.dumps(made.caps, separators=(",", ":"))
-    db.execute(_SAVE_BUDGET, (*made[:9], caps))
+    db.execute(_SAVE_BUDGET, (*made[:9], caps, *made[10:]))
+
+
+# ---- Closed periods ----
+
+_CLOSED = ", ".join(ClosedPeriod._fields)
+_ADD_CLOSED = "INSERT INTO periods ({}) VALUES ({})".format(_CLOSED, ",".join("?" * len(ClosedPeriod._fields)))
+
+_DROP_CLOSED = "DELETE FROM periods WHERE scope = ? AND unit = ? AND end_ms = ?"
+
+
+def find_closed(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[ClosedPeriod]:
+    """Closed periods by a condition, the oldest first."""
+    statement = f"SELECT {_CLOSED} FROM periods WHERE {where} ORDER BY end_ms, scope, unit"
+    found = [ClosedPeriod._make(row) for row in db.execute(statement, values).fetchall()]
+    for one in found:
+        if set(map(type, one[2:])) != {int}:
+            raise TypeError(f"{one} is no closed period")
+    return found
+
+
+def add_closed(db: sqlite3.Connection, closed: ClosedPeriod) -> None:
+    """Write a closed period."""
+    db.execute(_ADD_CLOSED, closed)
+
+
+def drop_closed(db: sqlite3.Connection, closed: Iterable[ClosedPeriod]) -> None:
+    """Delete closed periods."""
+    db.executemany(_DROP_CLOSED, [(one.scope, one.unit, one.end_ms) for one in closed])
 
 
 # ---- Reservations ----

@@ -15,6 +15,7 @@ from ..errors import ValidationError
 from ..protocol.checks import INT64_MAX, INT64_MIN
 from ..protocol.models import Balance
 from ..protocol.values import CommitOveragePolicy
+from ..runtime.words import WordEnum
 
 ACTIVE = "ACTIVE"
 FROZEN = "FROZEN"
@@ -40,6 +41,18 @@ class Budget(NamedTuple):
     status: str = ACTIVE
     #: The protocol's `Caps` as JSON, or None.
     caps: Mapping[str, Any] | None = None
+    #: How long a period lasts: `day`, `week`, `month`, or hours such as `12h`; see `periods`. None where the budget is
+    #: spent once, and then the fields below are as here.
+    period: str | None = None
+    #: The running period in milliseconds since 1970. Its end is not part of it.
+    period_start_ms: int | None = None
+    period_end_ms: int | None = None
+    #: NONE, CARRY_FORWARD or CAP_AT_ALLOCATED.
+    rollover_policy: str = "NONE"
+    #: From where the periods are counted: an ISO 8601 date-time with an offset.
+    anchor: str | None = None
+    #: The allocation that was set. What was carried over or credited since is in `allocated` alone.
+    granted: int | None = None
 
     @property
     def remaining(self) -> int:
@@ -119,9 +132,11 @@ class Check(NamedTuple):
     message: str
 
 
+_OPEN = Check("BUDGET_CLOSED", lambda budget, amount: budget.status == CLOSED, "Budget {scope} ({unit}) is closed.")
+
 _SPENDABLE = (
     Check("BUDGET_FROZEN", lambda budget, amount: budget.status == FROZEN, "Budget {scope} ({unit}) is frozen."),
-    Check("BUDGET_CLOSED", lambda budget, amount: budget.status == CLOSED, "Budget {scope} ({unit}) is closed."),
+    _OPEN,
 )
 
 _COVERED = Check(
@@ -194,7 +209,7 @@ def charge(budgets: Budgets, held: int, actual: int, policy: str) -> Charge:
     if actual <= held:
         settled = tuple([budget.moved(-held, actual) for budget in budgets])
         return _in_range(Charge(settled, actual, held - actual), actual)
-    if policy == REJECT:
+    if policy == REJECT and budgets:  # there are none once the operator has deleted them
         short = next((b for b in budgets if b.remaining < actual - held), budgets[-1])
         message = "{requested} {unit} are more than was reserved in {scope}, and the overage policy is REJECT."
         raise _refused("BUDGET_EXCEEDED", message, short, actual)
@@ -256,18 +271,50 @@ def is_legal(budget: Budget) -> bool:
 # ---- Funding ----
 
 
+class Funding(WordEnum):
+    """What an operator does to a budget's amounts, in the words of the official admin API."""
+
+    CREDIT = "CREDIT"
+    DEBIT = "DEBIT"
+    RESET = "RESET"
+    REPAY_DEBT = "REPAY_DEBT"
+    RESET_SPENT = "RESET_SPENT"
+
+
+def _credited(budget: Budget, amount: int, spent: int = 0) -> Budget:
+    """More to spend. What was owed counts as spent from now on, so that what remains grows by just the amount."""
+    repaid = min(budget.debt, amount)
+    return budget._replace(allocated=budget.allocated + amount, spent=budget.spent + repaid, debt=budget.debt - repaid)
+
+
+def _repaid(budget: Budget, amount: int, spent: int = 0) -> Budget:
+    """Debt that is paid from elsewhere, and never was this budget's spend; what exceeds it is more to spend."""
+    repaid = min(budget.debt, amount)
+    return budget._replace(allocated=budget.allocated + amount - repaid, debt=budget.debt - repaid)
+
+
+#: Each operation: what it must pass, and the budget after it, given an amount and what counts as spent from now on.
+_FUNDINGS: Mapping[Funding, tuple[Sequence[Check], Callable[[Budget, int, int], Budget]]] = {
+    Funding.CREDIT: ((_OPEN,), _credited),
+    Funding.DEBIT: ((_OPEN, _COVERED), lambda budget, amount, _: budget._replace(allocated=budget.allocated - amount)),
+    Funding.RESET: ((_OPEN,), lambda budget, amount, _: budget._replace(allocated=amount)),
+    Funding.REPAY_DEBT: ((_OPEN,), _repaid),
+    Funding.RESET_SPENT: ((_OPEN,), lambda budget, amount, spent: budget._replace(allocated=amount, spent=spent)),
+}
+
+
+def fund(budget: Budget, operation: Funding, amount: int, spent: int = 0) -> Budget:
+    """The budget after an operation of the admin API, frozen or not. `spent` is for RESET_SPENT, which begins to count
+    anew. Raises `Refused`; and `ValidationError` where an amount would leave its range."""
+    checks, change = _FUNDINGS[operation]
+    _demand(budget, amount, checks)
+    return _funded(change(budget, amount, spent))
+
+
 def allocate(budget: Budget, amount: int, overdraft_limit: int | None = None) -> Budget:
     """The budget with another allocation, and another overdraft limit where one is given. Debt stays."""
     limit = budget.overdraft_limit if overdraft_limit is None else overdraft_limit
     return _funded(budget._replace(allocated=amount, overdraft_limit=limit))
-
-
-def fund(budget: Budget, amount: int) -> Budget:
-    """The budget with an amount more to spend; debt is repaid first, so what remains grows by just that amount."""
-    repaid = min(budget.debt, amount)
-    return _funded(
-        budget._replace(allocated=budget.allocated + amount, spent=budget.spent + repaid, debt=budget.debt - repaid)
-    )
 
 
 def _funded(budget: Budget) -> Budget:

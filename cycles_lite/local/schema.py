@@ -45,21 +45,47 @@ _PROMISES = """
     ) WITHOUT ROWID
     """
 
+# What budgets with a period have besides the others, see `rules.Budget`. `anchor` is a date-time as text.
+_PERIOD_COLUMNS = (
+    "period TEXT",
+    "period_start_ms INTEGER",
+    "period_end_ms INTEGER",
+    "rollover_policy TEXT NOT NULL DEFAULT 'NONE'",
+    "anchor TEXT",
+    "granted INTEGER",
+)
+
+# The periods that have ended. No two of a budget end at the same time, and the last ones may be of a clock that was
+# ahead.
+_PERIODS = (
+    "CREATE INDEX budgets_by_end ON budgets (period_end_ms) WHERE period_end_ms IS NOT NULL",
+    """
+    CREATE TABLE periods (
+        scope TEXT NOT NULL, unit TEXT NOT NULL,
+        start_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL,
+        allocated INTEGER NOT NULL, spent INTEGER NOT NULL, debt INTEGER NOT NULL,
+        PRIMARY KEY (scope, unit, end_ms)
+    ) WITHOUT ROWID
+    """,
+)
+
 # When something was last done, by whichever process.
 _UPKEEP = "CREATE TABLE upkeep (what TEXT NOT NULL PRIMARY KEY, done_at_ms INTEGER NOT NULL) WITHOUT ROWID"
 
 #: `NULL` settings of a tenant are the protocol's fallbacks. Of an API key's secret only its SHA-256 is kept.
 TABLES = (
-    """
+    f"""
     CREATE TABLE budgets (
         scope TEXT NOT NULL, unit TEXT NOT NULL,
         allocated INTEGER NOT NULL, spent INTEGER NOT NULL, reserved INTEGER NOT NULL, debt INTEGER NOT NULL,
         overdraft_limit INTEGER NOT NULL, is_over_limit INTEGER NOT NULL,
         status TEXT NOT NULL,
         caps TEXT,
+        {", ".join(_PERIOD_COLUMNS)},
         PRIMARY KEY (scope, unit)
     ) WITHOUT ROWID
     """,
+    *_PERIODS,
     # `number` is the order in which rows were added. `held` has the scopes that were budgeted at reserve, the only ones
     # that the reservation's end touches. `deadline_ms` is the expiry plus grace, when the hold is freed, and
     # `forget_at_ms` is when a finished reservation is pruned. `request` is what lists show of the request, as JSON.
@@ -130,6 +156,8 @@ STEPS = {
         *_NEW_INDEXES,
         _PROMISES,
         _UPKEEP,
+        *[f"ALTER TABLE budgets ADD COLUMN {column}" for column in _PERIOD_COLUMNS],
+        *_PERIODS,
     ),
 }
 

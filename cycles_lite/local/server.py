@@ -194,7 +194,7 @@ def let_go(sockets: Mapping[int, Any], most: int) -> None:
 
 class Server:
     """An authority at an address. Port 0 picks a free one; `url` tells which. `listeners` are told of each exchange.
-    `public_metrics` opens the metrics to those without the admin key."""
+    `public_metrics` opens the metrics to those without the admin key; `page` says whether there is the page at `/`."""
 
     def __init__(
         self,
@@ -205,8 +205,9 @@ class Server:
         admin_key: str | None = None,
         listeners: Sequence[Listener] = (),
         public_metrics: bool = False,
+        page: bool = True,
     ) -> None:
-        application = Application(authority, admin_key, listeners, public_metrics)
+        application = Application(authority, admin_key, listeners, public_metrics, page)
         self._socket = _listen(host, port)
         self._map: dict[Any, Any] = {}
         self._ending = self._closed = False

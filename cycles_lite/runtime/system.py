@@ -11,7 +11,8 @@ import os
 import stat
 import sys
 import time
-from typing import Any, Callable
+from contextlib import contextmanager, suppress
+from typing import Any, Callable, Iterator
 
 #: Windows, and macOS.
 WINDOWS = os.name == "nt"
@@ -173,3 +174,60 @@ def exit_status(status: int) -> int:
     """An exit status as `sys.exit` takes it. Windows has numbers up to 2**32, and `sys.exit` signed ones with the same
     bits."""
     return status - 2**32 if status >= 2**31 else status
+
+
+# ---- Terminals ----
+
+#: Waits for so many seconds, and returns what was pressed meanwhile; an empty text where nothing was, and the character
+#: of Ctrl-D where the terminal is gone.
+Keys = Callable[[float], str]
+
+#: Seconds from one look at the keyboard to the next, where the system tells nothing by itself.
+_KEY_LOOK = 0.05
+
+
+def no_keys(seconds: float) -> str:
+    """`Keys` of what has none."""
+    time.sleep(seconds)
+    return ""
+
+
+@contextmanager
+def keys(file: int) -> Iterator[Keys]:
+    """Keys from a terminal as they are pressed, without an echo, for as long as the context lasts. Ctrl-C is a signal
+    as ever; Ctrl-Z, which would leave a drawn screen behind, is none."""
+    if WINDOWS:
+        yield _console_keys
+        return
+    try:
+        import select
+        import termios
+    except ImportError:  # such as Python in a browser
+        yield no_keys
+        return
+
+    def pressed(seconds: float) -> str:
+        try:
+            there = select.select([file], [], [], seconds)[0]
+            return (os.read(file, 64).decode("latin-1") or "\x04") if there else ""
+        except OSError:
+            return "\x04"
+
+    before, now = termios.tcgetattr(file), termios.tcgetattr(file)
+    now[3] &= ~(termios.ICANON | termios.ECHO)
+    now[6][termios.VSUSP] = b"\x00"
+    try:
+        termios.tcsetattr(file, termios.TCSANOW, now)
+        yield pressed
+    finally:
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(file, termios.TCSANOW, before)
+
+
+def _console_keys(seconds: float) -> str:
+    end = time.monotonic() + seconds
+    while not msvcrt.kbhit():
+        if time.monotonic() >= end:
+            return ""
+        time.sleep(_KEY_LOOK)
+    return str(msvcrt.getwch())

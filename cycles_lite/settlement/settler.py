@@ -199,13 +199,8 @@ class Settler:
             spend.record = record._replace(not_before_ms=now_ms() + int(delay * 1000))
             self._write(spend)
         say = log().error if meaning is Meaning.HELD else log().warning
-        say(
-            "spend of reservation %s is not settled yet (%s; %s); it is kept and tried again in %.1f s",
-            record.reservation_id,
-            meaning.value,
-            error,
-            delay,
-        )
+        text = "spend of reservation %s is not settled yet (%s; %s); it is kept and tried again in %.1f s"
+        say(text, record.reservation_id, meaning.value, error, delay)
         if is_left:  # the next look reads it again
             self.finder.leave(delay)
             self._drop(spend)
@@ -238,7 +233,6 @@ class Settler:
             raise
         if not self.is_open and spend.is_written and job.cancel():  # `close` may have been too early to see it
             self._drop(spend)
-            worker.leave()
 
     def _retry(self, spend: Spend) -> None:
         """One attempt in the background."""
@@ -301,6 +295,8 @@ class Settler:
         self.finder.found.pop(id, None)
         self.pending.pop(id, None)
         spend.runner = None
+        if not self.is_open:  # the job that was posted for it has undone what `close` told the threads
+            worker.leave()
 
     # ---- The journal ----
 

@@ -8,6 +8,7 @@ import pytest
 
 from cycles_lite import Amount, Balance, SignedAmount, Unit
 from cycles_lite.cli import bars
+from cycles_lite.cli.terminal import ASCII, UNICODE, cells, is_coloured, look_of
 
 
 def balance(allocated, spent=0, reserved=0, debt=0, unit=Unit.TOKENS, **more):
@@ -23,22 +24,35 @@ def balance(allocated, spent=0, reserved=0, debt=0, unit=Unit.TOKENS, **more):
     )
 
 
+def rows_of(*balances):
+    return [bars.Row(row.scope_path, row) for row in balances]
+
+
 @pytest.mark.parametrize(
     ("row", "drawn"),
     [
-        (balance(100), "." * 32),
+        (balance(100), "#" * 32),
         (balance(100, 50), "#" * 16 + "." * 16),
-        (balance(100, 1, 1), "#+" + "." * 30),
-        (balance(100, 100), "#" * 32),
-        (balance(100, 100, 0, 100), "#" * 16 + "!" * 16),
+        (balance(100, 1, 1), "#" * 30 + "+."),
+        (balance(100, 99), "#" + "." * 31),
+        (balance(100, 100), "." * 32),
+        (balance(99, 50, 49), "+" * 15 + "." * 17),
+        (balance(100, 100, 0, 100), "." * 16 + "!" * 16),
         (balance(0), "." * 32),
-        (balance(2**63 - 1, 2**62), "#" * 16 + "." * 16),
-        (balance(10**9, 1, 1, 1), "#+" + "." * 29 + "!"),
+        (balance(2**63 - 1, 2**62), "#" * 15 + "." * 17),
+        (balance(10**9, 1, 1, 1), "#" * 29 + "+.!"),
     ],
 )
 def test_parts_of_a_bar(row, drawn):
-    """Whatever is not nothing gets at least one cell, and all cells together are always as wide."""
-    assert "".join(bars.bar_of(row, bars.ASCII).values()) == drawn
+    """What is left is solid. Whatever is not nothing gets at least one cell, what is nothing gets none, and all cells
+    together are always as wide."""
+    assert "".join(bars.bar_of(row, ASCII).values()) == drawn
+
+
+@pytest.mark.parametrize("width", range(4, 40))
+def test_bars_of_any_width(width):
+    for row in (balance(0), balance(7, 1, 1, 1), balance(10**9, 1, 1, 10**8), balance(3, 10, 10, 10)):
+        assert len("".join(bars.bar_of(row, ASCII, width).values())) == width
 
 
 @pytest.mark.parametrize(
@@ -61,16 +75,14 @@ def test_a_negative_amount_of_money():
 
 def test_scopes_line_up():
     rows = [balance(1), Balance("agent:b", "tenant:acme/agent:b", SignedAmount(Unit.TOKENS, 1))]
-    starts = {line.index("  ", 20) for line in bars.render(rows, io.StringIO())}
+    starts = {line.index("  ", 20) for line in bars.render(rows_of(*rows), io.StringIO())}
     assert len(starts) == 1
 
 
-@pytest.mark.parametrize(
-    ("encoding", "look"), [("utf-8", bars.UNICODE), ("ascii", bars.ASCII), ("latin-1", bars.ASCII)]
-)
+@pytest.mark.parametrize(("encoding", "look"), [("utf-8", UNICODE), ("ascii", ASCII), ("latin-1", ASCII)])
 def test_the_look_follows_the_streams_encoding(encoding, look, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    assert bars.look_of(io.TextIOWrapper(io.BytesIO(), encoding=encoding)) is look
+    assert look_of(io.TextIOWrapper(io.BytesIO(), encoding=encoding)) is look
 
 
 def test_colour_is_for_terminals_that_want_it(monkeypatch):
@@ -80,7 +92,38 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert any("\x1b[" in line for line in bars.render([balance(2, 1)], Terminal()))
+    assert any("\x1b[" in line for line in bars.render(rows_of(balance(2, 1)), Terminal()))
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not any("\x1b[" in line for line in bars.render([balance(2, 1)], Terminal()))
-    assert not bars.is_coloured(io.StringIO())
+    assert not any("\x1b[" in line for line in bars.render(rows_of(balance(2, 1)), Terminal()))
+    assert not is_coloured(io.StringIO())
+
+
+DEEP = Balance("agent:b", "tenant:acme/workspace:research/agent:bücher", SignedAmount(Unit.TOKENS, 1_000_000))
+
+
+@pytest.mark.parametrize("width", [12, 20, 40, 60, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width):
+    """A narrow one has the scope, the bar and the figures on lines of their own, and all figures are there."""
+    rows = [*rows_of(DEEP, balance(10**6, 10**6, 7, 2 * 10**5)), bars.Row("x", balance(3), "FROZEN")]
+    lines = list(bars.drawn(rows, UNICODE, False, width))
+    assert max(map(cells, lines)) <= width
+    assert all(line.isprintable() for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert "debt 200,000" in text
+    assert "FROZEN" in text
+    assert len(lines) == {60: 10, 80: 4, 200: 3}.get(width, len(lines))
+
+
+def test_a_terminal_gets_a_legend(monkeypatch):
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert list(bars.render(rows_of(balance(1)), Terminal()))[-1] == "█ left  ▒ reserved  ░ spent  ! debt"
+    assert list(bars.render([], Terminal())) == ["no budgets"]
+    assert len(list(bars.render(rows_of(balance(1)), io.StringIO()))) == 1

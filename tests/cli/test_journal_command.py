@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
+from terminals import on_terminal
 
 from cycles_lite import Action, Amount, CyclesClient, CyclesConfig, ReservationCreateRequest
 from cycles_lite.cli import main
@@ -81,11 +83,12 @@ def test_list_and_show(url, tmp_path, capsys):
     Journal(folder).write(left_behind(url, "rsv_1"))
     (tmp_path / "journal" / "one" / "v2-x.corrupt").write_bytes(b"{")
     assert main(["journal", "list", str(tmp_path / "journal")]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    reservation_id, mode, amount, age, server = first.split("\t")
-    assert (reservation_id, mode, amount, server) == ("rsv_1", "commit", "7 tokens", url)
-    assert 5 <= int(age.split()[0]) < 600
-    assert second.endswith("v2-x.corrupt\tset aside, unreadable")
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["ID", "STATE", "AMOUNT", "AGE", "MODE", "SERVER"]
+    reservation_id, state, amount, age, mode, server = re.split("  +", first)
+    assert (reservation_id, state, amount, mode, server) == ("rsv_1", "pending", "7 tokens", "commit", url)
+    assert re.match(r"\d+ (s|min)\Z", age)
+    assert second.split() == ["v2-x.corrupt", "corrupt"]
     assert main(["journal", "show", "rsv_1", folder]) == 0
     assert json.loads(capsys.readouterr().out)["commit_body"]["idempotency_key"] == "key-rsv_1"
 
@@ -100,10 +103,10 @@ def test_what_was_refused_is_listed_and_sent_again_when_that_makes_sense(url, tm
     Journal(folder).refuse("degraded:x")
     parent = str(tmp_path / "journal")
     assert main(["journal", "list", parent]) == 0
-    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert sorted((row[0], row[2], row[-1]) for row in rows) == [
-        ("degraded:x", "5 tokens", "refused"),
-        ("rsv_gone", "7 tokens", "refused"),
+    rows = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(row[:3] for row in rows) == [
+        ["degraded:x", "refused", "5 tokens"],
+        ["rsv_gone", "refused", "7 tokens"],
     ]
     assert main(["journal", "replay", parent]) == 0  # sends no refused one by itself
     assert ledger(url) == (0, 0)
@@ -167,7 +170,7 @@ def test_the_default_folder_is_the_clients(url, capsys):
         journal = settler._journal
     journal.write(left_behind(url, held(url)))
     assert main(["journal", "list"]) == 0
-    assert "commit\t7 tokens" in capsys.readouterr().out
+    assert "  pending  7 tokens  " in capsys.readouterr().out
     assert main(["journal", "replay"]) == 0
     assert ledger(url) == (7, 0)
 
@@ -205,3 +208,29 @@ def test_a_pipe_that_looks_like_a_record_keeps_nobody_waiting(url, tmp_path, cap
     assert main(["journal", action, "odd.corrupt", str(tmp_path)]) == 2
     assert "not a regular file" in capsys.readouterr().err
     assert (tmp_path / "odd.corrupt").exists()
+
+
+def test_in_json_each_record_is_a_line(url, tmp_path, capsys):
+    """With its file and its state; a corrupt one has its text, and what settles tells numbers."""
+    folder = str(tmp_path / "journal")
+    Journal(folder).write(left_behind(url, held(url)))
+    (tmp_path / "journal" / "v2-x.corrupt").write_bytes(b'{"a": "\xff\x1b')
+    assert main(["journal", "list", folder, "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["state"], first["commit_body"]["actual"]["amount"]) == ("pending", 7)
+    assert os.path.exists(first["file"])
+    assert second == {"file": os.path.join(folder, "v2-x.corrupt"), "state": "corrupt", "text": '{"a": "\\xff\x1b'}
+    assert main(["journal", "show", "v2-x.corrupt", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == second
+    assert main(["journal", "replay", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"pending": 0, "on_disk": 0, "refused": 0}
+
+
+def test_a_terminal_does_not_obey_a_corrupt_record(tmp_path, monkeypatch):
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    (folder / "v2-\x1b[2Jx.corrupt").write_bytes(b"a\x1b[2J\nb\x07")
+    with on_terminal(["journal", "list", str(folder)]) as shown:
+        assert r"v2-\x1b[2Jx.corrupt" in shown.end()[1]
+    with on_terminal(["journal", "show", "v2-\x1b[2Jx.corrupt", str(folder)]) as shown:
+        assert shown.end() == (0, "a\\x1b[2J\nb\\x07")

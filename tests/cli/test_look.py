@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+from terminals import on_terminal
 
 from cycles_lite import Action, Amount, CyclesClient, ReservationCreateRequest, Subject
 from cycles_lite.cli import main
@@ -57,14 +59,24 @@ def test_balances(place, capsys):
     assert json.loads(line)["remaining"] == {"unit": "TOKENS", "amount": 500}
 
 
+@pytest.mark.parametrize("place", ["server"], indirect=True)
+def test_a_key_alone_tells_the_tenant(place, capsys, monkeypatch):
+    monkeypatch.delenv("CYCLES_TENANT")
+    assert len(said(capsys, "balances").splitlines()) == 2
+
+
 def test_reservations(place, capsys):
     first, second = hold(10), hold(20, agent="bot")
-    lines = said(capsys, "reservations").splitlines()
-    assert {line.split("\t")[0] for line in lines} == {first, second}
-    (line,) = said(capsys, "reservations", "--agent", "bot").splitlines()
-    assert line == f"{second}\tACTIVE\t20 tokens\tllm.completion:x\ttenant:acme/agent:bot"
-    assert len(said(capsys, "reservations", "--limit", "1").splitlines()) == 1
-    assert said(capsys, "reservations", "--status", "COMMITTED") == ""
+    header, *lines = said(capsys, "reservations").splitlines()
+    assert header.split() == ["ID", "STATUS", "AMOUNT", "ACTION", "SCOPE", "CREATED", "UNTIL"]
+    assert {line.split()[0] for line in lines} == {first, second}
+    line = said(capsys, "reservations", "--agent", "bot").splitlines()[1]
+    cells, times = line.split("  ")[:5], line.split("  ")[5:]
+    assert cells == [second, "ACTIVE", "20 tokens", "llm.completion:x", "tenant:acme/agent:bot"]
+    created, until = (time.mktime(time.strptime(text, "%Y-%m-%d %H:%M:%S")) for text in times)
+    assert 59 <= until - created <= 61
+    assert len(said(capsys, "reservations", "--limit", "1").splitlines()) == 2
+    assert len(said(capsys, "reservations", "--status", "COMMITTED").splitlines()) == 1
     assert json.loads(said(capsys, "reservations", "--agent", "bot", "--json"))["reservation_id"] == second
 
 
@@ -221,3 +233,34 @@ def test_help_tells_the_status(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "  3       check and balances: less is left of a budget than --warn-below says" in capsys.readouterr().out
+
+
+def test_check_and_release_in_json(place, capsys):
+    rows = [json.loads(line) for line in said(capsys, "check", "--json").splitlines()]
+    assert [(row["result"], row["step"]) for row in rows] == [
+        ("ok", step) for step in ("configuration", "reachability", "key", "tenant", "clock", "latency")
+    ]
+    assert rows[3]["text"] == "acme, with 2 budgets"
+    answer = json.loads(said(capsys, "release", hold(10), "--json"))
+    assert (answer["status"], answer["released"]) == ("RELEASED", {"unit": "TOKENS", "amount": 10})
+
+
+@pytest.mark.parametrize("place", ["file"], indirect=True)
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_on_a_terminal_nothing_wraps(place, authority, width):
+    """And no name steers the terminal; an id can be copied from 80 columns on."""
+    authority.set_budget("tenant:acme/workspace:a-rather-long-name/agent:another-rather-long-name", Amount.tokens(5))
+    with CyclesClient.from_env(journal_enabled=False) as client:
+        action = Action("llm.completion", "\x1b[2Jname\u202e")
+        id = client.create_reservation(ReservationCreateRequest(action, Amount.tokens(7))).reservation_id
+    with on_terminal(["balances"], width) as shown:
+        status, text = shown.end()
+        assert (status, shown.picture.widest <= width) == (0, True)
+        assert "left  ▒ reserved" in text
+        assert "993 of 1,000 tokens left, reserved 7" in text
+    with on_terminal(["reservations"], width) as shown:
+        status, text = shown.end()
+        assert (status, shown.picture.widest <= width) == (0, True)
+        assert len(text.splitlines()) == 2
+        assert (id in text) == (width >= 80)
+        assert ("2Jname" in text) == (width == 200)

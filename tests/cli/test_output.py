@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sqlite3
 import subprocess
@@ -80,7 +81,7 @@ def test_a_journals_name_may_be_anything(encoded, tmp_path, monkeypatch):
         other.close()
     assert os.listdir("jürnal")
     listed = cli("journal", "list")
-    assert listed.stdout.count(b"\tcommit\t100 tokens\t") == 1
+    assert re.search(rb"  pending  100 tokens +\d+ s  commit ", listed.stdout)
     assert cli("journal", "replay").stdout == b"everything is settled\n"
     assert b"900 of 1,000 tokens left" in cli("balances").stdout
 
@@ -142,8 +143,8 @@ def test_output_that_cannot_be_written_is_a_line_and_74(authority, arguments, wa
 @needs_full
 @pytest.mark.parametrize("redirections", [">&-", ">/dev/full", "2>&-", "2>/dev/full"])
 def test_where_nothing_is_written_nothing_is_wrong(authority, redirections):
-    assert shell("budget set tenant:acme TOKENS:5", redirections, stdout=subprocess.DEVNULL).returncode == 0
-    assert shell("key list", redirections, stdout=subprocess.DEVNULL).returncode == 0
+    assert shell("budget history tenant:acme", redirections, stdout=subprocess.DEVNULL).returncode == 0
+    assert shell("key list --json", redirections, stdout=subprocess.DEVNULL).returncode == 0
 
 
 @needs_full

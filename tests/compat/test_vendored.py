@@ -15,11 +15,13 @@ import cycles_lite
 
 PACKAGE = Path(cycles_lite.__file__).parent
 
-#: A whole life in process: provision, guard, commit, the command line, and the ledger's check.
+#: A whole life in process: provision, guard, commit, the command line, the ledger's check, and the page's files.
 SCRIPT = """
+import io
 import {name} as library
 from {name}.cli import main
 from {name}.local import Authority
+from {name}.local.application import Application
 
 url = "sqlite:budgets.db"
 assert main(["budget", "set", "tenant:acme", "TOKENS:100", "--db", "budgets.db"]) == 0
@@ -33,6 +35,8 @@ http.close()
 client.close()
 with Authority(url) as authority:
     assert authority.check() == []
+    asked = {{"REQUEST_METHOD": "GET", "PATH_INFO": "/", "wsgi.input": io.BytesIO()}}
+    assert b"".join(Application(authority)(asked, lambda *told: None)).startswith(b"<!doctype html>")
     print(authority.budgets()[0].spent, library.CyclesClient.__module__)
 """
 
@@ -73,7 +77,7 @@ def test_vendored_under_another_name(tmp_path):
 def test_from_a_zip(tmp_path):
     archive = tmp_path / "vendored.zip"
     with zipfile.ZipFile(str(archive), "w") as file:
-        for path in sorted(PACKAGE.rglob("*.py")):
+        for path in sorted(PACKAGE.rglob("*.*")):
             file.write(str(path), "zipped_" + path.relative_to(PACKAGE.parent).as_posix())
     assert run("zipped_cycles_lite", archive, tmp_path) == ["4", "zipped_cycles_lite.client"]
 

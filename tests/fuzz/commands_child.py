@@ -33,6 +33,7 @@ ODD = [
     "tenant:", "tenant:a", "tenant:ACME", "tenant:acme/", "agent:bot", "tenant:acme/tenant:acme", "{}", "[]", "null",
     '{"a":1}',
     '{"max_tokens": 1e999}', '{"max_tokens": "5"}', "[" * 2000, "{" * 2000, "ACTIVE", "a:b", ":", "kind:", ":name",
+    "day", "week", "1h", "never", "none", "2026-01-31T00:00+23:59", "0001-01-01T00:00:00-23:59", "--every", "--from",
     "%s", "{0}",
     "%(prog)s", "@args", "@", "2026-01-01T00:00:00Z", "2026-13-01T00:00:00Z", "\udcff\udcfe", "x" * 5000, "~", "~/x.db",
     "budgets.db", "missing.db", "folder", "pipe", "loop", "../outside.db", "folder/new.db", "nowhere/new.db",
@@ -50,12 +51,17 @@ def legal(random):
     db = ["--db", "budgets.db"]
     commands = [
         ["budget", "set", *db, scope, amount, "--overdraft-limit", "5", "--caps", '{"max_tokens": 5}'],
-        ["budget", "fund", *db, scope, amount],
+        ["budget", random.choice(["credit", "debit", "reset", "repay"]), *db, scope, amount, "--idempotency-key", "k"],
+        ["budget", "reset-spent", *db, scope, amount, "--spent", amount, "--reason", "odd", "--json"],
+        ["budget", "set", *db, scope, amount, "--every", "month", "--from", "2026-01-31T00:00Z", "--rollover", "none"],
+        ["budget", random.choice(["show", "history"]), *db, scope, "--unit", "TOKENS", "--json"],
+        ["budget", "history", *db, scope, "--csv"],
+        ["budget", "delete", *db, scope, "--force"],
         ["budget", random.choice(["freeze", "unfreeze", "close"]), *db, scope, "--unit", "TOKENS"],
         ["budget", "list", *db, "--json"],
         ["key", "create", *db, "acme", "--name", "mine"],
         ["key", "revoke", *db, "key_1"],
-        ["key", "list", *db],
+        ["key", "list", *db, "--json"],
         ["tenant", "close", *db, "rival"],
         ["balances", "--tenant", "acme", "--json"],
         ["reservations", "--tenant", "acme", "--status", "ACTIVE", "--limit", "5", "--from", "2026-01-01T00:00:00Z",
@@ -70,7 +76,7 @@ def legal(random):
          "--caps", scope + '={"max_tokens": 5}', "--admin-key-file", "key.txt"],
         ["demo", "--json", "text.txt"],
     ]  # fmt: skip
-    weights = [3, 3, 3, 2, 3, 2, 2, 2, 3, 3, 3, 0.2, 3, 3, 0.5, 2, 0.1]
+    weights = [3, 2, 2, 2, 2, 1, 2, 3, 2, 3, 2, 2, 2, 3, 3, 3, 0.2, 3, 3, 0.5, 2, 0.1]
     return random.choices(commands, weights)[0]
 
 

@@ -52,6 +52,7 @@ ROUTES = {
     "/v1/reservations/rsv_1/extend": "POST",
     "/v1/balances": "GET",
     "/v1/events": "POST",
+    "/v1/budgets/periods": "GET",
     f"/v1/evidence/{EVIDENCE}": "GET",
     "/v1/.well-known/cycles-jwks.json": "GET",
     "/v1/admin/tenants": "POST",
@@ -123,7 +124,7 @@ def test_other_methods_are_405_and_the_answer_names_the_right_ones(served, http,
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/reservations/", "/v1/reservations/a/b", "/v2/decide", "/v1/decide/", "/V1/DECIDE", "/%00"]
+    "path", ["/v1", "/v1/reservations/", "/v1/reservations/a/b", "/v2/decide", "/v1/decide/", "/V1/DECIDE", "/%00"]
 )
 def test_unknown_routes_are_404(http, path):
     for method in ("GET", "POST"):

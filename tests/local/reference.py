@@ -44,15 +44,47 @@ class Reference:
         budget.over = budget.debt > budget.limit
         return "ok"
 
-    def fund(self, scope, unit, amount):
+    def fund(self, key, scope, unit, operation, amount, spent):
+        """Money is moved in steps, each of which keeps what remains the sum that it is."""
+        slot, payload = (scope.split("/")[0], "fund", "", key), (scope, unit, operation, amount, spent)
+        answer = self.replayed(slot, payload)
+        if answer is not None:
+            return answer
         budget = self.budgets.get((scope, unit))
-        if budget is None or budget.status == "CLOSED":
-            return "refused"
-        repaid = min(amount, budget.debt)
-        budget.debt -= repaid
-        budget.spent += repaid
-        budget.allocated += amount
+        if budget is None:
+            return "UNIT_MISMATCH" if any(scope == one for one, _ in self.budgets) else "NOT_FOUND"
+        if budget.status == "CLOSED":
+            return "BUDGET_CLOSED"
+        if operation == "DEBIT" and amount > budget.remaining:
+            return "BUDGET_EXCEEDED"
+        before = budget.remaining
+        if operation == "RESET_SPENT":
+            budget.spent = 0 if spent is None else spent
+        if operation in ("RESET", "RESET_SPENT"):
+            budget.allocated = amount
+        elif operation == "DEBIT":
+            budget.allocated -= amount
+        for _ in range(amount if operation in ("CREDIT", "REPAY_DEBT") else 0):  # one by one
+            if budget.debt == 0:
+                budget.allocated += 1
+            else:
+                budget.debt -= 1
+                if operation == "CREDIT":
+                    budget.allocated += 1
+                    budget.spent += 1
         budget.over = budget.debt > budget.limit
+        until = self.now + 30 * DAY
+        return self.keep(slot, payload, ("funded", before, budget.state()), lambda: until)
+
+    def delete(self, scope, unit, force):
+        """A deleted budget is held by nobody any more; what is held of others stays."""
+        budget = self.budgets.get((scope, unit))
+        holding = [one for one in self.reservations.values() if one["status"] == "ACTIVE" and budget in one["held"]]
+        if budget is None or (holding and not force):
+            return "refused"
+        del self.budgets[scope, unit]
+        for one in holding:
+            one["held"] = [other for other in one["held"] if other is not budget]
         return "ok"
 
     def set_status(self, scope, unit, status):
@@ -240,7 +272,7 @@ class Reference:
             return "UNIT_MISMATCH"
         extra = amount - one["amount"]
         if extra > 0:
-            if one["policy"] == "REJECT":
+            if one["policy"] == "REJECT" and one["held"]:
                 return "BUDGET_EXCEEDED"
             took = self.charge(one["held"], extra, one["policy"])
             if isinstance(took, str):

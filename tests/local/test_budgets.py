@@ -128,7 +128,7 @@ def test_check_finds_what_is_wrong(authority):
         assert message in violation
         with authority._ledger.writing() as (db, _):
             db.execute("DELETE FROM budgets")
-            db.execute("INSERT INTO budgets VALUES (?,?,?,?,?,?,?,?,?,?)", before[0])
+            db.execute("INSERT INTO budgets VALUES ({})".format(",".join("?" * len(before[0]))), before[0])
 
 
 def test_check_finds_a_lost_budget():

@@ -85,7 +85,7 @@ def test_an_old_deadline_ends_nothing(store, monkeypatch):
 
 def test_freeing_many_holds_is_bounded(url, monkeypatch):
     """Where more holds are due than can be freed in a call's time, what was freed stays so, and later calls go on."""
-    monkeypatch.setattr(ledger, "FREE_AT_ONCE", 1)
+    monkeypatch.setattr(ledger, "CATCH_UP_AT_ONCE", 1)
     with Bench(url) as bench:
         bench.budget(amount=10**6)
         for _ in range(60):

@@ -86,12 +86,18 @@ class Event(Operation):
         return self.bench.event(3, idempotency_key=self.key)
 
 
+class Fund(Operation):
+    def __call__(self):
+        budget = self.bench.authority.fund("tenant:acme", Amount.tokens(5), idempotency_key=self.key)
+        return self.bench.balances() if budget.allocated else None
+
+
 class Balances(Operation):
     def __call__(self):
         return self.bench.balances()
 
 
-OPERATIONS = [Reserve, Commit, Release, Extend, Event, Balances]
+OPERATIONS = [Reserve, Commit, Release, Extend, Event, Fund, Balances]
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -168,6 +174,7 @@ def demand_exact(bench, operation_class, before, done):
         Release: (10, -10, 0),
         Extend: (0, 0, 0),
         Event: (-3, 0, 3),
+        Fund: (5, 0, 0),
         Balances: (0, 0, 0),
     }
     assert (remaining, reserved, spent) == expected[operation_class]

@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from cycles_lite.local import listing, reads
+from cycles_lite.local import listing, reads, rows
 from cycles_lite.local.rows import Reservation
+from cycles_lite.local.rules import Budget
 from cycles_lite.local.schema import RESERVATIONS
 
 from .helpers import OWNER, START, Bench
@@ -248,8 +249,8 @@ def test_no_page_of_balances_looks_at_every_budget(query, owner):
         names += [f"{name}/workspace:w{number}" for name in names for number in range(1500)]
         names += ["tenant:acme/workspace:w1/agent:a", "tenant:acme/workspace:w1/app:x/agent:a"]
         with bench.authority._ledger.writing() as (db, _):
-            row = "INSERT INTO budgets VALUES (?, 'TOKENS', 1, 0, 0, 0, 0, 0, 'ACTIVE', NULL)"
-            db.executemany(row, [(name,) for name in names])
+            for name in names:
+                rows.save_budget(db, Budget(name, "TOKENS", 1))
         asked = reads.balance_filters({**query, "limit": "2"})
         segments = {f"{level}:{value}" for level, value in query.items()}
         wanted = sorted(name for name in names if segments <= set(name.split("/")))

@@ -11,6 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cycles_lite.errors import ValidationError
 from cycles_lite.local.authority import Caller
+from cycles_lite.local.funding import FundingRefused
+from cycles_lite.local.rules import Funding
 from cycles_lite.protocol.values import Amount, Unit
 
 from .helpers import START, Bench
@@ -62,9 +64,26 @@ class Both:
         assert provisioned(lambda: change(scope, unit)) == self.reference.set_status(scope, unit, status)
 
     def fund(self):
-        scope, unit, amount = self.pick(SCOPES), self.pick(UNITS), self.pick(range(61))
-        made = provisioned(lambda: self.bench.authority.fund(scope, Amount(Unit(unit), amount)))
-        assert made == self.reference.fund(scope, unit, amount)
+        key, scope, unit, amount = self.pick(KEYS), self.pick(SCOPES), self.pick(UNITS), self.pick(range(61))
+        operation = self.pick(["CREDIT", "CREDIT", *Funding])
+        spent = self.pick([None, *range(41)]) if operation == "RESET_SPENT" else None
+        for _ in range(self.pick([1, 1, 1, 2])):
+            expected = self.reference.fund(key, scope, unit, str(operation), amount, spent)
+            counted = None if spent is None else Amount(Unit(unit), spent)
+            try:
+                made = self.bench.authority.funded(scope, Amount(Unit(unit), amount), operation, counted, key)
+            except FundingRefused as e:
+                told = e.code
+            else:
+                told = ("funded", made.before.remaining, state(made.after))
+            assert told == expected
+
+    def delete(self):
+        scope, unit, force = self.pick(SCOPES), self.pick(UNITS), self.pick([False, False, True])
+        made = provisioned(lambda: self.bench.authority.delete_budget(scope, unit, force=force))
+        assert made == self.reference.delete(scope, unit, force)
+        if made == "ok":  # without any budget there would be nothing to try
+            self.set_budget(scope, unit, self.pick(range(30, 151)), self.pick(LIMITS))
 
     def provision(self):
         change, scope, unit = self.pick(range(40)), self.pick(SCOPES), self.pick(UNITS)
@@ -224,8 +243,13 @@ class Both:
         assert set(ours) == set(self.reference.budgets)
         for name, budget in self.reference.budgets.items():
             one = ours[name]
-            assert (one.remaining, one.reserved, one.spent, one.debt, one.is_over_limit) == budget.state(), name
+            assert state(one) == budget.state(), name
         assert self.bench.authority.check() == []
+
+
+def state(one):
+    """A budget as the reference tells it."""
+    return one.remaining, one.reserved, one.spent, one.debt, one.is_over_limit
 
 
 def provisioned(change):
@@ -258,7 +282,7 @@ class Agreement(RuleBasedStateMachine):
         getattr(self.both, name)()
 
     @precondition(lambda self: hasattr(self, "both"))
-    @rule(data=st.data(), name=st.sampled_from(["fund", "provision"]))
+    @rule(data=st.data(), name=st.sampled_from(["fund", "provision", "delete"]))
     def set_up(self, data, name):
         self.both.pick = drawing(data)
         getattr(self.both, name)()
@@ -283,7 +307,7 @@ def test_long_histories(number):
     seed = str(number) if os.environ.get("CI") else os.urandom(8).hex()
     print("seed:", seed)  # shown if it fails
     both = Both(random.Random(seed).choice)
-    names = ["spend"] * 8 + ["act"] * 3 + ["fund"] * 4 + ["event"] * 2 + ["decide", "pass_time", "provision"]
+    names = ["spend"] * 8 + ["act"] * 3 + ["fund"] * 4 + ["event"] * 2 + ["decide", "pass_time", "provision", "delete"]
     for _ in range(250):
         getattr(both, both.pick(names))()
         both.compare()

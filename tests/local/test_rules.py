@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 
 from cycles_lite.errors import ValidationError
 from cycles_lite.local import rules
@@ -221,25 +221,84 @@ def test_charge_is_conservative(budgets, hold, actual, policy):
         assert after.debt == before.debt or after.debt <= before.overdraft_limit
 
 
+OPEN = {"debt": 10, "overdraft_limit": 6}
 FUND = [
-    # budget, amount; allocated, spent, debt, is_over_limit after it
-    (budget(100), 0, (100, 0, 0, False)),
-    (budget(100), 5, (105, 0, 0, False)),
-    (budget(0, debt=10), 4, (14, 4, 6, True)),
-    (budget(0, debt=10), 10, (20, 10, 0, False)),
-    (budget(0, debt=10), 15, (25, 10, 0, False)),
-    (budget(0, debt=10, overdraft_limit=6, is_over_limit=True), 3, (13, 3, 7, True)),
-    (budget(0, debt=10, overdraft_limit=6, is_over_limit=True), 4, (14, 4, 6, False)),
-    (budget(0, is_over_limit=True), 0, (0, 0, 0, False)),
+    # operation, budget, amount; allocated, spent, debt, is_over_limit after it
+    ("CREDIT", budget(100), 0, (100, 0, 0, False)),
+    ("CREDIT", budget(100), 5, (105, 0, 0, False)),
+    ("CREDIT", budget(0, debt=10), 4, (14, 4, 6, True)),
+    ("CREDIT", budget(0, debt=10), 10, (20, 10, 0, False)),
+    ("CREDIT", budget(0, debt=10), 15, (25, 10, 0, False)),
+    ("CREDIT", budget(0, is_over_limit=True, **OPEN), 3, (13, 3, 7, True)),
+    ("CREDIT", budget(0, is_over_limit=True, **OPEN), 4, (14, 4, 6, False)),
+    ("CREDIT", budget(0, is_over_limit=True), 0, (0, 0, 0, False)),
+    ("CREDIT", budget(0, status=rules.FROZEN), 7, (7, 0, 0, False)),
+    ("DEBIT", budget(100), 0, (100, 0, 0, False)),
+    ("DEBIT", budget(100, spent=7, reserved=3), 99, (11, 7, 0, False)),
+    ("DEBIT", budget(100, spent=7, reserved=3), 100, (10, 7, 0, False)),
+    ("DEBIT", budget(100, spent=7, reserved=3), 101, "BUDGET_EXCEEDED"),
+    ("DEBIT", budget(0), 1, "BUDGET_EXCEEDED"),
+    ("DEBIT", budget(-1, spent=3, **OPEN), 0, "BUDGET_EXCEEDED"),
+    ("DEBIT", budget(5, is_over_limit=True, debt=6, overdraft_limit=6), 5, (6, 0, 6, False)),
+    ("DEBIT", budget(5, status=rules.FROZEN), 5, (0, 0, 0, False)),
+    ("RESET", budget(100, spent=7, reserved=3, debt=2), 50, (50, 7, 2, True)),
+    ("RESET", budget(100, spent=7, reserved=3, overdraft_limit=2, debt=2), 0, (0, 7, 2, False)),
+    ("RESET", budget(100, is_over_limit=True), MAX, (MAX, 0, 0, False)),
+    ("REPAY_DEBT", budget(0, spent=5, **OPEN), 3, (15, 5, 7, True)),
+    ("REPAY_DEBT", budget(0, spent=5, **OPEN), 4, (15, 5, 6, False)),
+    ("REPAY_DEBT", budget(0, spent=5, **OPEN), 10, (15, 5, 0, False)),
+    ("REPAY_DEBT", budget(0, spent=5, **OPEN), 12, (17, 5, 0, False)),
+    ("REPAY_DEBT", budget(0, spent=5), 12, (17, 5, 0, False)),
+    ("RESET_SPENT", budget(100, spent=7, reserved=3, debt=2), 50, (50, 0, 2, True)),
+    ("RESET_SPENT", budget(-20, spent=120, **OPEN), 0, (0, 0, 10, True)),
+    *[(operation, budget(100, status=rules.CLOSED), 0, "BUDGET_CLOSED") for operation in rules.Funding],
 ]
 
 
-@pytest.mark.parametrize(("state", "amount", "after"), FUND)
-def test_fund(state, amount, after):
-    """Funds repay debt first, what remains grows by just the amount, and over-limit is worked out anew."""
-    made = rules.fund(state, amount)
+@pytest.mark.parametrize(("operation", "state", "amount", "after"), FUND)
+def test_fund(operation, state, amount, after):
+    """Each operation changes what its name says and works out over-limit anew."""
+    made = outcome(rules.fund, state, rules.Funding(operation), amount)
+    if isinstance(made, Refused):
+        assert made.code == after
+        return
     assert (made.allocated, made.spent, made.debt, made.is_over_limit) == after
-    assert made.remaining == state.remaining + amount
+    assert made[5:] == state._replace(debt=made.debt, is_over_limit=made.is_over_limit)[5:]
+    assert (made.reserved, made.status) == (state.reserved, state.status)
+
+
+def test_what_counts_as_spent_may_be_told():
+    """As where a billing period begins with what another system has counted."""
+    made = rules.fund(budget(100, spent=7, reserved=3, debt=2), rules.Funding.RESET_SPENT, 50, 60)
+    assert (made.allocated, made.spent, made.reserved, made.debt, made.remaining) == (50, 60, 3, 2, -15)
+
+
+AMOUNTS = st.one_of(st.integers(0, 40), st.integers(MAX - 40, MAX))
+
+
+@given(st.data(), st.sampled_from(list(rules.Funding)), AMOUNTS)
+def test_what_remains_after_an_operation(data, operation, amount):
+    """Adding and repaying add just the amount to what remains, taking takes just it, and nobody's hold is touched."""
+    names = ("allocated", "spent", "reserved", "debt", "overdraft_limit")
+    state = Budget("tenant:acme", "TOKENS", *[data.draw(AMOUNTS) for _ in names])
+    assume(rules.is_legal(state))
+    try:
+        made = outcome(rules.fund, state, operation, amount)
+    except ValidationError:
+        assume(max(*state[2:7], amount) < MAX - 40)  # else an amount may leave its range
+        raise
+    if isinstance(made, Refused):
+        assert (operation, made.code, state.remaining < amount) == ("DEBIT", "BUDGET_EXCEEDED", True)
+        return
+    assert rules.is_legal(made)
+    assert made.is_over_limit == (made.debt > made.overdraft_limit)
+    assert made.reserved == state.reserved
+    moved = made.remaining - state.remaining
+    expected = {"CREDIT": amount, "REPAY_DEBT": amount, "DEBIT": -amount}
+    expected["RESET"] = amount - state.allocated
+    expected["RESET_SPENT"] = expected["RESET"] + state.spent
+    assert moved == expected[operation]
+    assert made.debt == (max(0, state.debt - amount) if operation in ("CREDIT", "REPAY_DEBT") else state.debt)
 
 
 def test_allocate():
@@ -254,8 +313,8 @@ def test_allocate():
 @pytest.mark.parametrize(
     "funding",
     [
-        lambda: rules.fund(Budget("tenant:acme", "TOKENS", MAX), 1),
-        lambda: rules.fund(Budget("tenant:acme", "TOKENS", 0, spent=MAX, debt=1), 1),
+        lambda: rules.fund(Budget("tenant:acme", "TOKENS", MAX), rules.Funding.CREDIT, 1),
+        lambda: rules.fund(Budget("tenant:acme", "TOKENS", 0, spent=MAX, debt=1), rules.Funding.CREDIT, 1),
         lambda: rules.allocate(Budget("tenant:acme", "TOKENS", MAX, spent=MAX, debt=2), 0),
     ],
 )

@@ -113,7 +113,7 @@ def test_expired_ones_are_listed(bench, made):
 
 def test_many_are_freed(bench, monkeypatch):
     """More than one batch is freed at once, in every scope and unit."""
-    monkeypatch.setattr(ledger, "FREE_AT_ONCE", 7)
+    monkeypatch.setattr(ledger, "CATCH_UP_AT_ONCE", 7)
     bench.budget("tenant:acme/agent:bot", 1000)
     for _ in range(20):
         bench.reserve(1, ttl_ms=1000)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from time import monotonic
 
 import pytest
 from ledgers import tokens
 from peers import FakeTransport, allowed, client_of, committed, replied
 
 from cycles_lite import Action, SettlementStatus, TransportError
+from cycles_lite.background.worker import worker
 from cycles_lite.runtime import shutdown
 
 ACTION = Action("llm.completion", "gpt-4o")
@@ -91,7 +93,19 @@ def test_without_a_record_on_disk_there_are_two_attempts_all_the_same(host):
         assert client.flush(60) == 0
 
 
-def test_a_commit_that_is_under_way_while_its_client_is_closed_is_attempted_once():
+@pytest.mark.parametrize("is_run_first", [False, True], ids=["cancelled", "run first"])
+def test_a_commit_that_is_under_way_while_its_client_is_closed_is_attempted_once(is_run_first, monkeypatch):
+    """And no thread stays, whether its next attempt is cancelled or finds by itself that it has nothing to do."""
+    if is_run_first:
+        post = worker.post
+
+        def post_and_wait(job):
+            post(job)
+            end = monotonic() + 60
+            while not (job.is_guest or job.is_over) and monotonic() < end:
+                threading.Event().wait(0.005)
+
+        monkeypatch.setattr(worker, "post", post_and_wait)
     reached, closing, told = threading.Event(), threading.Event(), []
 
     def commit(call):

@@ -1,0 +1,102 @@
+"""The access log of `cycles-lite serve`: a line on standard error for each request that was answered.
+
+The fields are, with a space between them: the time in UTC, the client's address, method, path, status, error code,
+milliseconds until the answer was made, bytes of its body, tenant, and the request's id; `-` stands for what is not
+there. There is no query and no header, so no key.
+
+Whoever reads standard error may be slow, or gone. No thread that serves waits for that one: a thread of the log's own
+writes, a limited number of lines waits for it, and those beyond are counted in place of being written.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from ..local.application import Exchange
+
+#: Lines that may wait, and those that are written at once.
+_MOST, _TOGETHER = 10_000, 100
+
+#: Characters of a method and of a path that are shown.
+_METHOD, _PATH = 20, 500
+
+#: Seconds that the end of the server waits for the last lines.
+_PATIENCE = 1.0
+
+
+class AccessLog:
+    """A listener of a server, which writes until `close`."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        #: Exchanges that were not written, because too many waited.
+        self._lost = 0
+        self._stream = sys.stderr
+        try:
+            # As a file: a thread within a stream's `write` would hold the stream's lock when the process ends.
+            self._file: int | None = sys.stderr.fileno()
+        except OSError:  # it is a stream of another program's making
+            self._file = None
+        self._thread = threading.Thread(target=self._run, name="cycles-lite-access-log", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> AccessLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __call__(self, exchange: Exchange) -> None:
+        if self._queue.qsize() < _MOST:
+            self._queue.put((time.time(), exchange))
+        else:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Write what waits, if standard error takes it soon."""
+        self._queue.put(None)
+        self._thread.join(_PATIENCE)
+
+    def _run(self) -> None:
+        while True:
+            found = [self._queue.get()]
+            while len(found) < _TOGETHER and not self._queue.empty():
+                found.append(self._queue.get())
+            lines = [line_of(*told) for told in found if told is not None]
+            lost, self._lost = self._lost, 0
+            if lost:
+                lines.append(f"cycles-lite: {lost} requests are not told here, because standard error was too slow\n")
+            self._write("".join(lines))
+            if None in found:
+                return
+
+    def _write(self, text: str) -> None:
+        data = text.encode("ascii")
+        try:
+            if self._file is None:
+                self._stream.write(text)
+            while data and self._file is not None:
+                data = data[os.write(self._file, data) :]
+        except OSError:  # closed or full: there is no other place to say it
+            pass
+
+
+def line_of(at: float, exchange: Exchange) -> str:
+    """The line for an exchange that was answered at a time in seconds since 1970."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
+    asked = _quoted(exchange.method[:_METHOD]), _quoted(exchange.path[:_PATH])
+    took, tenant = f"{exchange.seconds * 1000:.1f}", exchange.tenant or "-"
+    answered = exchange.status, exchange.code or "-", took, exchange.bytes, tenant, exchange.request_id
+    return " ".join(map(str, (moment, exchange.client, *asked, *answered))) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """What a client chose, without spaces, line ends, control characters, or anything beyond ASCII."""
+    return quote(text, safe="/:@!$&'()*+,;=", errors="replace") or "-"

@@ -1,0 +1,57 @@
+"""`--help` of every command: complete, within the terminal's width, and with the exit statuses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from cycles_lite.cli import main, output
+
+
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def commands(capsys, *words):
+    """The names of the commands, or of a command's actions."""
+    return re.findall(r"^    ([a-z-]+)", help_of(capsys, *words).split("\noption")[0], re.MULTILINE)
+
+
+@pytest.fixture
+def every(capsys, monkeypatch):
+    """The help of each command and action, by its words."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    found = {}
+    for name in commands(capsys):
+        inner = commands(capsys, name) if "ACTION ..." in help_of(capsys, name) else []
+        for words in [[name, action] for action in inner] or [[name]]:
+            found[tuple(words)] = help_of(capsys, *words)
+    assert ("watch",) in found
+    assert ("budget", "set") in found
+    return found
+
+
+def test_every_command_tells_its_exit_statuses(every):
+    for words, text in every.items():
+        _, _, statuses = text.partition("exit status:\n")
+        told = re.findall(r"^  (\S+)", statuses, re.MULTILINE)
+        wanted = output.OF_RUN if words == ("run",) else output.common()
+        assert set(wanted) <= set(told), words
+
+
+def test_every_option_says_what_it_is(every):
+    for words, text in every.items():
+        options = re.split(r"\n  (?=-)", re.split(r"\noption.*:", text)[-1].partition("\n\n")[0])
+        assert len(options) > 1, words
+        for option in options[1:]:
+            assert re.search(r"(  |\n)\s*\S.*[a-z]{2}", option), (words, option)
+
+
+def test_no_line_is_wider_than_the_terminal(every):
+    for words, text in every.items():
+        assert max(map(len, text.splitlines())) <= 80, words

@@ -1,0 +1,345 @@
+"""`cycles-lite watch`: what it shows is right, fits, and goes on; and the terminal is as it was when it has ended."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+from serving import PATIENCE, ROOT
+from terminals import on_terminal
+
+from cycles_lite import (
+    Action,
+    Amount,
+    Balance,
+    CyclesClient,
+    ReservationCreateRequest,
+    ReservationSummary,
+    SignedAmount,
+    Subject,
+    Unit,
+)
+from cycles_lite.cli import main
+from cycles_lite.cli.frame import Sheet, State, frame
+from cycles_lite.cli.screen import Screen
+from cycles_lite.cli.seen import Change, Seen, changes, tree
+from cycles_lite.cli.terminal import cells
+from cycles_lite.local import Authority
+
+BOT = "tenant:acme/workspace:research/agent:bot"
+
+
+def balance(scope, allocated, spent=0, reserved=0, debt=0, unit=Unit.TOKENS, **more):
+    left = SignedAmount(unit, allocated - spent - reserved - debt)
+    amounts = {"allocated": allocated, "spent": spent, "reserved": reserved, "debt": debt}
+    return Balance(scope.rpartition("/")[2], scope, left, **{k: Amount(unit, v) for k, v in amounts.items()}, **more)
+
+
+def reservation(id, scope=BOT, amount=10, name="x", at=0):
+    subject, action = Subject(tenant="acme"), Action("llm.completion", name)
+    return ReservationSummary(id, "ACTIVE", subject, action, Amount.tokens(amount), at, at + 60_000, scope, [scope])
+
+
+def seen(*balances, live=(), has_more=False, at=0):
+    return Seen(at, balances, live, has_more)
+
+
+# ---- What is seen ----
+
+
+def test_the_tree():
+    """A scope stands below the nearest one that has a budget."""
+    rows = tree([balance(scope, 1) for scope in (BOT, "tenant:acme", "tenant:acme/a:x", "tenant:acme/a:x/b:y")])
+    assert [row.label for row in rows] == ["tenant:acme", "  a:x", "    b:y", "  workspace:research/agent:bot"]
+    assert [row.label for row in tree([balance("a:b/c:d", 1), balance("a:b/c:d", 1, unit=Unit.CREDITS)])] == [
+        "a:b/c:d"
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ([balance("a:b", 100, 10, 5)], [balance("a:b", 100, 10, 7)], []),
+        ([balance("a:b", 100, 10)], [balance("a:b", 100, 40)], [("spent", "30 tokens", "a:b")]),
+        ([balance("a:b", 100, 40)], [balance("a:b", 100, 0)], [("unspent", "40 tokens", "a:b")]),
+        ([balance("a:b", 100)], [balance("a:b", 300)], [("funded", "200 tokens", "a:b")]),
+        ([balance("a:b", 300)], [balance("a:b", 100)], [("cut", "200 tokens", "a:b")]),
+        ([balance("a:b", 9)], [balance("a:b", 9, debt=3)], [("in debt", "3 tokens", "a:b")]),
+        ([balance("a:b", 9, debt=3)], [balance("a:b", 9)], [("repaid", "3 tokens", "a:b")]),
+        ([balance("a:b", 9)], [balance("a:b", 9, is_over_limit=True)], [("over limit", "", "a:b")]),
+        ([balance("a:b", 9, is_over_limit=True)], [balance("a:b", 9)], [("in limit", "", "a:b")]),
+        ([], [balance("a:b", 9)], [("added", "9 tokens", "a:b")]),
+        ([balance("a:b", 9)], [], [("removed", "9 tokens", "a:b")]),
+        ([Balance("a:b", "a:b", SignedAmount(Unit.TOKENS, 1))], [balance("a:b", 9)], [("funded", "9 tokens", "a:b")]),
+    ],
+)
+def test_what_has_changed(before, after, told):
+    assert [change[1:] for change in changes(seen(*before), seen(*after, at=7))] == told
+    assert {change.at_ms for change in changes(seen(*before), seen(*after, at=7))} <= {7}
+
+
+def test_what_was_spent_is_told_once():
+    """Of the lowest budgets that it was taken from, though those above them have it, too."""
+    scopes = "tenant:acme", "tenant:acme/agent:a", "tenant:acme/agent:b"
+    before = seen(*(balance(scope, 100) for scope in scopes), balance("tenant:acme", 9, unit=Unit.CREDITS))
+    spent = [balance(scope, 100, amount) for scope, amount in zip(scopes, (35, 10, 20))]
+    after = seen(*spent, balance("tenant:acme", 9, 1, unit=Unit.CREDITS))
+    assert [change[1:] for change in changes(before, after)] == [
+        ("spent", "1 credits", "tenant:acme"),
+        ("spent", "5 tokens", "tenant:acme"),
+        ("spent", "10 tokens", "tenant:acme/agent:a"),
+        ("spent", "20 tokens", "tenant:acme/agent:b"),
+    ]
+
+
+def test_reservations_come_and_go():
+    one, other = reservation("rsv_1"), reservation("rsv_2", amount=20)
+    assert [change[1:] for change in changes(seen(live=[one]), seen(live=[other]))] == [
+        ("ended", "10 tokens", BOT),
+        ("reserved", "20 tokens", BOT),
+    ]
+    assert not list(changes(seen(live=[one], has_more=True), seen(live=[other])))
+
+
+# ---- What it looks like ----
+
+HOSTILE = "tenant:acme/agent:\x1b[2J\u202e\n中文"
+STATE = State(
+    seen(
+        balance("tenant:acme", 10**6, 10**5, 7, 10**5, is_over_limit=True),
+        balance(HOSTILE, 9),
+        live=[reservation(f"rsv_{n}", HOSTILE, name="\x1b]0;x\x07") for n in range(50)],
+        has_more=True,
+    ),
+    [Change(n * 1000, "spent", "5 tokens", HOSTILE) for n in range(30)],
+    "no answer \x1b[31m from\nanywhere",
+)
+
+
+@pytest.mark.parametrize("height", [4, 24, 200])
+@pytest.mark.parametrize("width", [12, 40, 80, 200])
+def test_a_frame_fits_and_holds_no_control_character(width, height):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    lines = frame(STATE, Sheet.of(stream, width, height), "title", 60_000)
+    assert len(lines) <= height
+    assert max(map(cells, lines)) <= width
+    assert all(line.isprintable() for line in lines)
+    if height == 24 and width >= 40:
+        text = "\n".join(lines)
+        for part in ("title", "no answer", "Live reservations: 50 or more", "Last minute", " more lines"):
+            assert part in text
+
+
+def test_a_stream_that_cannot_encode_a_name_is_not_given_it():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    lines = frame(STATE, Sheet.of(stream, 80, 100), "title", 60_000)
+    assert "\n".join(lines).isascii()
+    assert max(map(len, lines)) <= 80
+
+
+# ---- On a terminal ----
+
+
+@pytest.fixture
+def authority(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path}/budgets.db"
+    monkeypatch.setenv("CYCLES_BASE_URL", url)
+    monkeypatch.setenv("CYCLES_TENANT", "acme")
+    with Authority(url) as authority:
+        authority.set_budget("tenant:acme", Amount.tokens(1000))
+        authority.set_budget("tenant:acme/workspace:a-rather-long-name/agent:bot", Amount.tokens(500))
+        yield authority
+
+
+def spend(amount, **subject):
+    subject = Subject(**subject) if subject else None
+    with CyclesClient.from_env(journal_enabled=False) as client:
+        with client.reserve(Amount.tokens(amount), Action("a", "b"), subject=subject) as guard:
+            guard.commit(Amount.tokens(amount))
+
+
+def hold(amount, name="b", **subject):
+    with CyclesClient.from_env(journal_enabled=False) as client:
+        subject = Subject(**subject) if subject else None
+        request = ReservationCreateRequest(Action("a", name), Amount.tokens(amount), subject=subject)
+        return client.create_reservation(request).reservation_id
+
+
+WATCH = ["watch", "--interval", "0.2"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_on_a_terminal_it_is_one_screen(authority, width):
+    """It is drawn in place, fits before and after the terminal has another size, and is gone in the end."""
+    hold(7, "\x1b[2Jname")
+    with on_terminal(WATCH, width) as shown:
+        before = shown.settings()
+        text = shown.see("Live reservations: 1(.|\n)*left")
+        assert {"?1049", "?25", "?7"} & shown.picture.modes == {"?1049"}
+        assert "993 of 1,000 tokens left, reserved 7" in " ".join(text.split())
+        spend(25, agent="bot", workspace="a-rather-long-name")
+        shown.see("s  spent +25 tokens")
+        assert shown.picture.widest <= width
+        shown.resize(width - 9, 20)
+        shown.see("Last minute")
+        shown.type(b"x")  # is no key of its own, and is not shown
+        spend(3)
+        shown.see("s  spent +3 tokens")
+        assert shown.picture.widest <= width - 9
+        assert len(shown.picture.lines) <= 20
+        shown.type(b"q")
+        assert shown.process.wait(PATIENCE) == 0
+        assert shown.settings() == before
+        shown.end()
+        assert shown.picture.modes == {"?25", "?7"}
+
+
+@pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_it_and_the_terminal_is_as_before(authority, how, status):
+    with on_terminal(WATCH, NO_COLOR="1") as shown:
+        before = shown.settings()
+        shown.see("of 1,000 tokens")
+        if how == "Ctrl-C":
+            shown.type(b"\x03")
+        else:
+            shown.process.send_signal(getattr(signal, how))
+        assert shown.process.wait(PATIENCE) == status
+        assert shown.settings() == before
+        shown.end()
+        assert shown.picture.modes == {"?25", "?7"}
+        assert shown.picture.colours == set()
+
+
+def test_an_exception_leaves_the_terminal_as_it_was(capsys):
+    with pytest.raises(ZeroDivisionError), Screen():
+        1 / 0  # noqa: B018
+    begun, ended = capsys.readouterr().out.split("\x1b[?7l")
+    assert "\x1b[?1049h" in begun
+    assert ended.endswith("\x1b[?1049l")
+
+
+def test_a_terminal_that_obeys_nothing_gets_lines(authority):
+    with on_terminal(WATCH, TERM="dumb") as shown:
+        shown.see("##  1,000 of 1,000 tokens")
+        shown.type(b"\x03")
+        assert shown.end()[0] == 130
+        assert not shown.picture.colours
+        assert shown.picture.modes == {"?25", "?7"}
+        assert shown.picture.widest <= 80
+
+
+def test_it_says_that_the_server_is_gone_and_goes_on_when_it_is_back(authority, monkeypatch):
+    server_module = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
+    monkeypatch.setenv("CYCLES_API_KEY", authority.create_key("acme").key_secret)
+    monkeypatch.delenv("CYCLES_TENANT")  # the key's tenant is asked for
+    with server_module.Server(authority) as server, server.in_background():
+        port = int(server.url.rpartition(":")[2])
+        with on_terminal(WATCH, CYCLES_BASE_URL=server.url) as shown:
+            shown.see("1,000 of 1,000 tokens left")
+            server.stop()
+            server.close()
+            text = shown.see(r"no answer from(.|\n)*shown is what was so")
+            assert "1,000 of 1,000 tokens left" in text
+            with server_module.Server(authority, port=port) as server, server.in_background():
+                authority.set_budget("tenant:acme", Amount.tokens(3000))
+                text = shown.see("funded +2,000 tokens")
+                assert "no answer" not in text
+                shown.type(b"q")
+                assert shown.end()[0] == 0
+
+
+# ---- Where there is no terminal ----
+
+
+@contextmanager
+def in_lines(*arguments, **environment):
+    """`watch` in a pipe; what it writes is read line by line."""
+    words = [sys.executable, "-m", "cycles_lite", *WATCH, *arguments]
+    whole = {**os.environ, "PYTHONPATH": ROOT, "PYTHONUTF8": "1", **environment}
+    process = subprocess.Popen(words, env=whole, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8")
+    watch = threading.Timer(PATIENCE, process.kill)
+    watch.start()
+    try:
+        yield process
+    finally:
+        watch.cancel()
+        watch.join()
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def read_to(process, pattern):
+    """The lines up to one that has what is looked for."""
+    lines = [""]
+    while not re.search(pattern, lines[-1]):
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    return "".join(lines)
+
+
+def test_in_a_pipe_there_is_a_block_for_each_change(authority):
+    with in_lines() as process:
+        first = read_to(process, "Live reservations: 0")
+        assert "1,000 of 1,000 tokens left" in first
+        assert "\x1b" not in first
+        spend(5)
+        assert "995 of 1,000 tokens left" in read_to(process, "spent +5 tokens +tenant:acme")
+        authority.set_budget("tenant:acme", Amount.tokens(2000))
+        last = read_to(process, "funded +1,000 tokens +tenant:acme")
+        assert "1,995 of 2,000 tokens left" in last
+        assert "spent" not in last
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+
+
+def test_in_json_each_state_is_a_line(authority):
+    id = hold(3)
+    with in_lines("--json") as process:
+        first = json.loads(process.stdout.readline())
+        assert first["balances"][0]["scope_path"] == "tenant:acme"
+        assert [row["reservation_id"] for row in first["reservations"]] == [id]
+        assert (first["changes"], first["has_more"]) == ([], False)
+        authority.set_budget("tenant:acme", Amount.tokens(2000))
+        (change,) = json.loads(process.stdout.readline())["changes"]
+        assert (change["what"], change["amount"], change["scope"]) == ("funded", "1,000 tokens", "tenant:acme")
+        process.terminate()
+        assert process.wait(PATIENCE) == 143
+
+
+def test_a_wrong_key_is_said_plainly_and_it_goes_on(authority, monkeypatch):
+    server_module = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
+    with server_module.Server(authority) as server, server.in_background():
+        with in_lines(CYCLES_BASE_URL=server.url, CYCLES_API_KEY="cyc_live_later") as process:
+            assert server.url in process.stdout.readline()
+            assert process.stdout.readline().startswith("the key is not accepted: set CYCLES_API_KEY to a valid one")
+            authority.create_key("acme", secret="cyc_live_later")
+            read_to(process, "1,000 of 1,000 tokens left")
+
+
+def test_once(authority, capsys, monkeypatch):
+    hold(3)
+    assert main(["watch", "--once"]) == 0
+    out = capsys.readouterr().out
+    assert "997 of 1,000 tokens left, reserved 3" in out
+    assert "Live reservations: 1" in out
+    monkeypatch.setenv("CYCLES_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("CYCLES_API_KEY", "x")
+    assert main(["watch", "--once"]) == 2
+    assert "no answer from http://127.0.0.1:1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "x", "1e9"])
+def test_an_interval_that_is_none(interval, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["watch", "--interval=" + interval])
+    assert ended.value.code == 2
+    assert "is not a number of seconds in 0.1..86400" in capsys.readouterr().err
