@@ -45,8 +45,8 @@ _COUNT_BUDGETS = "SELECT count(*) FROM budgets"
 _COUNT_LIVE = f"SELECT count(*) FROM {RESERVATIONS} INDEXED BY reservations_due WHERE status = 'ACTIVE'"
 _COUNT_PAST = f"{_COUNT_LIVE} AND deadline_ms < ? AND expires_at_ms < ?"
 
-#: The gauges of a budget by their names; amounts are in the budget's unit.
-_OF_BUDGETS: dict[str, tuple[str, Callable[[Budget], int]]] = {
+#: The gauges of a budget by their names; amounts are in the budget's unit, and None is not told.
+_OF_BUDGETS: dict[str, tuple[str, Callable[[Budget], float | None]]] = {
     "allocated": ("What the budget may spend.", lambda budget: budget.allocated),
     "spent": ("What was charged to the budget.", lambda budget: budget.spent),
     "reserved": ("What live reservations hold of the budget.", lambda budget: budget.reserved),
@@ -54,6 +54,10 @@ _OF_BUDGETS: dict[str, tuple[str, Callable[[Budget], int]]] = {
     "overdraft_limit": ("How much debt the budget may have.", lambda budget: budget.overdraft_limit),
     "remaining": ("What new reservations may take; negative in overdraft.", lambda budget: budget.remaining),
     "over_limit": ("Whether the budget takes no new reservation until it is funded.", lambda b: b.is_over_limit),
+    "period_end_timestamp_seconds": (
+        "When the next period of the budget begins, for those that have periods.",
+        lambda budget: None if budget.period_end_ms is None else budget.period_end_ms / 1000,
+    ),
 }
 
 
@@ -122,8 +126,9 @@ class Metrics:
 def _of_budgets(budgets: Sequence[Budget]) -> Iterator[Metric]:
     for name, (text, value) in _OF_BUDGETS.items():
         gauge = GaugeMetricFamily(f"cycles_lite_budget_{name}", text, labels=["scope", "unit"])
-        for budget in budgets:
-            gauge.add_metric([budget.scope, budget.unit], value(budget))
+        for budget, told in zip(budgets, map(value, budgets)):
+            if told is not None:
+                gauge.add_metric([budget.scope, budget.unit], told)
         yield gauge
     text = "1 for the status that the budget has: ACTIVE, FROZEN or CLOSED."
     gauge = GaugeMetricFamily("cycles_lite_budget_status", text, labels=["scope", "unit", "status"])
