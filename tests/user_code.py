@@ -61,9 +61,12 @@ client.with_options(warn_below=None)
 client.with_options(warn_below="20%")  # refused
 
 
+def shown_left(then: float, now: float | None) -> None: ...
+
+
 def observe(event: events.Event) -> None:
     if isinstance(event, events.RunningLow):
-        left: float = event.fraction + (event.balance.fraction_left or 0.0)
+        shown_left(event.fraction, event.balance.fraction_left)
         event.nothing  # refused
 
 
