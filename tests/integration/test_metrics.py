@@ -214,6 +214,14 @@ def test_scrapers_that_ask_for_openmetrics_get_it(http):
     assert {name for name in names if not name.startswith("cycles_lite_")} == set()
 
 
+@pytest.mark.parametrize(
+    "accepted", ["text/plain;version=abc", "application/openmetrics-text;version=", "*/*", '"', ";"]
+)
+def test_an_odd_accept_header_is_answered_all_the_same(http, accepted):
+    reply = http("GET", "/metrics", X_Admin_API_Key=ADMIN_KEY, Accept=accepted)
+    assert (reply.status, b"cycles_lite_budgets 3.0\n" in reply.body) == (200, True)
+
+
 def test_two_servers_in_a_process_count_for_themselves(served, tmp_path):
     (tmp_path / "other").mkdir()
     with serving(tmp_path / "other") as other:
