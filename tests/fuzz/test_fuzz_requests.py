@@ -13,6 +13,7 @@ from serving import ADMIN_KEY, asking, committing, event, keyed, tokens
 from cycles_lite import Amount, Caps
 from cycles_lite.local import Authority
 from cycles_lite.local.application import Application
+from cycles_lite.local.rules import Funding
 
 KEY, RIVAL = "acme-secret-1234", "rival-secret-1234"
 
@@ -47,9 +48,12 @@ def test_requests(fuzz, application):
 # ---- What is asked ----
 
 
+FUND = "/v1/admin/budgets/fund"
+
+
 def legal(random, ids):
     """A legal request: method, path, query, body."""
-    id = random.choice(ids[-20:])
+    id, usd = random.choice(ids[-20:]), {"unit": "USD_MICROCENTS", "amount": random.choice([0, 5])}
     bodies = {
         "/v1/reservations": asking(random.choice([1, 100]), metadata={"run": {"n": [1, None]}}),
         "/v1/decide": asking(5),
@@ -62,6 +66,7 @@ def legal(random, ids):
         "/v1/admin/budgets": {
             "tenant_id": "acme", "scope": "tenant:acme/app:x", "unit": "TOKENS", "allocated": tokens(5), "caps": {},
         },
+        FUND: keyed(operation=random.choice(list(Funding)), amount=usd, reason="odd", metadata={"a": [1]}),
     }  # fmt: skip
     gets = {
         "/v1/reservations": "tenant=acme&limit=2&sort_by=created_at_ms&sort_dir=asc&status=ACTIVE&include=metadata",
@@ -73,7 +78,7 @@ def legal(random, ids):
     }
     if random.random() < 0.7:
         path = random.choice(list(bodies))
-        return "POST", path, "", bodies[path]
+        return "POST", path, "scope=tenant:acme/app:usd&unit=USD_MICROCENTS" if path == FUND else "", bodies[path]
     path = random.choice(list(gets))
     return "GET", path, gets[path], None
 
@@ -174,6 +179,9 @@ def judged(status, headers, sent, environ, ids):
         assert sent == b""
         return "HEAD"
     assert named["content-length"] == str(len(sent))
+    if named["content-type"] != "application/json":
+        assert (code, environ["REQUEST_METHOD"], environ["PATH_INFO"]) == (200, "GET", "/")
+        return "the page"
     told = json.loads(sent.decode("ascii"), parse_constant=pytest.fail)
     assert code < 500, (status, told)
     if code < 400:
