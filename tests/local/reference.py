@@ -12,14 +12,14 @@ ORDER = ("tenant", "workspace", "app", "workflow", "agent", "toolset")
 
 
 class Budget:
-    def __init__(self):
+    def __init__(self, closed):
         self.allocated = self.spent = self.reserved = self.debt = self.limit = 0
         self.over = False
         self.status = "ACTIVE"
         self.hours = None  # of a period
         self.policy = "NONE"
         self.granted = self.start = self.end = None
-        self.closed = []
+        self.closed = closed  # which outlive it
 
     @property
     def remaining(self):
@@ -47,12 +47,13 @@ class Reference:
         self.reservations = {}
         self.replies = {}
         self.closed = set()
+        self.periods = {}
 
     # ---- Provisioning ----
 
     def set_budget(self, scope, unit, amount, limit, hours=None, policy=None):
         """`hours` are those of a period that is counted from the start of 1970, 0 to have none; None leaves it."""
-        budget = self.budgets.get((scope, unit), Budget())
+        budget = self.budgets.get((scope, unit)) or Budget(self.periods.setdefault((scope, unit), []))
         if budget.status == "CLOSED" or (policy and not (budget.hours if hours is None else hours)):
             return "refused"
         self.budgets[scope, unit] = budget
@@ -92,6 +93,7 @@ class Reference:
             budget.spent = 0 if spent is None else spent
         if operation in ("RESET", "RESET_SPENT"):
             budget.allocated = amount
+            budget.granted = amount if budget.hours else None
         elif operation == "DEBIT":
             budget.allocated -= amount
         for _ in range(amount if operation in ("CREDIT", "REPAY_DEBT") else 0):  # one by one
