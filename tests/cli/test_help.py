@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+from unittest import mock
 
 import pytest
 
 from cycles_lite.cli import main, output
 
 
-def help_of(capsys, *words):
-    with pytest.raises(SystemExit) as ended:
+def help_of(*words):
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as ended:
         main([*words, "--help"])
     assert ended.value.code == 0
-    return capsys.readouterr().out
+    return out.getvalue()
 
 
-def commands(capsys, *words):
+def commands(*words):
     """The names of the commands, or of a command's actions."""
-    return re.findall(r"^    ([a-z-]+)", help_of(capsys, *words).split("\noption")[0], re.MULTILINE)
+    return re.findall(r"^    ([a-z-]+)", help_of(*words).split("\noption")[0], re.MULTILINE)
 
 
-@pytest.fixture
-def every(capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def every():
     """The help of each command and action, by its words."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("NO_COLOR", "1")
     found = {}
-    for name in commands(capsys):
-        inner = commands(capsys, name) if "ACTION ..." in help_of(capsys, name) else []
-        for words in [[name, action] for action in inner] or [[name]]:
-            found[tuple(words)] = help_of(capsys, *words)
+    with mock.patch.dict(os.environ, {"COLUMNS": "80", "NO_COLOR": "1"}):
+        for name in commands():
+            inner = commands(name) if "ACTION ..." in help_of(name) else []
+            for words in [[name, action] for action in inner] or [[name]]:
+                found[tuple(words)] = help_of(*words)
     assert ("watch",) in found
     assert ("budget", "set") in found
     return found
