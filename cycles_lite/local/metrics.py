@@ -80,7 +80,10 @@ class Metrics:
 
     def exposition(self, accepted: str) -> tuple[str, bytes]:
         """The content type and the text, in the format that an `Accept` header asks for. Raises the ledger's errors."""
-        encode, content_type = choose_encoder(accepted)
+        try:
+            encode, content_type = choose_encoder(accepted)
+        except (TypeError, ValueError):  # it cannot read every version that a client may ask for
+            encode, content_type = choose_encoder("")
         return content_type, encode(self._registry)
 
     def count(self, exchange: Exchange) -> None:

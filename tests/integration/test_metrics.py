@@ -214,6 +214,11 @@ def test_scrapers_that_ask_for_openmetrics_get_it(http):
     assert {name for name in names if not name.startswith("cycles_lite_")} == set()
 
 
+@pytest.mark.parametrize("version", ["1..0", "\xff"])
+def test_a_version_that_is_none_gets_what_everybody_gets(http, version):
+    scrape(http, Accept=f"application/openmetrics-text; version={version}")
+
+
 def test_two_servers_in_a_process_count_for_themselves(served, tmp_path):
     (tmp_path / "other").mkdir()
     with serving(tmp_path / "other") as other:
