@@ -354,7 +354,7 @@ function showChanges(found) {
     its.word.classList.toggle("denied", change.word === "denied");
     for (const part of ["word", "text", "where"]) tell(its[part], change[part]);
   });
-  const isCut = found.lists.some((list) => list.has_more);
+  const isCut = found.extra.has_more_denials || found.lists.some((list) => list.has_more);
   empty("of-changes", moved.length + changes.length === 0, isCut ? "There was more: the newest are shown." : "");
 }
 
@@ -548,7 +548,16 @@ const PLACE = "cycles-api-key"; // in the tab's own storage
 const PAUSE = 2500; // milliseconds from the end of one look to the next
 const LONGEST_PAUSE = 20000;
 
-let key = sessionStorage.getItem(PLACE);
+/** Does something with the tab's storage; nothing where the browser forbids that, so that the key is kept nowhere. */
+function store(action) {
+  try {
+    return action(sessionStorage);
+  } catch {
+    return null;
+  }
+}
+
+let key = store((storage) => storage.getItem(PLACE));
 let looking = null; // what stops the look that is under way
 let timer = 0;
 let failures = 0;
@@ -582,7 +591,7 @@ async function refresh() {
 function forget(why = "") {
   clearTimeout(timer);
   if (looking) looking.abort();
-  sessionStorage.removeItem(PLACE);
+  store((storage) => storage.removeItem(PLACE));
   [key, looking, shown, isOld, failures] = [null, null, null, false, 0];
   before.clear();
   for (const id of ["budgets", "moves", "changes", "reservations", "periods"]) keep(byId(id), [], String);
@@ -600,13 +609,11 @@ byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = byId("key").value.trim();
   byId("key").value = "";
-  if (!/^[\x21-\x7e]{1,256}$/.test(given)) {
-    forget(given ? "A key is 1 to 256 visible ASCII characters without a space." : "Enter a key.");
-    return;
-  }
-  key = given;
-  sessionStorage.setItem(PLACE, key);
-  tell(byId("problem"), "");
+  const isKey = /^[\x21-\x7e]{1,256}$/.test(given);
+  forget(isKey ? "" : given ? "A key is 1 to 256 visible ASCII characters without a space." : "Enter a key.");
+  if (!isKey) return;
+  key = given; // a look with the one before has ended: no look asks with two keys
+  store((storage) => storage.setItem(PLACE, key));
   refresh();
 });
 byId("forget").addEventListener("click", () => forget());

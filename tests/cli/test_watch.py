@@ -202,7 +202,7 @@ def test_on_a_terminal_it_is_one_screen(authority, width):
         assert shown.picture.modes == {"?25", "?7"}
 
 
-@pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGQUIT", 131), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_it_and_the_terminal_is_as_before(authority, how, status):
     with on_terminal(WATCH, NO_COLOR="1") as shown:
         before = shown.settings()

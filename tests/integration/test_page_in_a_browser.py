@@ -207,6 +207,30 @@ def test_who_would_send_the_key_in_the_clear_is_told_so(served, page):
         assert page.one("#plain").is_displayed() is is_told
 
 
+def test_of_two_keys_the_last_is_asked_with(served, page):
+    """The first is given up, though a look with it has begun: it would go on with the second, for the first's tenant."""
+    page.open(served.url)
+    give = """
+        const field = document.querySelector("#key");
+        for (const key of arguments) {
+          field.value = key;
+          field.form.requestSubmit();
+        }"""
+    page.js(give, served.rival_key, served.key)
+    page.wait(lambda: page.js("return looking === null"))
+    assert page.text("h1") == "Budgets of acme"
+
+
+def test_a_browser_that_lets_nothing_be_kept(served, page):
+    forbid = """
+        Object.defineProperty(window, "sessionStorage", {get() { throw new DOMException("no", "SecurityError"); }});"""
+    page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": forbid})
+    page.open(served.url, served.key)
+    page.sees("1,000,000 tokens")
+    page.one("#forget").click()
+    page.sees("API key of a tenant")
+
+
 def test_a_key_that_is_revoked_takes_what_it_showed_with_it(served, page):
     page.open(served.url, served.key)
     page.sees("1,000,000 tokens")
