@@ -314,6 +314,15 @@ def test_in_a_pipe_there_is_a_block_for_each_change(authority):
         assert process.wait(PATIENCE) == 130
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Windows do not tell")
+def test_it_ends_when_nobody_reads_any_more(authority):
+    """Though there is nothing new to be written."""
+    with in_lines() as process:
+        read_to(process, "Live reservations: 0")
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 0
+
+
 def test_in_json_each_state_is_a_line(authority):
     id = hold(3)
     with in_lines("--json") as process:
