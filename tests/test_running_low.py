@@ -156,6 +156,15 @@ def test_a_new_period_arms_it_again(tmp_path, told):
                     now[0] += 12 * 3600 * 1000
 
 
+def test_an_answer_whose_thread_comes_late_does_not_arm_it(client, told):
+    earlier = spend(client, 80)
+    spend(client, 1)
+    assert low(told) == [(ACME, 19)]
+    client._session.watch(earlier)
+    spend(client, 1)
+    assert low(told) == []
+
+
 def test_each_budget_counts_for_itself(ledger, client, told):
     ledger.set_budget(ACME, Amount.credits(10))
     ledger.set_budget(f"{ACME}/agent:bot", tokens(10))

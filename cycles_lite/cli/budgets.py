@@ -156,8 +156,8 @@ def _show(arguments: Any) -> None:
                 _print_fitting(f"  {name:<{_NAMES}}{fact}", 2 + _NAMES)
 
 
-#: The cells for the names of facts, and the space after them.
-_NAMES = 17
+#: The cells for the names of facts, and the space after them. A time fits behind them on a terminal of 40 columns.
+_NAMES = 11
 
 
 def _print_fitting(text: str, indent: int) -> None:
@@ -172,7 +172,7 @@ def _print_fitting(text: str, indent: int) -> None:
 def _facts(of: Holds) -> Iterator[tuple[str, str]]:
     budget = of.budget
     amounts = {"left": budget.remaining, "allocated": budget.allocated, "spent": budget.spent}
-    amounts.update({"reserved": budget.reserved, "debt": budget.debt, "overdraft limit": budget.overdraft_limit})
+    amounts.update({"reserved": budget.reserved, "debt": budget.debt, "overdraft": budget.overdraft_limit})
     for name, amount in amounts.items():
         yield name, f"{bars.shown(amount, budget.unit)} {bars.name(budget.unit)}"
     yield "held by", f"{of.reservations} live reservation{'' if of.reservations == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The admin calls over HTTP: tenants, keys and budgets are made, in the shapes that the official quickstart uses.
+"""The admin calls over HTTP: tenants, keys and budgets are made, and budgets funded, as the official server does it.
 
 The official admin server has fields that this authority has no use for: they are ignored, and unknown ones refused.
 """

@@ -82,7 +82,7 @@ class Metrics:
         """The content type and the text, in the format that an `Accept` header asks for. Raises the ledger's errors."""
         try:
             encode, content_type = choose_encoder(accepted)
-        except (TypeError, ValueError):  # it cannot read every version that a client may ask for
+        except (TypeError, ValueError):  # prometheus-client trips over a version that is none
             encode, content_type = choose_encoder("")
         return content_type, encode(self._registry)
 

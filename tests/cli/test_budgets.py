@@ -217,7 +217,7 @@ def held(db, run):
 def facts(text):
     """What `show` says, by name."""
     title, *lines = text.splitlines()
-    return title, {line[2:19].strip(): line[19:] for line in lines}
+    return title, {line[2:13].strip(): line[13:] for line in lines}
 
 
 def test_show_tells_everything(held, spent_by_the_day, run, rows):
@@ -232,7 +232,7 @@ def test_show_tells_everything(held, spent_by_the_day, run, rows):
         "spent": "0 tokens",
         "reserved": "30 tokens",
         "debt": "0 tokens",
-        "overdraft limit": "0 tokens",
+        "overdraft": "0 tokens",
         "held by": "2 live reservations",
         "status": "ACTIVE",
         "caps": '{"max_tokens": 5}',

@@ -13,6 +13,7 @@ from serving import ADMIN_KEY, asking, committing, event, keyed, tokens
 from cycles_lite import Amount, Caps
 from cycles_lite.local import Authority
 from cycles_lite.local.application import Application
+from cycles_lite.local.rules import Funding
 
 KEY, RIVAL = "acme-secret-1234", "rival-secret-1234"
 
@@ -47,9 +48,12 @@ def test_requests(fuzz, application):
 # ---- What is asked ----
 
 
+FUND = "/v1/admin/budgets/fund"
+
+
 def legal(random, ids):
     """A legal request: method, path, query, body."""
-    id = random.choice(ids[-20:])
+    id, usd = random.choice(ids[-20:]), {"unit": "USD_MICROCENTS", "amount": random.choice([0, 5])}
     bodies = {
         "/v1/reservations": asking(random.choice([1, 100]), metadata={"run": {"n": [1, None]}}),
         "/v1/decide": asking(5),
@@ -62,6 +66,7 @@ def legal(random, ids):
         "/v1/admin/budgets": {
             "tenant_id": "acme", "scope": "tenant:acme/app:x", "unit": "TOKENS", "allocated": tokens(5), "caps": {},
         },
+        FUND: keyed(operation=random.choice(list(Funding)), amount=usd, reason="odd", metadata={"a": [1]}),
     }  # fmt: skip
     gets = {
         "/v1/reservations": "tenant=acme&limit=2&sort_by=created_at_ms&sort_dir=asc&status=ACTIVE&include=metadata",
@@ -70,10 +75,11 @@ def legal(random, ids):
         "/v1/evidence/" + "0" * 64: "",
         "/v1/.well-known/cycles-jwks.json": "",
         "/actuator/health": "",
+        "/metrics": "",
     }
     if random.random() < 0.7:
         path = random.choice(list(bodies))
-        return "POST", path, "", bodies[path]
+        return "POST", path, "scope=tenant:acme/app:usd&unit=USD_MICROCENTS" if path == FUND else "", bodies[path]
     path = random.choice(list(gets))
     return "GET", path, gets[path], None
 
@@ -99,7 +105,9 @@ def request(random, ids):
         headers["HTTP_X_IDEMPOTENCY_KEY"] = latin(str(data.get("idempotency_key")))
     if step == 11 or random.random() < 0.1:
         name = random.choice(HEADERS)
-        headers[name] = latin(random.choice([*TEXTS, KEY, RIVAL, ADMIN_KEY, "0" * 32, "00-" + "1" * 32, "1" * 32]))
+        headers[name] = latin(
+            random.choice([*TEXTS, KEY, RIVAL, ADMIN_KEY, f"Bearer {ADMIN_KEY}", "0" * 32, "00-" + "1" * 32, "1" * 32])
+        )
     length = str(len(sent))
     if random.random() < 0.03:
         length = random.choice(["", "0", "-1", "1", "x", "1e3", " 5 ", "9" * 30, str(2**20), str(2**20 + 1), "\u0665"])
@@ -120,6 +128,8 @@ HEADERS = [
     "HTTP_X_IDEMPOTENCY_KEY",
     "HTTP_X_CYCLES_TRACE_ID",
     "HTTP_TRACEPARENT",
+    "HTTP_AUTHORIZATION",
+    "HTTP_ACCEPT",
     "CONTENT_TYPE",
 ]
 
@@ -158,6 +168,11 @@ def odd_query(random, query):
 # ---- What must come back ----
 
 
+def bearer(environ):
+    scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
 def judged(status, headers, sent, environ, ids):
     """The outcome, once the answer is proven to be in the protocol's shape."""
     code = int(status.split(" ")[0])
@@ -174,6 +189,12 @@ def judged(status, headers, sent, environ, ids):
         assert sent == b""
         return "HEAD"
     assert named["content-length"] == str(len(sent))
+    if named["content-type"] != "application/json":
+        path = environ["PATH_INFO"]
+        assert (code, environ["REQUEST_METHOD"]) == (200, "GET")
+        assert path in ("/", "/metrics")
+        assert path == "/" or ADMIN_KEY in (environ.get("HTTP_X_ADMIN_API_KEY"), bearer(environ))
+        return "the page" if path == "/" else "metrics"
     told = json.loads(sent.decode("ascii"), parse_constant=pytest.fail)
     assert code < 500, (status, told)
     if code < 400:

@@ -6,15 +6,20 @@ Every operation returns what a client can tell apart: a code for a refusal, or t
 
 from __future__ import annotations
 
-DAY = 24 * 3600 * 1000
+HOUR = 3600 * 1000
+DAY = 24 * HOUR
 ORDER = ("tenant", "workspace", "app", "workflow", "agent", "toolset")
 
 
 class Budget:
-    def __init__(self):
+    def __init__(self, closed=()):
         self.allocated = self.spent = self.reserved = self.debt = self.limit = 0
         self.over = False
         self.status = "ACTIVE"
+        self.hours = None  # of a period
+        self.policy = "NONE"
+        self.granted = self.start = self.end = None
+        self.closed = list(closed)
 
     @property
     def remaining(self):
@@ -23,22 +28,48 @@ class Budget:
     def state(self):
         return self.remaining, self.reserved, self.spent, self.debt, self.over
 
+    def roll(self):
+        self.closed.append((self.start, self.end, self.allocated, self.spent, self.debt))
+        left = max(self.remaining, 0)
+        if self.policy == "CARRY_FORWARD":
+            self.allocated = self.granted + left
+        elif self.policy == "CAP_AT_ALLOCATED":
+            self.allocated = self.granted + min(left, self.granted)
+        self.spent = 0
+        self.over = self.debt > self.limit
+        self.start, self.end = self.end, self.end + self.hours * HOUR
+
 
 class Reference:
     def __init__(self, now):
         self.now = now
         self.budgets = {}
+        self.kept = {}  # the closed periods of deleted budgets
         self.reservations = {}
         self.replies = {}
         self.closed = set()
 
     # ---- Provisioning ----
 
-    def set_budget(self, scope, unit, amount, limit):
-        budget = self.budgets.setdefault((scope, unit), Budget())
-        if budget.status == "CLOSED":
+    def set_budget(self, scope, unit, amount, limit, hours=None, policy=None):
+        """`hours` are those of a period that is counted from the start of 1970, 0 to have none; None leaves it."""
+        budget = self.budgets.get((scope, unit), Budget(self.kept.get((scope, unit), ())))
+        if budget.status == "CLOSED" or (policy and not (budget.hours if hours is None else hours)):
             return "refused"
-        budget.allocated = amount
+        self.budgets[scope, unit] = budget
+        if hours == 0:
+            budget.hours = budget.granted = budget.start = budget.end = None
+            budget.policy = "NONE"
+        elif hours is not None and hours != budget.hours:
+            budget.hours, budget.granted = hours, None
+            budget.start = self.now // (hours * HOUR) * hours * HOUR
+            budget.end = budget.start + hours * HOUR
+            if budget.closed:
+                budget.start = max(budget.start, budget.closed[-1][1])
+        budget.policy = policy or budget.policy
+        if budget.policy == "NONE" or amount != budget.granted:
+            budget.allocated = amount
+            budget.granted = amount if budget.hours else None
         if limit is not None:
             budget.limit = limit
         budget.over = budget.debt > budget.limit
@@ -62,6 +93,7 @@ class Reference:
             budget.spent = 0 if spent is None else spent
         if operation in ("RESET", "RESET_SPENT"):
             budget.allocated = amount
+            budget.granted = amount if budget.hours else None
         elif operation == "DEBIT":
             budget.allocated -= amount
         for _ in range(amount if operation in ("CREDIT", "REPAY_DEBT") else 0):  # one by one
@@ -83,6 +115,7 @@ class Reference:
         if budget is None or (holding and not force):
             return "refused"
         del self.budgets[scope, unit]
+        self.kept[scope, unit] = budget.closed
         for one in holding:
             one["held"] = [other for other in one["held"] if other is not budget]
         return "ok"
@@ -96,8 +129,18 @@ class Reference:
 
     def pass_time(self, ms):
         self.now += ms
+        while True:
+            ends = [budget.end for budget in self.budgets.values() if budget.hours and budget.end <= self.now]
+            self.free_until(min([self.now, *ends]))
+            if not ends:
+                return
+            for budget in self.budgets.values():
+                if budget.end == min(ends):
+                    budget.roll()
+
+    def free_until(self, now):
         for one in self.reservations.values():
-            if one["status"] == "ACTIVE" and self.now > one["expires"] + one["grace"]:
+            if one["status"] == "ACTIVE" and now > one["expires"] + one["grace"]:
                 one["status"] = "EXPIRED"
                 one["ended"] = one["expires"] + one["grace"]
                 for budget in one["held"]:

@@ -245,6 +245,31 @@ def test_an_exception_at_each_line_of_upkeep(bench, monkeypatch):
     assert bench.authority.check() == []
 
 
+def test_an_exception_at_each_line_of_a_boundary(bench):
+    """A period is closed whole or not at all, and once."""
+    hour = 3_600_000
+    bench.budget(amount=10**9, period=1, rollover_policy="CARRY_FORWARD")
+
+    def due():
+        operation = Event(bench)
+        bench.event(5)
+        bench.reserve(10, ttl_ms=1000, grace_period_ms=0)
+        bench.clock.now += hour
+        return operation
+
+    due()()
+    numbers = lines_of(due(), IS_LONG)[:: 1 if IS_LONG else 3]
+    for number in numbers:
+        operation = due()
+        interrupted_at(number, operation, IS_LONG)
+        demand_free(bench, operation, bench.amounts())
+        assert bench.amounts()[1:3] == (0, 3)
+    closed = bench.authority.history()
+    assert [one.end_ms - one.start_ms for one in closed] == [hour] * (len(numbers) + 2)
+    assert [one.spent for one in closed] == [5] + [3 + 5] * (len(numbers) + 1)
+    assert bench.authority.check() == []
+
+
 def test_an_exception_at_each_line_of_opening_and_closing(url, path, tmp_path):
     """A file is made whole or not at all, without leaving a draft; connections are opened and closed."""
 

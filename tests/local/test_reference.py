@@ -29,8 +29,11 @@ HUGE = 2**63 - 1
 POLICIES = ["REJECT", "ALLOW_IF_AVAILABLE", "ALLOW_WITH_OVERDRAFT", "ALLOW_WITH_OVERDRAFT"]
 KEYS = [str(number) for number in range(60)]
 LIMITS = [None, 0, 10, 40]
+#: The hours of a period: 0 for none, None for what is there.
+HOURS = [None, None, None, 0, 7, 24, 100]
+ROLLOVERS = [None, None, "NONE", "CARRY_FORWARD", "CAP_AT_ALLOCATED"]
 SHORT_TIMES = [0, 1, 999, 1000, 1001, 5000, 6000, 6001, 20_000, 20_001, 25_001]
-TIMES = SHORT_TIMES * 2 + [DAY, DAY + 1, 8 * DAY, 31 * DAY]
+TIMES = SHORT_TIMES * 2 + [3_600_000] * 4 + [DAY, DAY + 1, 8 * DAY, 31 * DAY]
 
 
 class Both:
@@ -45,18 +48,22 @@ class Both:
         self.reference = Reference(START)
         self.ids = {}
         for scope in (SCOPES[0], SCOPES[2], SCOPES[3]):
-            self.set_budget(scope, "TOKENS", self.pick(range(30, 151)), self.pick(LIMITS))
+            self.set_budget(scope, "TOKENS", self.pick(range(30, 151)), self.pick(LIMITS), self.pick(HOURS))
 
     def close(self):
+        closed = {name: [] for name in self.reference.budgets}
+        for scope, unit, *row in self.bench.authority.history():
+            closed[scope, unit].append(tuple(row))
+        assert closed == {name: budget.closed for name, budget in self.reference.budgets.items()}
         self.bench.authority.shutdown()
 
     # ---- Setting up ----
 
-    def set_budget(self, scope, unit, amount, limit):
-        made = provisioned(
-            lambda: self.bench.authority.set_budget(scope, Amount(Unit(unit), amount), overdraft_limit=limit)
-        )
-        assert made == self.reference.set_budget(scope, unit, amount, limit)
+    def set_budget(self, scope, unit, amount, limit, hours=None, policy=None):
+        options = {"period": hours or "never", "starts": "1970-01-01T00:00Z" if hours else None}
+        options = {"overdraft_limit": limit, "rollover_policy": policy, **(options if hours is not None else {})}
+        made = provisioned(lambda: self.bench.authority.set_budget(scope, Amount(Unit(unit), amount), **options))
+        assert made == self.reference.set_budget(scope, unit, amount, limit, hours, policy)
 
     def set_status(self, scope, unit, status):
         authority = self.bench.authority
@@ -97,7 +104,8 @@ class Both:
         elif change < 20:
             self.set_status(scope, unit, "ACTIVE")
         else:
-            self.set_budget(scope, unit, self.pick(range(151)), self.pick(LIMITS))
+            amount, limit = self.pick([40, 50, *range(151)]), self.pick(LIMITS)
+            self.set_budget(scope, unit, amount, limit, self.pick(HOURS), self.pick(ROLLOVERS))
 
     def pass_time(self, times=TIMES):
         ms = self.pick(times)
@@ -244,6 +252,8 @@ class Both:
         for name, budget in self.reference.budgets.items():
             one = ours[name]
             assert state(one) == budget.state(), name
+            period = (one.period_start_ms, one.period_end_ms, one.granted, one.rollover_policy)
+            assert period == (budget.start, budget.end, budget.granted, budget.policy), name
         assert self.bench.authority.check() == []
 
 
