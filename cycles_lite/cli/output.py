@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import shutil
 import sys
 import textwrap
@@ -91,6 +92,17 @@ def reason(error: OSError) -> str:
     except OSError:
         return "the current folder is gone, and with it what relative paths name; change to another one"
     return str(error)
+
+
+def is_read(stream: Any) -> bool:
+    """Whether somebody can still read a stream, as far as the system tells. Who waits for news before it writes would
+    not hear of it otherwise, and `watch | head -1` would not end."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (AttributeError, OSError):  # Windows has no poll, and a stream of another program's making no file
+        return True
 
 
 @contextmanager

@@ -85,10 +85,10 @@ def _on_screen(poller: Poller, came: list[int], title: str) -> None:
 
 
 def _in_lines(poller: Poller, came: list[int], as_json: bool) -> None:
-    """Print a block whenever something has changed, until a signal ends it."""
+    """Print a block whenever something has changed, until a signal ends it, or nobody reads any more."""
     last: object = None
     since = 0
-    while not came:
+    while not came and output.is_read(sys.stdout):
         state = poller.state()
         what = state.cause or (state.seen and state.seen[1:])
         if what and what != last:

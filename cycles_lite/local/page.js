@@ -360,7 +360,7 @@ function showChanges(found) {
     its.word.classList.toggle("denied", change.word === "denied");
     for (const part of ["word", "text", "where"]) tell(its[part], change[part]);
   });
-  const isCut = found.lists.some((list) => list.has_more);
+  const isCut = found.extra.has_more_denials || found.lists.some((list) => list.has_more);
   empty("of-changes", moved.length + changes.length === 0, isCut ? "There was more: the newest are shown." : "");
 }
 

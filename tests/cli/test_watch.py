@@ -202,7 +202,7 @@ def test_on_a_terminal_it_is_one_screen(authority, width):
         assert shown.picture.modes == {"?25", "?7"}
 
 
-@pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGQUIT", 131), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_it_and_the_terminal_is_as_before(authority, how, status):
     with on_terminal(WATCH, NO_COLOR="1") as shown:
         before = shown.settings()
@@ -312,6 +312,15 @@ def test_in_a_pipe_there_is_a_block_for_each_change(authority):
         assert "spent" not in last
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Windows do not tell")
+def test_it_ends_when_nobody_reads_any_more(authority):
+    """Though there is nothing new to be written."""
+    with in_lines() as process:
+        read_to(process, "Live reservations: 0")
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 0
 
 
 def test_in_json_each_state_is_a_line(authority):
