@@ -31,9 +31,9 @@ _PAUSE = 0.004
 #: Seconds that the statements of a transaction have at the least, also where the lock was had at the last moment.
 _PATIENCE = 0.25
 
-#: How many holds or periods are due when one transaction leaves the others to the next, and how many records of a kind
-#: are pruned in one step, because others wait. A write adds fewer records, so that steps at each write catch up with
-#: whatever was left.
+#: After how many holds and periods a transaction leaves what else is due to the next one, and how many records of a
+#: kind are pruned in one step, because others wait. A write adds fewer records, so that steps at each write catch up
+#: with whatever was left.
 CATCH_UP_AT_ONCE = 200
 PRUNE_AT_ONCE = 100
 
