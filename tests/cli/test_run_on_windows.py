@@ -14,7 +14,7 @@ import pytest
 from guarded import PYTHON, ended, go
 from ledgers import spent
 
-from cycles_lite.cli import bars, main
+from cycles_lite.cli import main, terminal
 from cycles_lite.cli.signals import Signals
 from cycles_lite.runtime import system
 
@@ -108,5 +108,5 @@ def test_the_old_terminal_of_windows_has_no_colours_and_no_blocks(monkeypatch, v
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(system, "WINDOWS", True)
-    assert bars.is_coloured(Terminal()) is coloured
-    assert bars.look_of(Terminal()) is bars.ASCII
+    assert terminal.is_coloured(Terminal()) is coloured
+    assert terminal.look_of(Terminal()) is terminal.ASCII
