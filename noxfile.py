@@ -7,6 +7,8 @@ skipped here; `.ci/run` names them.
 from __future__ import annotations
 
 import pathlib
+import posixpath
+import re
 import shutil
 import tarfile
 import zipfile
@@ -36,7 +38,9 @@ NEWEST = "3.14" if shutil.which("python3.14") else "3.13"
 WHOLE = ("3.7", "3.11", NEWEST)
 SHORT = ("-m", "not thorough", *[f"--ignore=tests/{folder}" for folder in ("cli", "fuzz", "integration", "recovery")])
 
-#: README's command has more rounds of random tests.
+#: What is run once, by README's command on the Python in the middle, which also has more rounds of random tests.
+ONCE = ("--ignore=tests/test_benchmarks.py",)
+NOT_IN_DEVELOPMENT_MODE = ("--ignore=tests/test_docs.py",)
 FEW_ROUNDS = {"CRASH_ROUNDS": "24", "FAULT_CALLS": "300", "LAMBDA_KILLS": "5"}
 
 #: PyPy is slow, and what it does otherwise is of ledgers, locks and finalizers.
@@ -76,7 +80,7 @@ FILES = (
 MADE = ("PKG-INFO",)
 
 #: A larger wheel has something in it that nobody needs.
-MOST_BYTES = 300_000
+MOST_BYTES = 350_000
 
 
 @nox.session(python=NEWEST)
@@ -106,6 +110,18 @@ def package(session: nox.Session) -> None:
         session.run("cycles-lite", "demo")
 
 
+@nox.session(python=NEWEST)
+def docs(session: nox.Session) -> None:
+    """The documentation: it builds without a warning, its links lead somewhere, and its first two pages work on a
+    machine that has nothing but Python."""
+    session.install("-e", ".[docs]")
+    pages = pathlib.Path(session.create_tmp()) / "html"
+    shutil.rmtree(pages, ignore_errors=True)
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "-b", "html", "docs", str(pages))
+    check_links(session, pages)
+    session.run("python", "tests/pages.py", "--fresh", "README.rst", "docs/quickstart.rst")
+
+
 @nox.session(python=list(PYTHONS))
 def tests(session: nox.Session) -> None:
     """The tests, with the newest dependencies. What follows `--` goes to pytest."""
@@ -113,11 +129,10 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".[server,test]")
     options = ["-q", "-n", "auto", "--durations=30", *session.posargs]
     if python == NEWEST:  # once with all that Python itself can find; variables, because workers and children get those
-        session.run(
-            "python", "-m", "pytest", *options, env={**FEW_ROUNDS, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
-        )
+        strict = {**FEW_ROUNDS, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
+        session.run("python", "-m", "pytest", *options, *ONCE, *NOT_IN_DEVELOPMENT_MODE, env=strict)
     elif python in WHOLE:
-        session.run("python", "-m", "pytest", *options, env=FEW_ROUNDS)
+        session.run("python", "-m", "pytest", *options, *ONCE, env=FEW_ROUNDS)
     else:
         chosen = ON_PYPY if python.startswith("pypy") and not session.posargs else ()
         session.run("python", "-m", "pytest", *SHORT, *options, *chosen, env=FEW_ROUNDS)
@@ -138,6 +153,20 @@ def files_in(*folders: str) -> set[str]:
     """The files of the project in some of its folders, without what running them leaves there."""
     found = (path for folder in folders for path in pathlib.Path(folder).rglob("*"))
     return {path.as_posix() for path in found if path.is_file() and path.suffix != ".pyc" and "_cache" not in str(path)}
+
+
+def check_links(session: nox.Session, pages: pathlib.Path) -> None:
+    """Each link within the pages has a page and a place in it."""
+    texts = {page.relative_to(pages).as_posix(): page.read_text(encoding="utf-8") for page in pages.rglob("*.html")}
+    places = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in texts.items()}
+    for name, text in texts.items():
+        for href in re.findall(r'<a [^>]*\bhref="([^"]+)"', text):
+            path, _, place = href.partition("#")
+            page = posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) if path else name
+            if re.match(r"[a-z]+:", href) or (page not in texts and (pages / page).is_file()):
+                continue
+            if page not in texts or (place and place not in places[page]):
+                session.error(f"{name}: {href} leads nowhere")
 
 
 def check_wheel(session: nox.Session, wheel: pathlib.Path) -> None:

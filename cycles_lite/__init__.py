@@ -1,4 +1,20 @@
-"""cycles_lite: the small, blocking Python client for Cycles, the budget authority for agents and automation."""
+"""The small, blocking Python client of Cycles, the budget authority for agents, and an authority in one file.
+
+    client = CyclesClient.from_env()
+    with client.reserve(Amount.tokens(1000), Action("llm.completion", "gpt-4o")) as guard:
+        guard.commit(Amount.tokens(742))
+
+Work      with_cycles, @cycles, CyclesClient.reserve and its ReservationGuard, current_guard, Settlement
+Protocol  CyclesClient's other methods; each takes a request (CommitRequest) and returns an answer (CommitResponse)
+Values    Amount, Unit, Subject, Action, Caps, CyclesMetrics, CommitOveragePolicy, Balance
+Settings  CyclesConfig, or a variable CYCLES_<NAME> for each of its fields
+Errors    CyclesError; BudgetDenied (the work has not run), SettlementRejectedError (it has), TransportError, ...
+
+Beside these: cycles_lite.wsgi, .aws_lambda, .events (what an observer is told), .observers (which count), .testing (and
+a pytest plugin), .local (the embedded authority). In a shell: cycles-lite --help, and cycles-lite check.
+
+The documentation is in docs/ of the source; docs/quickstart.rst is where to begin, docs/api.rst has every name.
+"""
 
 from __future__ import annotations
 
@@ -164,4 +180,4 @@ def _missing(name: str) -> Exception:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

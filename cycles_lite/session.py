@@ -73,9 +73,9 @@ class Session:
             self._events = events
         #: The levels of a subject that the configuration fills in.
         self._subject = config.subject_defaults()
-        #: The budgets that the observer was told to run low, with what was allocated and used then. Clients on one
-        #: authority share it.
-        self.low: dict[Any, tuple[int, int]] = {}
+        #: The budgets that the observer was told to run low, with what was allocated and used then, and when the answer
+        #: had come. Clients on one authority share it.
+        self.low: dict[Any, tuple[int, int, float]] = {}
         self._is_closed = False
         #: A lock for each thread that waits before it sends again; releasing the lock wakes the thread.
         self._bells: dict[Any, None] = {}
@@ -99,18 +99,19 @@ class Session:
             fraction = balance.fraction_left
             if fraction is None:
                 continue
-            allocated = balance.allocated.amount
+            allocated, (sent, came) = balance.allocated.amount, response.attempt_ms
             used = allocated - balance.remaining.amount - (balance.reserved.amount if balance.reserved else 0)
-            key, seen = (balance.scope_path, balance.remaining.unit, line), (allocated, used)
+            key, seen = (balance.scope_path, balance.remaining.unit, line), (allocated, used, came)
             told = low.get(key)
-            if fraction >= line:
-                # Holds come and go with every call. Only what was used tells of a new period, or of more funds.
-                if told is not None and (allocated != told[0] or used < told[1]):
-                    low.pop(key, None)
-            elif told is None and low.setdefault(key, seen) is seen:  # of several threads, one tells it
-                for oldest in list(low)[:-_MOST_LOW]:
-                    low.pop(oldest, None)
-                self.tell("RunningLow", balance, fraction)
+            if told is None:
+                if fraction < line and low.setdefault(key, seen) is seen:  # of several threads, one tells it
+                    for oldest in list(low)[:-_MOST_LOW]:
+                        low.pop(oldest, None)
+                    self.tell("RunningLow", balance, fraction)
+            # Holds come and go with every call: only what was used tells of a new period, or of more funds. An answer
+            # to a call that was made before is of the time before, and its thread comes late.
+            elif fraction >= line and (allocated != told[0] or used < told[1]) and sent >= told[2]:
+                low.pop(key, None)
 
     def body_of(self, request: Any) -> dict[str, Any]:
         """The JSON object that a request sends, its subject's missing levels filled from the configuration."""

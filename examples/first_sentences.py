@@ -1,7 +1,10 @@
 """A script on a budget: prints the first sentence of each file, and pays for the words that it has read and written.
 
-    cycles-lite budget set tenant:acme TOKENS:1000 --db budgets.db
-    CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme python examples/first_sentences.py *.rst
+    cycles-lite budget set tenant:acme TOKENS:20 --db budgets.db
+    export CYCLES_BASE_URL=sqlite:budgets.db CYCLES_TENANT=acme
+    echo "Short indeed. And more of it." > short.txt
+    echo "One, two, three, four, five, six. And more." > long.txt
+    python examples/first_sentences.py short.txt long.txt || echo "status $?"
 
 Exit status 75, "try again later", when the budget says no.
 """

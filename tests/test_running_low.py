@@ -8,6 +8,7 @@ import pytest
 from ledgers import Ended, ledger_of, tokens
 
 from cycles_lite import Action, Amount, CommitRequest, CyclesClient, CyclesConfig, Subject, events, session
+from cycles_lite.local import Authority
 from cycles_lite.protocol.models import EventCreateRequest, ReleaseRequest, ReservationCreateRequest
 
 ACTION = Action("llm.completion", "gpt-4o")
@@ -138,15 +139,30 @@ def test_more_funds_arm_it_again(ledger, client, told):
     assert low(told) == [(ACME, 33)]
 
 
-def test_a_new_period_arms_it_again(ledger, client, told):
-    spend(client, 90)
-    assert low(told) == [(ACME, 10)]
-    with ledger._ledger.writing() as (db, _):
-        db.execute("UPDATE budgets SET spent = 0")
+def test_a_new_period_arms_it_again(tmp_path, told):
+    """On a server, whose clock the test moves."""
+    server = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
+    now = [1_700_000_000_000]
+    with Authority(f"sqlite:///{tmp_path}/budgets.db", clock=lambda: now[0]) as authority:
+        authority.set_budget(ACME, tokens(100), period="12h")
+        key = authority.create_key("acme").key_secret
+        with server.Server(authority) as running, running.in_background():
+            with CyclesClient(CyclesConfig(base_url=running.url, api_key=key), observer=told.append) as client:
+                subject = Subject(tenant="acme")
+                for _ in range(3):
+                    for amount in (10, 75, 1, 1):
+                        client.create_event(EventCreateRequest(action=ACTION, actual=tokens(amount), subject=subject))
+                    assert low(told) == [(ACME, 15)]
+                    now[0] += 12 * 3600 * 1000
+
+
+def test_an_answer_whose_thread_comes_late_does_not_arm_it(client, told):
+    earlier = spend(client, 80)
+    spend(client, 1)
+    assert low(told) == [(ACME, 19)]
+    client._session.watch(earlier)
     spend(client, 1)
     assert low(told) == []
-    spend(client, 85)
-    assert low(told) == [(ACME, 14)]
 
 
 def test_each_budget_counts_for_itself(ledger, client, told):

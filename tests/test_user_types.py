@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import pages
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -20,6 +21,17 @@ def code(request, tmp_path):
     """Users' code, away from this project's own configuration, with the package beside it."""
     (tmp_path / "cycles_lite").symlink_to(os.path.join(os.path.dirname(HERE), "cycles_lite"), target_is_directory=True)
     return shutil.copy(os.path.join(HERE, request.param), str(tmp_path / "code.py"))
+
+
+@pytest.fixture
+def readme(tmp_path):
+    """The Python blocks of the README, a file each, likewise."""
+    (tmp_path / "cycles_lite").symlink_to(os.path.join(os.path.dirname(HERE), "cycles_lite"), target_is_directory=True)
+    blocks = [block.code for block in pages.blocks(pages.read("README.rst")) if block.language == "python"]
+    assert len(blocks) == 3
+    for number, block in enumerate(blocks):
+        (tmp_path / f"block{number}.py").write_text(block, encoding="utf-8")
+    return tmp_path
 
 
 def told(code, found):
@@ -43,6 +55,23 @@ def test_mypy_finds_every_mistake_and_nothing_else(code):
     lines = re.findall(r"^code\.py:(\d+): error: (.*)$", done.stdout, re.MULTILINE)
     assert len(lines) == done.stdout.count(": error: "), done.stdout
     assert told(code, [(int(line), message) for line, message in lines]) == {"missed": [], "wrong": []}
+
+
+def test_the_readmes_blocks_are_typed_for_mypy(readme):
+    pytest.importorskip("mypy", reason="the extra [lint] is not installed")
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-version", PYTHON, "--cache-dir", "cache"]
+    command += ["--config-file=", *sorted(path.name for path in readme.glob("block*.py"))]
+    done = subprocess.run(command, cwd=str(readme), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_readmes_blocks_are_typed_for_pyright(readme):
+    pytest.importorskip("basedpyright", reason="the extra [lint] is not installed")
+    settings = {"typeCheckingMode": "standard", "include": ["block*.py"], "pythonVersion": PYTHON}
+    (readme / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "basedpyright"]
+    done = subprocess.run(command, cwd=str(readme), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_pyright_finds_every_mistake_and_nothing_else(code):

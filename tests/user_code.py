@@ -25,6 +25,7 @@ from cycles_lite import (
     SortDirection,
     Subject,
     Unit,
+    events,
 )
 from cycles_lite import CyclesClinet  # refused
 from cycles_lite import get_cycles_context  # refused
@@ -56,6 +57,21 @@ client.with_options(api_kye="key")  # refused
 client.with_options(mode="of")  # refused
 client.with_options(read_timeout=None)  # refused
 client.stream_reservation()  # refused
+client.with_options(warn_below=None)
+client.with_options(warn_below="20%")  # refused
+
+
+def shown_left(then: float, now: float | None) -> None: ...
+
+
+def observe(event: events.Event) -> None:
+    if isinstance(event, events.RunningLow):
+        shown_left(event.fraction, event.balance.fraction_left)
+        event.nothing  # refused
+
+
+CyclesClient(config, observer=observe)
+CyclesClient(config, observer=observe).with_options(observer=observe)  # refused
 
 # ---- Filters ----
 

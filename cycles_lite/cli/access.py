@@ -94,7 +94,7 @@ def line_of(at: float, exchange: Exchange) -> str:
     asked = _quoted(exchange.method[:_METHOD]), _quoted(exchange.path[:_PATH])
     took, tenant = f"{exchange.seconds * 1000:.1f}", exchange.tenant or "-"
     answered = exchange.status, exchange.code or "-", took, exchange.bytes, tenant, exchange.request_id
-    return " ".join(map(str, (moment, exchange.client, *asked, *answered))) + "\n"
+    return " ".join(map(str, (moment, exchange.client or "-", *asked, *answered))) + "\n"
 
 
 def _quoted(text: str) -> str:

@@ -48,7 +48,7 @@ def command(
 
 def group(commands: Any, name: str, text: str) -> Any:
     """Declare a command that has actions; `command` declares each of them in what is returned."""
-    parser = commands.add_parser(name, help=text, description=text)
+    parser = commands.add_parser(name, help=text, description=text, formatter_class=output.Help)
     return parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
 

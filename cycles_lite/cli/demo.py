@@ -58,7 +58,7 @@ def _demo(arguments: Any) -> int:
         story = Story(client, authority, parts, (lambda line: None) if arguments.json else print)
         story.play()
     if arguments.json:
-        print(json.dumps(story.to_json(), indent=2))
+        print(json.dumps(story.to_json()))
     else:
         _show_end(story)
     return DONE if story.held else WRONG

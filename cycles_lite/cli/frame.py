@@ -39,6 +39,8 @@ class State(NamedTuple):
     changes: Sequence[Change] = ()
     #: What is wrong at present; empty where all is well.
     trouble: str = ""
+    #: The same for as long as it is the same trouble; its text has another request's id each time.
+    cause: object = None
 
 
 class Sheet(NamedTuple):
@@ -70,7 +72,7 @@ def frame(state: State, sheet: Sheet, title: str, now: int) -> list[str]:
     """The lines for a state at a time in milliseconds since 1970."""
     top = [*_title(sheet, title, now), *_trouble(state, sheet, now)]
     if state.seen is None:
-        return top[: sheet.height]
+        return [*top, *([] if state.trouble else [sheet.cut("no answer yet")])][: sheet.height]
     sections = [_budgets(state.seen, sheet), _live(state.seen, sheet, now), _changed(state.changes, sheet, now)]
     bottom: list[str] = []
     if sheet.width is not None and sheet.height is not None:
@@ -113,7 +115,7 @@ def _trouble(state: State, sheet: Sheet, now: int) -> Iterator[str]:
 
 
 def _budgets(seen: Seen, sheet: Sheet) -> list[str]:
-    found = tree(seen.balances)
+    found = tree(seen)
     rows = [row._replace(label=printable(row.label, sheet.stream)) for row in found[: sheet.height]]
     lines = list(bars.drawn(rows, sheet.look, sheet.coloured, sheet.width))
     return [*lines, *[""] * (len(found) - len(rows))] or [sheet.cut("no budgets")]  # the others are counted only

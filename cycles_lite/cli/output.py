@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
+import shutil
 import sys
 import textwrap
 from contextlib import contextmanager
@@ -46,20 +48,25 @@ OF_RUN = {
 }
 
 
-class _Help(argparse.HelpFormatter):
-    """Help whose table of exit statuses stays one, on a terminal of any width."""
+class Help(argparse.HelpFormatter):
+    """Help whose table of exit statuses stays one, on a terminal of any width. Elsewhere its rows are whole."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=shutil.get_terminal_size().columns - 2)  # Python 3.7 does not ask the terminal
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = text.split("\n")
         if len(lines) == 1:
             return super()._fill_text(text, width, indent)
+        if not sys.stdout.isatty():
+            return text
         return "\n".join(textwrap.fill(line, width, subsequent_indent=" " * 10) for line in lines)
 
 
 def epilog(statuses: Mapping[str, str]) -> dict[str, Any]:
     """What lets a parser's `--help` show a table of exit statuses below everything else."""
     rows = [f"  {status:<7} {meaning}" for status, meaning in statuses.items()]
-    return {"epilog": "\n".join(["exit status:", *rows]), "formatter_class": _Help}
+    return {"epilog": "\n".join(["exit status:", *rows]), "formatter_class": Help}
 
 
 def common(*also: object) -> dict[str, str]:
@@ -85,6 +92,17 @@ def reason(error: OSError) -> str:
     except OSError:
         return "the current folder is gone, and with it what relative paths name; change to another one"
     return str(error)
+
+
+def is_read(stream: Any) -> bool:
+    """Whether somebody can still read a stream, as far as the system tells. Who waits for news before it writes would
+    not hear of it otherwise, and `watch | head -1` would not end."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (AttributeError, OSError):  # Windows has no poll, and a stream of another program's making no file
+        return True
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def noted_signals() -> Iterator[list[int]]:
     came: list[int] = []
     before = {}
     try:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+        for name in ("SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP", "SIGBREAK"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, lambda signum, frame: came.append(signum))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Iterator, NamedTuple, Sequence
+from typing import Iterator, Mapping, NamedTuple, Sequence
 
 from ..protocol.models import Balance, ReservationSummary
 from . import bars
@@ -18,6 +18,8 @@ class Seen(NamedTuple):
     reservations: Sequence[ReservationSummary]
     #: Whether there are more reservations than these.
     has_more: bool
+    #: By scope and unit, what a balance does not tell of a budget.
+    notes: Mapping[tuple[str, str], str] = {}
 
 
 class Change(NamedTuple):
@@ -38,16 +40,17 @@ def parent_of(scope: str, scopes: frozenset[str]) -> str:
     return scope.rpartition("/")[0]
 
 
-def tree(balances: Sequence[Balance]) -> list[bars.Row]:
+def tree(seen: Seen) -> list[bars.Row]:
     """Each balance below that of the scope which it is within, labelled by the rest of its own."""
-    scopes = frozenset(balance.scope_path for balance in balances)
+    scopes = frozenset(balance.scope_path for balance in seen.balances)
     depths = {"": -1}
     rows = []
-    for balance in sorted(balances, key=lambda row: (row.scope_path.split("/"), row.remaining.unit)):
+    for balance in sorted(seen.balances, key=lambda row: (row.scope_path.split("/"), row.remaining.unit)):
         scope = balance.scope_path
         parent = parent_of(scope, scopes)
         depths[scope] = depths[parent] + 1
-        rows.append(bars.Row("  " * depths[scope] + (scope[len(parent) + 1 :] if parent else scope), balance))
+        label = "  " * depths[scope] + (scope[len(parent) + 1 :] if parent else scope)
+        rows.append(bars.Row(label, balance, seen.notes.get((scope, balance.remaining.unit), "")))
     return rows
 
 

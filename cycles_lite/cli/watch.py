@@ -14,7 +14,10 @@ import threading
 from typing import Any
 
 from ..client import CyclesClient
+from ..config import CyclesConfig
 from ..errors import CyclesError
+from ..local import Authority
+from ..local.rules import ACTIVE
 from ..protocol.values import ReservationStatus
 from ..runtime.clock import now_ms
 from . import output
@@ -24,6 +27,7 @@ from .look import advice, of_key
 from .output import DONE
 from .screen import Screen, keys, noted_signals
 from .seen import Seen, changes
+from .table import moment
 from .terminal import is_obeying, width_of
 
 #: Reservations that are asked for: as many as a page of the protocol has.
@@ -81,12 +85,12 @@ def _on_screen(poller: Poller, came: list[int], title: str) -> None:
 
 
 def _in_lines(poller: Poller, came: list[int], as_json: bool) -> None:
-    """Print a block whenever something has changed, until a signal ends it."""
+    """Print a block whenever something has changed, until a signal ends it, or nobody reads any more."""
     last: object = None
     since = 0
-    while not came:
+    while not came and output.is_read(sys.stdout):
         state = poller.state()
-        what = state.trouble or (state.seen and state.seen[1:])
+        what = state.cause or (state.seen and state.seen[1:])
         if what and what != last:
             news = [change for change in state.changes if change.at_ms > since]
             _print(state._replace(changes=news), poller.client, as_json)
@@ -119,7 +123,20 @@ def look(client: CyclesClient, filters: dict[str, Any]) -> Seen:
     page = client.list_reservations(**filters, **newest)
     filters = filters or of_key(client, page)
     balances = list(client.iter_balances(**filters, include_children=True))
-    return Seen(now_ms(), balances, page.reservations, page.has_more)
+    return Seen(now_ms(), balances, page.reservations, page.has_more, _notes(client.config))
+
+
+def _notes(config: CyclesConfig) -> dict[tuple[str, str], str]:
+    """The status and the running period of each budget, which only a budget file tells: the protocol has neither."""
+    if not config.is_local:
+        return {}
+    with Authority(config.base_url or "", create=False) as authority:
+        budgets = authority.budgets()
+    told = {}
+    for one in budgets:
+        until = None if one.period_end_ms is None else f"until {moment(one.period_end_ms)}"
+        told[one.scope, one.unit] = ", ".join(filter(None, ("" if one.status == ACTIVE else one.status, until)))
+    return told
 
 
 class Poller:
@@ -165,7 +182,8 @@ class Poller:
         try:
             seen = look(self.client, self._filters)
         except CyclesError as e:
-            self._state = before._replace(trouble=advice(e, self.client.config.tenant))
+            cause = type(e), getattr(e, "code", None)
+            self._state = before._replace(trouble=advice(e, self.client.config.tenant), cause=cause)
             return
         new = [] if before.seen is None else list(changes(before.seen, seen))
         recent = [change for change in before.changes if change.at_ms > seen.at_ms - _RECENT]

@@ -35,10 +35,14 @@ _TIMEOUTS = (2.0, 5.0)
 UNKNOWN = "unknown"
 
 _ADMIN_KEY_HEADER = "X-Admin-API-Key"
-_HEADERS = (
-    *(wire.API_KEY_HEADER, _ADMIN_KEY_HEADER, wire.IDEMPOTENCY_KEY_HEADER),
-    *("X-Cycles-Trace-Id", "traceparent", "Authorization", "Accept"),
-)
+#: The headers that are read, with their names in a WSGI environment.
+_HEADERS = {
+    name: "HTTP_" + name.upper().replace("-", "_")
+    for name in (
+        *(wire.API_KEY_HEADER, _ADMIN_KEY_HEADER, wire.IDEMPOTENCY_KEY_HEADER),
+        *("X-Cycles-Trace-Id", "traceparent", "Authorization", "Accept"),
+    )
+}
 _NO_METRICS = "The metrics need prometheus-client: pip install 'cycles_lite[server]'"
 _ADMIN_KEY = re.compile(r"[\x21-\x7e]+\Z")
 
@@ -153,7 +157,7 @@ class Application:
 
     def tell(self, asked: tuple[str, str, str], answer: Answer, seconds: float, client: str) -> None:
         """Tell the listeners of an answer. `asked` are the exchange's first three fields."""
-        code = answer.data["error"] if answer.status >= 400 else None
+        code = answer.data.get("error") if answer.status >= 400 else None
         tenant, request_id = answer.headers.get("x-cycles-tenant"), answer.headers["x-request-id"]
         told = Exchange(*asked, answer.status, code, seconds, len(answer.body), client, tenant, request_id)
         for listener in self._listeners:
@@ -263,7 +267,7 @@ class _Body(List[bytes]):
 
 def headers_of(environ: dict[str, Any]) -> dict[str, str]:
     """The headers that the authority reads, under the protocol's names."""
-    found = {name: environ.get("HTTP_" + name.upper().replace("-", "_")) for name in _HEADERS}
+    found = {name: environ.get(variable) for name, variable in _HEADERS.items()}
     return {name: _utf8(value) for name, value in found.items() if value is not None}
 
 

@@ -353,9 +353,11 @@ def catch_up(db: sqlite3.Connection, now: int) -> None:
     while left > 0:
         (end,) = db.execute(_FIRST_END, (now,)).fetchone()
         done = free_due(db, now if end is None else end, left)
-        if not done and end is None:
-            return
-        left -= done or _close_periods(db, end, now, left)
+        if not done:
+            if end is None:
+                return
+            done = _close_periods(db, end, now, left)
+        left -= done
 
 
 def _close_periods(db: sqlite3.Connection, end: int, now: int, most: int) -> int:

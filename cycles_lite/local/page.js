@@ -11,7 +11,7 @@ const DOLLAR = 100000000n; // microcents
 const WINDOW = 60000; // milliseconds that count as the last minute
 const GRACE = 60000; // the most milliseconds for which a hold outlives its expiry
 
-/** JSON, in which integers that a double may not hold become strings. Strings are matched too, to be left as they are. */
+/** JSON, in which integers that a double may not hold become strings. Strings are matched too, and left as they are. */
 const parse = (text) => JSON.parse(text.replace(/"[^"\\]*(?:\\[^][^"\\]*)*"|-?\d[\d.eE+-]*/g, (found) => (
   /^-?\d{16,}$/.test(found) ? `"${found}"` : found
 )));
@@ -99,6 +99,11 @@ function empty(section, isEmpty, more = "") {
 const PATIENCE = 10000; // milliseconds for one answer
 const MOST_PAGES = 50;
 
+const REFUSALS = new Map([
+  [401, "The server does not take this key: it is unknown, revoked or over."],
+  [403, "This key may not look at budgets (403)."],
+]);
+
 class KeyRefused extends Error {}
 class NoAnswer extends Error {}
 
@@ -111,8 +116,7 @@ async function ask(path, query, signal) {
     const options = {headers: {"X-Cycles-API-Key": key}, cache: "no-store", credentials: "omit", redirect: "error"};
     const response = await fetch(`${path}?${new URLSearchParams(query)}`, {...options, signal: controller.signal});
     const text = await response.text();
-    if (response.status === 401) throw new KeyRefused("The server does not know this key, or it was revoked or is over.");
-    if (response.status === 403) throw new KeyRefused("This key may not look at budgets (403).");
+    if (REFUSALS.has(response.status)) throw new KeyRefused(REFUSALS.get(response.status));
     if (!response.ok) throw new NoAnswer(`The server cannot tell at present (${response.status}).`);
     return {data: parse(text), tenant: response.headers.get("X-Cycles-Tenant")};
   } catch (error) {
@@ -127,7 +131,8 @@ async function ask(path, query, signal) {
 
 /** All that the server knows of the key's tenant, by one request after the other. */
 async function look(signal) {
-  const live = await ask("v1/reservations", {status: "ACTIVE", sort_by: "expires_at_ms", sort_dir: "asc", limit: 200}, signal);
+  const soonest = {status: "ACTIVE", sort_by: "expires_at_ms", sort_dir: "asc", limit: 200};
+  const live = await ask("v1/reservations", soonest, signal);
   const tenant = live.tenant;
   const {data: extra} = await ask("v1/budgets/periods", {}, signal);
   const [now, at] = [Number(extra.now_ms), performance.now()];
@@ -344,7 +349,8 @@ function changesOf({lists, extra, now}) {
 function showChanges(found) {
   const moved = movesOf(found.budgets);
   const changes = changesOf(found);
-  keep(byId("moves"), moved, (move) => move.id, () => assemble("li", "", {where: "span", words: "span"}), ({its}, move) => {
+  const newMove = () => assemble("li", "", {where: "span", words: "span"});
+  keep(byId("moves"), moved, (move) => move.id, newMove, ({its}, move) => {
     nameScope(its.where, move.path);
     tell(its.words, move.words);
   });
@@ -354,7 +360,7 @@ function showChanges(found) {
     its.word.classList.toggle("denied", change.word === "denied");
     for (const part of ["word", "text", "where"]) tell(its[part], change[part]);
   });
-  const isCut = found.lists.some((list) => list.has_more);
+  const isCut = found.extra.has_more_denials || found.lists.some((list) => list.has_more);
   empty("of-changes", moved.length + changes.length === 0, isCut ? "There was more: the newest are shown." : "");
 }
 
@@ -412,7 +418,8 @@ function showPeriods({budgets, extra}) {
     } else untimed(its.ends);
     showColumns(element, columns, budget.unit);
   });
-  empty("of-periods", charts.length === 0, extra.has_more ? "Only the newest periods are shown." : "");
+  const cut = "There are more budgets: the periods of the first ones are shown.";
+  empty("of-periods", charts.length === 0, extra.has_more ? cut : "");
 }
 
 function columnOf({start_ms: start, end_ms: end, allocated, spent, debt}) {
@@ -496,6 +503,7 @@ function newRow() {
 // ---- The whole ----
 
 let shown = null; // what was found last
+let seenAt = ""; // when, as text
 let isOld = false; // whether a look has failed since
 
 function show(found) {
@@ -517,7 +525,8 @@ function show(found) {
   showPeriods(found);
   tell(byId("tenant"), found.tenant ? ` of ${found.tenant}` : "");
   for (const element of document.querySelectorAll(".its-tenant")) tell(element, found.tenant || "TENANT");
-  tell(byId("updated"), `live, ${new Date().toLocaleTimeString()}`);
+  seenAt = new Date().toLocaleTimeString();
+  tell(byId("updated"), `live, ${seenAt}`);
   document.body.classList.remove("is-old");
   byId("again").hidden = true;
   const wasAsked = !byId("ask").hidden;
@@ -535,17 +544,27 @@ function showPart(hasLedger) {
 function showTrouble(text) {
   isOld = true;
   document.body.classList.add("is-old");
-  tell(byId("told"), shown ? `${text} What you see is old, from ${byId("updated").textContent.replace("live, ", "")}.` : text);
+  tell(byId("told"), shown ? `${text} What you see is old, from ${seenAt}.` : text);
+  tell(byId("updated"), `old, ${seenAt}`);
   for (const id of ["again", "forget"]) byId(id).hidden = false;
 }
 
 // ---- The key, and looking again and again ----
 
-const PLACE = "cycles-api-key"; // in the tab's own storage
+const PLACE = "cycles-api-key";
 const PAUSE = 2500; // milliseconds from the end of one look to the next
 const LONGEST_PAUSE = 20000;
 
-let key = sessionStorage.getItem(PLACE);
+/** The tab's own storage. A browser that is told to keep nothing refuses it; then a reload asks for the key again. */
+const storage = (() => {
+  try {
+    return window.sessionStorage;
+  } catch {
+    return {getItem: () => null, setItem() {}, removeItem() {}};
+  }
+})();
+
+let key = storage.getItem(PLACE);
 let looking = null; // what stops the look that is under way
 let timer = 0;
 let failures = 0;
@@ -579,7 +598,7 @@ async function refresh() {
 function forget(why = "") {
   clearTimeout(timer);
   if (looking) looking.abort();
-  sessionStorage.removeItem(PLACE);
+  storage.removeItem(PLACE);
   [key, looking, shown, isOld, failures] = [null, null, null, false, 0];
   before.clear();
   for (const id of ["budgets", "moves", "changes", "reservations", "periods"]) keep(byId(id), [], String);
@@ -601,8 +620,9 @@ byId("ask").addEventListener("submit", (event) => {
     forget(given ? "A key is 1 to 256 visible ASCII characters without a space." : "Enter a key.");
     return;
   }
-  key = given;
-  sessionStorage.setItem(PLACE, key);
+  if (looking) looking.abort(); // it asks with another key
+  [key, looking] = [given, null];
+  storage.setItem(PLACE, key);
   tell(byId("problem"), "");
   refresh();
 });

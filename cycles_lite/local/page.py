@@ -40,8 +40,9 @@ _NEWEST = (
     " (SELECT end_ms FROM periods WHERE scope = ? AND unit = ? ORDER BY end_ms DESC LIMIT ?))"
 )
 
-#: The denials that are remembered, of all tenants together, and for how many seconds.
-MOST_DENIALS = 1000
+#: The denials that are remembered of a tenant, the tenants of whom they are, and for how many seconds.
+MOST_DENIALS = 50
+MOST_TENANTS = 200
 _REMEMBERED = 60.0
 
 
@@ -49,7 +50,6 @@ class _Denial(NamedTuple):
     """A reservation that was denied while this server ran. No file has them: nothing in the ledger has changed."""
 
     at: float
-    tenant: str | None
     #: What is told of it.
     told: Mapping[str, Any]
 
@@ -60,7 +60,8 @@ class Page:
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
-        self._denials: deque[_Denial] = deque(maxlen=MOST_DENIALS)
+        #: By their tenants, who do not push out each other's; the tenant that was denied last is the last.
+        self._denials: dict[str | None, deque[_Denial]] = {}
         self._lock = threading.Lock()
         blocks = {"style": _text("page.css"), "script": _text("page.js")}
         document = _text("page.html")
@@ -88,7 +89,11 @@ class Page:
         told = {"request_id": answer.headers["x-request-id"], "operation": operation, "code": answer.data["error"]}
         told.update({name: details[name] for name in ("scope", "unit", "requested", "remaining") if name in details})
         with self._lock:
-            self._denials.append(_Denial(monotonic(), caller.tenant, told))
+            own = self._denials.pop(caller.tenant, None) or deque(maxlen=MOST_DENIALS)
+            own.append(_Denial(monotonic(), told))
+            self._denials[caller.tenant] = own
+            if len(self._denials) > MOST_TENANTS:
+                del self._denials[next(iter(self._denials))]
 
     def periods(self, headers: Mapping[str, str], caller: Caller) -> Answer:
         """What the protocol does not tell of a tenant's budgets: their periods, those that are not active, and what was
@@ -99,8 +104,9 @@ class Page:
         except Refused as e:
             return refusal_answer(e, headers, None)
         with self._lock:
-            age = [(monotonic() - one.at, one) for one in self._denials if one.tenant == caller.tenant]
-        told["denials"] = [{"age_ms": int(ago * 1000), **one.told} for ago, one in age if ago <= _REMEMBERED]
+            age = [(monotonic() - one.at, one) for one in self._denials.get(caller.tenant, ())]
+        denials = [{"age_ms": int(ago * 1000), **one.told} for ago, one in age if ago <= _REMEMBERED]
+        told.update(denials=denials, has_more_denials=len(denials) == MOST_DENIALS)  # then there may have been
         return new_answer(200, told, headers, caller.tenant)
 
 
@@ -135,7 +141,7 @@ def _running(of: Budget) -> dict[str, Any]:
 def _text(name: str) -> str:
     """A file beside this module, also where the package is in a zip. Browsers hash what has these line ends."""
     try:
-        data = pkgutil.get_data(__package__, name)
+        data = pkgutil.get_data(__package__ or "", name)
     except OSError:
         data = None
     if data is None:

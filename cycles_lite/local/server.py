@@ -10,6 +10,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import create_server
 from waitress.task import ErrorTask, WSGITask
 
@@ -84,9 +85,21 @@ class _Task(WSGITask):  # type: ignore[misc]
         self.channel.waits_since = monotonic()
 
 
+class _Parser(HTTPRequestParser):  # type: ignore[misc]
+    """Reads requests. A URL that Python cannot split, such as `http://[`, is a client's fault, and is answered;
+    waitress would close the connection, with a traceback in the log."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        try:
+            super().parse_header(header_plus)
+        except ValueError:
+            raise ParsingError("Bad URI") from None
+
+
 class Channel(HTTPChannel):  # type: ignore[misc]
     """A connection that knows since when its client lets it wait."""
 
+    parser_class = _Parser
     task_class = _Task
     error_task_class = _FaultTask
 

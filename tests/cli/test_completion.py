@@ -52,26 +52,28 @@ def script(capsys, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.chdir(here)
         assert main(["completion", shell]) == 0
-        (tmp_path / "script").write_text(capsys.readouterr().out)
-        return path, tmp_path / "script"
+        file = tmp_path / "_cycles-lite"
+        file.write_text(capsys.readouterr().out)
+        return path, file
 
     return made
 
 
 @pytest.mark.parametrize(
-    ("shell", "options", "prompt"),
+    ("shell", "options", "loading"),
     [
-        ("bash", ["--norc", "--noprofile", "-i"], "PS1='ready'"),
-        ("zsh", ["-f", "-i"], "autoload -U compinit; compinit -u -D; zstyle ':completion:*' menu no; PS1='ready'"),
+        ("bash", ["--norc", "--noprofile", "-i"], "source '{file}'"),
+        ("zsh", ["-f", "-i"], "autoload -U compinit; compinit -u -D; source '{file}'"),
+        ("zsh", ["-f", "-i"], "fpath=('{folder}' $fpath); autoload -U compinit; compinit -u -D"),
     ],
+    ids=["bash", "zsh", "zsh, from its path"],
 )
-def test_on_a_terminal(script, shell, options, prompt):
+def test_on_a_terminal(script, shell, options, loading):
     """What is typed is completed and run; the command tells which words it got."""
     path, file = script(shell)
     with started([path, *options], Output(), 200, TERM="dumb" if shell == "zsh" else "xterm") as shown:
-        shown.type(
-            f"cycles-lite() {{ printf '<%s>' \"$@\"; echo; }}; {prompt}; source '{file}'; echo re''ally\n".encode()
-        )
+        load = loading.format(file=file, folder=file.parent)
+        shown.type(f"cycles-lite() {{ printf '<%s>' \"$@\"; echo; }}; {load}; PS1='ready'; echo re''ally\n".encode())
         shown.see("really\\s(.|\n)*ready")
         for typed, words in TYPED.values():
             shown.type(f"cycles-lite {typed}\t\n".encode())

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+from unittest import mock
 
 import pytest
+from terminals import on_terminal
 
 from cycles_lite.cli import main, output
 
 
-def help_of(capsys, *words):
-    with pytest.raises(SystemExit) as ended:
+def help_of(*words):
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as ended:
         main([*words, "--help"])
     assert ended.value.code == 0
-    return capsys.readouterr().out
+    return out.getvalue()
 
 
-def commands(capsys, *words):
+def commands(*words):
     """The names of the commands, or of a command's actions."""
-    return re.findall(r"^    ([a-z-]+)", help_of(capsys, *words).split("\noption")[0], re.MULTILINE)
+    return re.findall(r"^    ([a-z-]+)", help_of(*words).split("\noption")[0], re.MULTILINE)
 
 
-@pytest.fixture
-def every(capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def every():
     """The help of each command and action, by its words."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("NO_COLOR", "1")
     found = {}
-    for name in commands(capsys):
-        inner = commands(capsys, name) if "ACTION ..." in help_of(capsys, name) else []
-        for words in [[name, action] for action in inner] or [[name]]:
-            found[tuple(words)] = help_of(capsys, *words)
+    with mock.patch.dict(os.environ, {"COLUMNS": "80", "NO_COLOR": "1"}):
+        for name in commands():
+            inner = commands(name) if "ACTION ..." in help_of(name) else []
+            for words in [[name, action] for action in inner] or [[name]]:
+                found[tuple(words)] = help_of(*words)
     assert ("watch",) in found
     assert ("budget", "set") in found
     return found
@@ -52,6 +56,10 @@ def test_every_option_says_what_it_is(every):
             assert re.search(r"(  |\n)\s*\S.*[a-z]{2}", option), (words, option)
 
 
-def test_no_line_is_wider_than_the_terminal(every):
-    for words, text in every.items():
-        assert max(map(len, text.splitlines())) <= 80, words
+def test_no_line_is_wider_than_the_terminal(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    with on_terminal(["run", "--help"], 50) as shown:
+        status, text = shown.end()
+    assert (status, shown.picture.widest <= 50) == (0, True)
+    assert re.search(r"\n  75 +the budget says no; nothing ran\n", text)
+    assert re.search(r"\n  2 +the arguments [^\n]*\n {10}\S", text)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import time
 
 import pytest
-from terminals import on_terminal
+from terminals import Picture, started
 
 from cycles_lite import Action, Amount, CyclesClient, ReservationCreateRequest, Subject
 from cycles_lite.cli import main
@@ -253,14 +255,12 @@ def test_on_a_terminal_nothing_wraps(place, authority, width):
     with CyclesClient.from_env(journal_enabled=False) as client:
         action = Action("llm.completion", "\x1b[2Jname\u202e")
         id = client.create_reservation(ReservationCreateRequest(action, Amount.tokens(7))).reservation_id
-    with on_terminal(["balances"], width) as shown:
+    program = "from cycles_lite.cli import main; exit(main(['balances']) or main(['reservations']))"
+    with started([sys.executable, "-c", program], Picture(), width) as shown:
         status, text = shown.end()
-        assert (status, shown.picture.widest <= width) == (0, True)
-        assert "left  ▒ reserved" in text
-        assert "993 of 1,000 tokens left, reserved 7" in text
-    with on_terminal(["reservations"], width) as shown:
-        status, text = shown.end()
-        assert (status, shown.picture.widest <= width) == (0, True)
-        assert len(text.splitlines()) == 2
-        assert (id in text) == (width >= 80)
-        assert ("2Jname" in text) == (width == 200)
+    assert (status, shown.picture.widest <= width) == (0, True)
+    bars, rows = re.split("█ left  ▒ reserved.*\n", text)
+    assert "993 of 1,000 tokens left, reserved 7" in bars
+    assert len(rows.splitlines()) == 2
+    assert (id in rows) == (width >= 80)
+    assert ("2Jname" in rows) == (width == 200)

@@ -159,12 +159,10 @@ def test_a_commit_that_is_refused_says_so_and_the_status_stays(server):
     assert "cycles-lite: the cost was refused: BUDGET_EXCEEDED" in done.stderr
 
 
-def test_help_and_documentation_have_the_table_of_statuses():
+def test_help_has_the_table_of_statuses(monkeypatch):
+    """So has the documentation, which is made of the same table."""
+    monkeypatch.setenv("COLUMNS", "200")  # each row is a line then
     done = subprocess.run([PYTHON, "-m", "cycles_lite", "run", "--help"], capture_output=True, timeout=120, text=True)
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    with open(os.path.join(root, "docs", "integrations.rst"), encoding="utf-8") as file:
-        documented = re.findall(r"^(\S+) {2,}(\S.*)$", file.read(), re.MULTILINE)
-    assert [row for row in documented if row in output.OF_RUN.items()] == list(output.OF_RUN.items())
     for status, meaning in output.OF_RUN.items():
         assert re.search(rf"^  {re.escape(status)} +{re.escape(meaning)}$", done.stdout, re.MULTILINE)
 

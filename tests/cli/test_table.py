@@ -9,6 +9,7 @@ import pytest
 
 from cycles_lite.cli.table import Column, age, fitting, moment, table
 from cycles_lite.cli.terminal import ASCII, cells, printable, shortened, width_of
+from cycles_lite.runtime import system
 
 COLUMNS = [Column("id"), Column("amount", is_number=True), Column("scope", least=6, goes=1), Column("made", goes=2)]
 ROWS = [
@@ -136,3 +137,9 @@ def test_ages():
     assert [age(ms) for ms in (-5, 1999, 119_999, 120_000, 7_199_999, 7_200_000, 172_800_000)] == [
         "0 s", "1 s", "119 s", "2 min", "119 min", "2 h", "2 d",
     ]  # fmt: skip
+
+
+def test_on_windows_the_last_cell_is_not_written(terminal, monkeypatch):
+    """There the line would end twice."""
+    monkeypatch.setattr(system, "WINDOWS", True)
+    assert width_of(terminal(57)) == 56

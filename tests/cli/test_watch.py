@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -57,11 +58,10 @@ def seen(*balances, live=(), has_more=False, at=0):
 
 def test_the_tree():
     """A scope stands below the nearest one that has a budget."""
-    rows = tree([balance(scope, 1) for scope in (BOT, "tenant:acme", "tenant:acme/a:x", "tenant:acme/a:x/b:y")])
+    rows = tree(seen(*(balance(scope, 1) for scope in (BOT, "tenant:acme", "tenant:acme/a:x", "tenant:acme/a:x/b:y"))))
     assert [row.label for row in rows] == ["tenant:acme", "  a:x", "    b:y", "  workspace:research/agent:bot"]
-    assert [row.label for row in tree([balance("a:b/c:d", 1), balance("a:b/c:d", 1, unit=Unit.CREDITS)])] == [
-        "a:b/c:d"
-    ] * 2
+    two = seen(balance("a:b/c:d", 1), balance("a:b/c:d", 1, unit=Unit.CREDITS))
+    assert [row.label for row in tree(two)] == ["a:b/c:d"] * 2
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_on_a_terminal_it_is_one_screen(authority, width):
         assert shown.picture.modes == {"?25", "?7"}
 
 
-@pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGQUIT", 131), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_it_and_the_terminal_is_as_before(authority, how, status):
     with on_terminal(WATCH, NO_COLOR="1") as shown:
         before = shown.settings()
@@ -216,6 +216,19 @@ def test_a_signal_ends_it_and_the_terminal_is_as_before(authority, how, status):
         shown.end()
         assert shown.picture.modes == {"?25", "?7"}
         assert shown.picture.colours == set()
+
+
+def test_only_lines_that_are_others_are_drawn(capsys):
+    """So that nothing flickers; where the size is another one, all are."""
+    with Screen() as screen:
+        screen.show(["one", "two", "three"], (80, 24))
+        capsys.readouterr()
+        screen.show(["one", "2"], (80, 24))
+        assert capsys.readouterr().out == "\x1b[2H\x1b[K2\x1b[3H\x1b[J"
+        screen.show(["one", "2"], (80, 24))
+        assert capsys.readouterr().out == ""
+        screen.show(["one", "2"], (40, 24))
+        assert capsys.readouterr().out == "\x1b[2J\x1b[1H\x1b[Kone\x1b[2H\x1b[K2"
 
 
 def test_an_exception_leaves_the_terminal_as_it_was(capsys):
@@ -301,6 +314,15 @@ def test_in_a_pipe_there_is_a_block_for_each_change(authority):
         assert process.wait(PATIENCE) == 130
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Windows do not tell")
+def test_it_ends_when_nobody_reads_any_more(authority):
+    """Though there is nothing new to be written."""
+    with in_lines() as process:
+        read_to(process, "Live reservations: 0")
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 0
+
+
 def test_in_json_each_state_is_a_line(authority):
     id = hold(3)
     with in_lines("--json") as process:
@@ -317,19 +339,24 @@ def test_in_json_each_state_is_a_line(authority):
 
 def test_a_wrong_key_is_said_plainly_and_it_goes_on(authority, monkeypatch):
     server_module = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
-    with server_module.Server(authority) as server, server.in_background():
+    told = queue.Queue()
+    with server_module.Server(authority, listeners=[told.put]) as server, server.in_background():
         with in_lines(CYCLES_BASE_URL=server.url, CYCLES_API_KEY="cyc_live_later") as process:
             assert server.url in process.stdout.readline()
             assert process.stdout.readline().startswith("the key is not accepted: set CYCLES_API_KEY to a valid one")
+            for _ in range(3):
+                assert told.get(timeout=PATIENCE).status == 401
             authority.create_key("acme", secret="cyc_live_later")
-            read_to(process, "1,000 of 1,000 tokens left")
+            assert "not accepted" not in read_to(process, "1,000 of 1,000 tokens left")  # it is said once
 
 
 def test_once(authority, capsys, monkeypatch):
     hold(3)
+    authority.set_budget("tenant:acme", Amount.tokens(1000), period="month")
+    authority.freeze("tenant:acme")
     assert main(["watch", "--once"]) == 0
     out = capsys.readouterr().out
-    assert "997 of 1,000 tokens left, reserved 3" in out
+    assert re.search(r"997 of 1,000 tokens left, reserved 3, FROZEN, until \d{4}-\d\d-\d\d ", out)
     assert "Live reservations: 1" in out
     monkeypatch.setenv("CYCLES_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("CYCLES_API_KEY", "x")

@@ -56,7 +56,7 @@ def run(name, path, tmp_path):
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
+    return done.stdout.splitlines()[-1].split()  # the command line has told of its budget before
 
 
 def copy_to(folder):

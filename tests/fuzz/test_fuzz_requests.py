@@ -75,6 +75,7 @@ def legal(random, ids):
         "/v1/evidence/" + "0" * 64: "",
         "/v1/.well-known/cycles-jwks.json": "",
         "/actuator/health": "",
+        "/metrics": "",
     }
     if random.random() < 0.7:
         path = random.choice(list(bodies))
@@ -104,7 +105,9 @@ def request(random, ids):
         headers["HTTP_X_IDEMPOTENCY_KEY"] = latin(str(data.get("idempotency_key")))
     if step == 11 or random.random() < 0.1:
         name = random.choice(HEADERS)
-        headers[name] = latin(random.choice([*TEXTS, KEY, RIVAL, ADMIN_KEY, "0" * 32, "00-" + "1" * 32, "1" * 32]))
+        headers[name] = latin(
+            random.choice([*TEXTS, KEY, RIVAL, ADMIN_KEY, f"Bearer {ADMIN_KEY}", "0" * 32, "00-" + "1" * 32, "1" * 32])
+        )
     length = str(len(sent))
     if random.random() < 0.03:
         length = random.choice(["", "0", "-1", "1", "x", "1e3", " 5 ", "9" * 30, str(2**20), str(2**20 + 1), "\u0665"])
@@ -125,6 +128,8 @@ HEADERS = [
     "HTTP_X_IDEMPOTENCY_KEY",
     "HTTP_X_CYCLES_TRACE_ID",
     "HTTP_TRACEPARENT",
+    "HTTP_AUTHORIZATION",
+    "HTTP_ACCEPT",
     "CONTENT_TYPE",
 ]
 
@@ -163,6 +168,11 @@ def odd_query(random, query):
 # ---- What must come back ----
 
 
+def bearer(environ):
+    scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
 def judged(status, headers, sent, environ, ids):
     """The outcome, once the answer is proven to be in the protocol's shape."""
     code = int(status.split(" ")[0])
@@ -180,8 +190,11 @@ def judged(status, headers, sent, environ, ids):
         return "HEAD"
     assert named["content-length"] == str(len(sent))
     if named["content-type"] != "application/json":
-        assert (code, environ["REQUEST_METHOD"], environ["PATH_INFO"]) == (200, "GET", "/")
-        return "the page"
+        path = environ["PATH_INFO"]
+        assert (code, environ["REQUEST_METHOD"]) == (200, "GET")
+        assert path in ("/", "/metrics")
+        assert path == "/" or ADMIN_KEY in (environ.get("HTTP_X_ADMIN_API_KEY"), bearer(environ))
+        return "the page" if path == "/" else "metrics"
     told = json.loads(sent.decode("ascii"), parse_constant=pytest.fail)
     assert code < 500, (status, told)
     if code < 400:

@@ -72,6 +72,7 @@ def test_routes_that_are_not_the_protocols_have_words_of_their_own(served, told)
     [
         (b"POST /v1/decide HTTP/1.1\r\nContent-Length: x\r\n\r\n", "/v1/decide", 400),
         (b"POST /v1/decide HTTP/1.1\r\nTransfer-Encoding: odd\r\n\r\n", "/v1/decide", 501),
+        (b"GET http://[half HTTP/1.1\r\n\r\n", "", 400),
         (BROKEN, "", 400),
     ],
 )

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from serving import ADMIN_KEY, Http, asking, committing, keyed, process, raw, serving
+from serving import ADMIN_KEY, Http, asking, committing, event, keyed, process, raw, serving
 
 import cycles_lite
 from cycles_lite import Amount, ConfigError
@@ -103,6 +103,17 @@ def test_a_budget_over_its_limit(served, http):
     assert (told["over_limit"], told["remaining"], told["spent"]) == (1, 0, 1000)
 
 
+def test_when_a_budget_of_periods_rolls_over(served, http, clock):
+    """A scrape rolls it, too, though nobody else comes along."""
+    served.authority.set_budget("tenant:rival", Amount.tokens(1000), period="12h", starts="2023-11-14T00:00Z")
+    http("POST", "/v1/events", event(10, tenant="rival"), X_Cycles_API_Key=served.rival_key)
+    told = scrape(http).of_budget("tenant:rival")
+    assert (told["spent"], told["period_end_timestamp_seconds"]) == (10, 1_700_006_400)
+    clock[0] = 1_700_006_400_000
+    told = scrape(http).of_budget("tenant:rival")
+    assert (told["spent"], told["period_end_timestamp_seconds"]) == (0, 1_700_049_600)
+
+
 def test_requests_by_operation_and_code_and_how_long_they_took(http):
     for _ in range(3):
         http("POST", "/v1/reservations", asking(10))
@@ -146,8 +157,7 @@ def test_what_runs(http):
 
 def test_budgets_that_are_deleted_between_scrapes_are_told_no_more(served, http):
     assert scrape(http).of_budget("tenant:rival")
-    with served.authority._ledger.writing() as (db, _):
-        db.execute("DELETE FROM budgets WHERE scope = 'tenant:rival'")
+    served.authority.delete_budget("tenant:rival")
     told = scrape(http)
     assert told.of_budget("tenant:rival") == {}
     assert told("budgets") == 2
@@ -202,6 +212,14 @@ def test_scrapers_that_ask_for_openmetrics_get_it(http):
     assert told.of_budget("tenant:acme")["allocated"] == 1_000_000
     names = set(told.families)
     assert {name for name in names if not name.startswith("cycles_lite_")} == set()
+
+
+@pytest.mark.parametrize(
+    "accepted", ["text/plain;version=abc", "application/openmetrics-text;version=", "*/*", '"', ";"]
+)
+def test_an_odd_accept_header_is_answered_all_the_same(http, accepted):
+    reply = http("GET", "/metrics", X_Admin_API_Key=ADMIN_KEY, Accept=accepted)
+    assert (reply.status, b"cycles_lite_budgets 3.0\n" in reply.body) == (200, True)
 
 
 def test_two_servers_in_a_process_count_for_themselves(served, tmp_path):
@@ -288,9 +306,14 @@ def test_only_get_is_possible(http):
 
 
 def test_serve_opens_it_with_an_option(tmp_path):
-    with process(tmp_path, "--public-metrics") as server, Http(server.url) as http:
-        assert http("GET", "/metrics").status == 200
-        assert server.end() == (0, "", "")
+    """Also where a variable is set by which prometheus-client's own counters would be in files."""
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "none")}
+    with process(tmp_path, "--public-metrics", **variables) as server, Http(server.url) as http:
+        http("GET", "/nowhere")
+        reply = http("GET", "/metrics")
+        told = Told(parser.text_string_to_metric_families(reply.body.decode("utf-8")))
+        assert told("http_requests_total", operation="unknown", status="404", code="NOT_FOUND") == 1
+        assert server.end()[:2] == (0, "")
 
 
 @pytest.fixture

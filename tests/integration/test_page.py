@@ -181,6 +181,7 @@ def test_periods_that_run_and_have_ended(served, http, clock):
         ],
         "states": [],
         "denials": [],
+        "has_more_denials": False,
         "has_more": False,
     }
 
@@ -241,8 +242,21 @@ def test_denials_are_remembered_for_a_minute(served, http, monkeypatch):
 
 
 def test_no_more_denials_are_remembered_than_fit(tmp_path, monkeypatch):
+    """Of each tenant, whatever the others do, unless there are too many of them."""
     monkeypatch.setattr(page, "MOST_DENIALS", 2)
-    with serving(tmp_path) as served, Http(served.url, served.key) as http:
+    monkeypatch.setattr(page, "MOST_TENANTS", 2)
+    with serving(tmp_path) as served, Http(served.url, served.key) as http, Http(served.url, served.rival_key) as rival:
+        assert rival("POST", "/v1/reservations", asking(10**6, "rival")).status == 409
+        assert rival("GET", PERIODS).data["has_more_denials"] is False
         for amount in (10**7, 10**8, 10**9):
             assert http("POST", "/v1/reservations", asking(amount)).status == 409
-        assert [one["requested"] for one in http("GET", PERIODS).data["denials"]] == [10**8, 10**9]
+        told = http("GET", PERIODS).data
+        assert [one["requested"] for one in told["denials"]] == [10**8, 10**9]
+        assert told["has_more_denials"] is True
+        assert [one["requested"] for one in rival("GET", PERIODS).data["denials"]] == [10**6]
+        served.authority.set_budget("tenant:third", Amount.tokens(1))
+        with Http(served.url, served.authority.create_key("third").key_secret) as third:
+            assert third("POST", "/v1/reservations", asking(5, "third")).status == 409
+            assert len(third("GET", PERIODS).data["denials"]) == 1
+        assert len(http("GET", PERIODS).data["denials"]) == 2
+        assert rival("GET", PERIODS).data["denials"] == [], "it was denied the longest ago"

@@ -193,3 +193,18 @@ def test_the_modules_are_those_of_this_system():
     assert (sys.platform == "win32") == system.WINDOWS
     assert (system.fcntl is None) == system.WINDOWS
     assert (system.msvcrt is None) != system.WINDOWS
+
+
+def test_keys_of_a_console_of_windows(monkeypatch):
+    """They are looked for until the time is up."""
+    pressed = ["q"]
+    console = SimpleNamespace(kbhit=lambda: bool(pressed), getwch=lambda: pressed.pop())
+    monkeypatch.setattr(system, "WINDOWS", True)
+    monkeypatch.setattr(system, "msvcrt", console)
+    with system.keys(0) as wait:
+        assert wait(60.0) == "q"
+        assert wait(0.06) == ""
+
+
+def test_keys_of_what_is_no_keyboard():
+    assert system.no_keys(0.0) == ""
