@@ -81,6 +81,15 @@ def amount(text: str) -> Amount:
     return Amount(Unit(unit.upper()), int(number))
 
 
+@_taking("a whole number, or UNIT:AMOUNT such as USD:5")
+def limit(text: str) -> int | Amount:
+    if ":" in text:
+        return amount(text)
+    if not re.match(r"[0-9]+\Z", text):
+        raise ValueError("it is no whole number")
+    return int(text)
+
+
 @_taking(f"one of {', '.join(Unit.__members__)}")
 def unit(text: str) -> str:
     return Unit(text.upper()).value

@@ -9,9 +9,11 @@ import textwrap
 from datetime import datetime, timedelta, timezone
 from typing import Any, Iterable, Iterator
 
+from ..errors import ValidationError
 from ..local import instants, periods
 from ..local.funding import Holds
 from ..local.rules import Budget
+from ..protocol.values import Unit
 from . import arguments as given, bars
 from .arguments import DB, JSON, argument, command, group
 from .output import tell
@@ -23,7 +25,9 @@ _AMOUNT = argument("amount", type=given.amount, metavar="UNIT:AMOUNT", help="suc
 _UNIT = argument("--unit", type=given.unit, help="only the budget in this unit; default: all of the scope")
 
 _SETTINGS = [
-    argument("--overdraft-limit", type=int, metavar="N", help="the debt that is allowed, in the same unit"),
+    argument(
+        "--overdraft-limit", type=given.limit, metavar="N", help="the debt that is allowed; for money, such as USD:5"
+    ),
     argument("--caps", type=given.caps, metavar="JSON", help='limits for the work, such as {"max_tokens": 500}'),
     argument("--every", type=given.period, metavar="PERIOD", help="day, week, month or hours such as 12h; or never"),
     argument(
@@ -78,12 +82,16 @@ def add_commands(commands: Any) -> None:
 
 
 def _set(arguments: Any) -> None:
+    limit = arguments.overdraft_limit
+    if limit and isinstance(limit, int) and arguments.amount.unit == Unit.USD_MICROCENTS:
+        # Whoever has typed USD:20 before it means dollars, and would get a hundred-millionth of that.
+        raise ValidationError(f"--overdraft-limit: {limit} of what? Name the unit, as in USD:{limit}")
     rollover = arguments.rollover and arguments.rollover.upper().replace("-", "_")
     with given.authority(arguments, create=True) as authority:
         made = authority.set_budget(
             arguments.scope,
             arguments.amount,
-            overdraft_limit=arguments.overdraft_limit,
+            overdraft_limit=limit,
             caps=arguments.caps,
             period=arguments.every,
             starts=arguments.starts,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger
 
 _UNIT = OneOf(Unit)
-_HOLDS = f"SELECT unit, reserved, held FROM {RESERVATIONS} INDEXED BY reservations_due WHERE status = 'ACTIVE'"
+_HOLDS = f"SELECT unit, reserved, held FROM {RESERVATIONS} INDEXED BY reservations_due WHERE {rows.LIVE}"
 
 #: Seconds that the ledger may be checked for. Others can write meanwhile.
 _PATIENCE = 600.0
@@ -178,14 +178,15 @@ def _set(db: sqlite3.Connection, now: int, scope: str, unit: str, terms: _Terms)
     """Make a budget, or set the allocation of one."""
     (found,) = _find(db, scope, unit) or [Budget(scope, unit, 0)]
     _demand_not_closed(found)
-    period = terms.period or found.period or NEVER
+    period, carried = terms.period or found.period or NEVER, found.rollover_policy != periods.NONE
     if period == NEVER:
         if terms.anchor or terms.rollover_policy:
             raise ValidationError("starts and rollover_policy are for budgets with a period, and this one has none")
         found = periods.ended(found)
     else:
         found = _in_period(db, now, found, period, terms)
-    if found.rollover_policy == periods.NONE or found.granted != terms.amount:
+    # A policy that comes or goes with this call keeps nothing: the budget has what the operator says.
+    if not carried or found.rollover_policy == periods.NONE or found.granted != terms.amount:
         found = periods.allocation_set(found._replace(allocated=terms.amount))
     made = rules.allocate(found, found.allocated, terms.limit)
     if terms.caps is not None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _OPERATION, _UNIT = OneOf(Funding), OneOf(Unit)
 
 #: Which live reservations hold an amount of a budget, given its unit and its scope between blanks.
-_HOLDERS = "WHERE status = 'ACTIVE' AND unit = ? AND instr(' ' || held || ' ', ?) > 0"
+_HOLDERS = f"WHERE {rows.LIVE} AND unit = ? AND instr(' ' || held || ' ', ?) > 0"
 _COUNT = f"SELECT count(*), min(created_at_ms) FROM {RESERVATIONS} INDEXED BY reservations_due {_HOLDERS}"
 _LET_GO = (
     f"UPDATE {RESERVATIONS} INDEXED BY reservations_due SET held = trim(replace(' ' || held || ' ', ?, ' ')) {_HOLDERS}"

@@ -310,9 +310,10 @@ def _run(owner: weakref.ref[Transaction], step: Callable[..., Any], *raised: Any
 
 # ---- Upkeep ----
 
+# The order matters to SQLite 3.8, see `schema`.
 _ANY_DUE = (
-    f"SELECT 1 FROM {RESERVATIONS} WHERE status = 'ACTIVE' AND deadline_ms < ?"
-    " UNION ALL SELECT 1 FROM budgets WHERE period_end_ms <= ? LIMIT 1"
+    "SELECT 1 FROM budgets WHERE period_end_ms <= ?"
+    f" UNION ALL SELECT 1 FROM {RESERVATIONS} WHERE status = 'ACTIVE' AND deadline_ms < ? LIMIT 1"
 )
 _FIRST_END = "SELECT min(period_end_ms) FROM budgets WHERE period_end_ms <= ?"
 _DUE = (

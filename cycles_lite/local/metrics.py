@@ -42,7 +42,7 @@ _LONGEST_GRACE_MS = 60_000
 
 _NEAREST_FIRST = "1 ORDER BY length(scope) - length(replace(scope, '/', '')), scope, unit LIMIT ?"
 _COUNT_BUDGETS = "SELECT count(*) FROM budgets"
-_COUNT_LIVE = f"SELECT count(*) FROM {RESERVATIONS} INDEXED BY reservations_due WHERE status = 'ACTIVE'"
+_COUNT_LIVE = f"SELECT count(*) FROM {RESERVATIONS} INDEXED BY reservations_due WHERE {rows.LIVE}"
 _COUNT_PAST = f"{_COUNT_LIVE} AND deadline_ms < ? AND expires_at_ms < ?"
 
 #: The gauges of a budget by their names; amounts are in the budget's unit, and None is not told.

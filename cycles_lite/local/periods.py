@@ -168,7 +168,8 @@ _LAST_MS = (datetime.date.max.toordinal() - _EPOCH) * _DAY_MS
 
 def _anchor(ms: int, offset_minutes: int) -> str:
     east = datetime.timedelta(minutes=offset_minutes)
-    local = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone(east)) + datetime.timedelta(milliseconds=ms) + east
+    # The sum comes first: at the ends of the calendar the time there is a date, and that of UTC is none.
+    local = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone(east)) + (datetime.timedelta(milliseconds=ms) + east)
     return local.isoformat(timespec="milliseconds" if ms % 1000 else "seconds")
 
 

@@ -131,6 +131,9 @@ def drop_closed(db: sqlite3.Connection, closed: Iterable[ClosedPeriod]) -> None:
 
 # ---- Reservations ----
 
+#: The condition for the live reservations. SQLite 3.8 uses an index only with a bound on its column, whatever that is.
+LIVE = "status = 'ACTIVE' AND deadline_ms >= -9223372036854775807"
+
 _COLUMNS = ", ".join(Reservation._fields)
 _ADD = "INSERT INTO {} ({}, defaults, answer) VALUES ({}, '', x'')".format(
     RESERVATIONS, _COLUMNS, ",".join("?" * len(Reservation._fields))

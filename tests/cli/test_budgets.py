@@ -50,6 +50,29 @@ def test_set_makes_the_file_and_the_budget(run, rows):
     assert (row["status"], row["caps"], row["period"]) == ("ACTIVE", None, None)
 
 
+def test_a_limit_of_money_has_its_unit(run, rows, db, capsys):
+    """A number after USD:20 would be meant in dollars, and be in microcents."""
+    refused = [
+        ("USD:20", "5", "5 of what"),
+        ("USD_MICROCENTS:20", "5", "5 of what"),
+        ("USD:20", "TOKENS:5", "the budget's unit"),
+        ("USD:20", "5.5", "no whole number"),
+        ("TOKENS:20", "1_0", "no whole number"),
+        ("TOKENS:20", "-5", "no whole number"),
+    ]
+    for amount, limit, message in refused:
+        arguments = ["budget", "set", "tenant:acme", amount, "--overdraft-limit", limit, "--db", db]
+        try:
+            status = main(arguments)
+        except SystemExit as e:  # argparse's
+            status = e.code
+        assert status == 2
+        assert message in capsys.readouterr().err
+    run("set", "tenant:acme", "USD:20", "--overdraft-limit", "0")
+    run("set", "tenant:acme", "USD:20", "--overdraft-limit", "USD:5")
+    assert rows("list")[0]["overdraft_limit"]["amount"] == 500_000_000
+
+
 def test_dollars_are_microcents(run, rows):
     assert run("set", "tenant:acme", "USD:0.05") == "tenant:acme: 0.05 of 0.05 USD left\n"
     assert rows("list")[0]["allocated"]["amount"] == 5_000_000
