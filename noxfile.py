@@ -38,7 +38,9 @@ NEWEST = "3.14" if shutil.which("python3.14") else "3.13"
 WHOLE = ("3.7", "3.11", NEWEST)
 SHORT = ("-m", "not thorough", *[f"--ignore=tests/{folder}" for folder in ("cli", "fuzz", "integration", "recovery")])
 
-#: README's command has more rounds of random tests.
+#: What is run once, by README's command on the Python in the middle, which also has more rounds of random tests.
+ONCE = ("--ignore=tests/test_benchmarks.py",)
+NOT_IN_DEVELOPMENT_MODE = ("--ignore=tests/test_docs.py",)
 FEW_ROUNDS = {"CRASH_ROUNDS": "24", "FAULT_CALLS": "300", "LAMBDA_KILLS": "5"}
 
 #: PyPy is slow, and what it does otherwise is of ledgers, locks and finalizers.
@@ -127,11 +129,10 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".[server,test]")
     options = ["-q", "-n", "auto", "--durations=30", *session.posargs]
     if python == NEWEST:  # once with all that Python itself can find; variables, because workers and children get those
-        session.run(
-            "python", "-m", "pytest", *options, env={**FEW_ROUNDS, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
-        )
+        strict = {**FEW_ROUNDS, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
+        session.run("python", "-m", "pytest", *options, *ONCE, *NOT_IN_DEVELOPMENT_MODE, env=strict)
     elif python in WHOLE:
-        session.run("python", "-m", "pytest", *options, env=FEW_ROUNDS)
+        session.run("python", "-m", "pytest", *options, *ONCE, env=FEW_ROUNDS)
     else:
         chosen = ON_PYPY if python.startswith("pypy") and not session.posargs else ()
         session.run("python", "-m", "pytest", *SHORT, *options, *chosen, env=FEW_ROUNDS)

@@ -86,12 +86,12 @@ class _Task(WSGITask):  # type: ignore[misc]
 
 
 class _Parser(HTTPRequestParser):  # type: ignore[misc]
-    """Reads requests. A URL that Python cannot split, such as `http://[`, is a client's fault, and is answered.
-    Waitress would close the connection, with a traceback in the log."""
+    """Reads requests. A URL that Python cannot split, such as `http://[`, is a client's fault, and is answered;
+    waitress would close the connection, with a traceback in the log."""
 
-    def parse_header(self, header: bytes) -> None:
+    def parse_header(self, header_plus: bytes) -> None:
         try:
-            super().parse_header(header)
+            super().parse_header(header_plus)
         except ValueError:
             raise ParsingError("Bad URI") from None
 

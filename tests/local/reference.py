@@ -12,14 +12,14 @@ ORDER = ("tenant", "workspace", "app", "workflow", "agent", "toolset")
 
 
 class Budget:
-    def __init__(self, closed=()):
+    def __init__(self, closed):
         self.allocated = self.spent = self.reserved = self.debt = self.limit = 0
         self.over = False
         self.status = "ACTIVE"
         self.hours = None  # of a period
         self.policy = "NONE"
         self.granted = self.start = self.end = None
-        self.closed = list(closed)
+        self.closed = closed  # which outlive it
 
     @property
     def remaining(self):
@@ -44,16 +44,16 @@ class Reference:
     def __init__(self, now):
         self.now = now
         self.budgets = {}
-        self.kept = {}  # the closed periods of deleted budgets
         self.reservations = {}
         self.replies = {}
         self.closed = set()
+        self.periods = {}
 
     # ---- Provisioning ----
 
     def set_budget(self, scope, unit, amount, limit, hours=None, policy=None):
         """`hours` are those of a period that is counted from the start of 1970, 0 to have none; None leaves it."""
-        budget = self.budgets.get((scope, unit), Budget(self.kept.get((scope, unit), ())))
+        budget = self.budgets.get((scope, unit)) or Budget(self.periods.setdefault((scope, unit), []))
         if budget.status == "CLOSED" or (policy and not (budget.hours if hours is None else hours)):
             return "refused"
         self.budgets[scope, unit] = budget
@@ -115,7 +115,6 @@ class Reference:
         if budget is None or (holding and not force):
             return "refused"
         del self.budgets[scope, unit]
-        self.kept[scope, unit] = budget.closed
         for one in holding:
             one["held"] = [other for other in one["held"] if other is not budget]
         return "ok"

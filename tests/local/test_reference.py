@@ -51,10 +51,10 @@ class Both:
             self.set_budget(scope, "TOKENS", self.pick(range(30, 151)), self.pick(LIMITS), self.pick(HOURS))
 
     def close(self):
-        closed = {name: [] for name in self.reference.budgets}
+        closed = {name: [] for name in self.reference.periods}
         for scope, unit, *row in self.bench.authority.history():
             closed[scope, unit].append(tuple(row))
-        assert closed == {name: budget.closed for name, budget in self.reference.budgets.items()}
+        assert closed == self.reference.periods
         self.bench.authority.shutdown()
 
     # ---- Setting up ----
