@@ -5,17 +5,20 @@ milliseconds until the answer was made, bytes of its body, tenant, and the reque
 there. There is no query and no header, so no key.
 
 Whoever reads standard error may be slow, or gone. No thread that serves waits for that one: a thread of the log's own
-writes, a limited number of lines waits for it, and those beyond are counted in place of being written.
+writes, a limited number of lines waits for it, and those beyond are counted in place of being written. What the program
+logs goes the same way, because a thread that waits to log an error serves nobody, and the server could not even end.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 from urllib.parse import quote
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class AccessLog:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        #: Exchanges that were not written, because too many waited.
+        #: Lines that were not written, because too many waited.
         self._lost = 0
         self._stream = sys.stderr
         try:
@@ -54,10 +57,24 @@ class AccessLog:
         self.close()
 
     def __call__(self, exchange: Exchange) -> None:
+        self._put((time.time(), exchange))
+
+    def _put(self, told: Any) -> None:
         if self._queue.qsize() < _MOST:
-            self._queue.put((time.time(), exchange))
+            self._queue.put(told)
         else:
             self._lost += 1
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Write what is logged meanwhile, too; not where another program has said where that goes."""
+        root, handler = logging.getLogger(), _Handler(self._put)
+        if not root.handlers:
+            root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
 
     def close(self) -> None:
         """Write what waits, if standard error takes it soon."""
@@ -69,16 +86,17 @@ class AccessLog:
             found = [self._queue.get()]
             while len(found) < _TOGETHER and not self._queue.empty():
                 found.append(self._queue.get())
-            lines = [line_of(*told) for told in found if told is not None]
+            lines = [told if isinstance(told, str) else line_of(*told) for told in found if told is not None]
             lost, self._lost = self._lost, 0
             if lost:
-                lines.append(f"cycles-lite: {lost} requests are not told here, because standard error was too slow\n")
+                lines.append(f"cycles-lite: {lost} lines are not told here, because standard error was too slow\n")
             self._write("".join(lines))
             if None in found:
                 return
 
     def _write(self, text: str) -> None:
-        data = text.encode("ascii")
+        encoding = getattr(self._stream, "encoding", None) or "ascii"
+        data = text.encode(encoding, "backslashreplace")
         try:
             if self._file is None:
                 self._stream.write(text)
@@ -86,6 +104,20 @@ class AccessLog:
                 data = data[os.write(self._file, data) :]
         except OSError:  # closed or full: there is no other place to say it
             pass
+
+
+class _Handler(logging.Handler):
+    """Gives what is logged to a function, as text."""
+
+    def __init__(self, put: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._put = put
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._put(self.format(record) + "\n")
+        except Exception:  # the message does not fit what it is to be filled with
+            self.handleError(record)
 
 
 def line_of(at: float, exchange: Exchange) -> str:

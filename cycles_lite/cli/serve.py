@@ -54,13 +54,14 @@ def _serve(arguments: Any) -> None:
     if api_key is not None and arguments.tenant is None:
         raise ConfigError(f"{place} needs --tenant: a key belongs to a tenant")
     with given.authority(arguments, create=True) as authority, ExitStack() as stack:
-        listeners = [] if arguments.quiet else [stack.enter_context(AccessLog())]
+        access = stack.enter_context(AccessLog())
+        stack.enter_context(access.logging())
         # Before anything is changed: where the address is taken, the file is in use by the one who has it.
         options = {
             "admin_key": admin_key,
             "public_metrics": arguments.public_metrics,
             "page": not arguments.no_page,
-            "listeners": listeners,
+            "listeners": [] if arguments.quiet else [access],
         }
         with server_class(authority, arguments.host, arguments.port, **options) as server:
             _prepare(authority, arguments, place, api_key)

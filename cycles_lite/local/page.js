@@ -97,7 +97,7 @@ function empty(section, isEmpty, more = "") {
 // ---- Asking the server ----
 
 const PATIENCE = 10000; // milliseconds for one answer
-const MOST_PAGES = 50;
+const MOST_PAGES = 5; // of 200 budgets: a page with ten times as many would stand still for seconds at each look
 
 const REFUSALS = new Map([
   [401, "The server does not take this key: it is unknown, revoked or over."],

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from serving import PATIENCE, ROOT, Http, command_line, process, raw
@@ -122,13 +123,37 @@ def test_standard_error_may_be_closed_or_full(tmp_path, redirection):
 
 @pytest.mark.skipif(os.name == "nt", reason="it is the shell of POSIX that starts it")
 def test_nobody_waits_for_the_reader_of_standard_error(tmp_path):
+    """Not even those who have an error to log."""
     reader, writer = os.pipe()
     try:
         with serving_with(tmp_path, "", stderr=writer) as (started, url):
+            break_budget(tmp_path)
+            with Http(url, KEY) as http:
+                for _ in range(300):
+                    assert http("GET", "/v1/balances?tenant=acme").status == 500
             answers_and_ends(started, url)
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def break_budget(folder):
+    amounts = "allocated, spent, reserved, debt, overdraft_limit, is_over_limit, status"
+    with closing(sqlite3.connect(os.path.join(str(folder), "b.db"))) as db, db:
+        values = "'tenant:acme', 'TOKENS', 'many', 0, 0, 0, 0, 0, 'ACTIVE'"
+        db.execute(f"INSERT INTO budgets (scope, unit, {amounts}) VALUES ({values})")
+
+
+def test_what_is_logged_is_there_too(tmp_path):
+    with command_line([*arguments_for(tmp_path), "--quiet"], tmp_path) as server:
+        break_budget(tmp_path)
+        with Http(server.url, KEY) as http:
+            reply = http("GET", "/v1/balances?tenant=acme")
+        errors = server.end()[2]
+    assert reply.status == 500
+    assert errors.startswith(f"the embedded authority failed on get_balances ({reply.headers['x-request-id']})\n")
+    assert errors.count(reply.headers["x-request-id"]) == 1
+    assert "\nTraceback (most recent call last):\n" in errors
 
 
 def test_lines_beyond_those_that_may_wait_are_counted(monkeypatch):
@@ -148,7 +173,7 @@ def test_lines_beyond_those_that_may_wait_are_counted(monkeypatch):
         stderr.close()
         thread.join(PATIENCE)
     told = [
-        int(re.match(r"cycles-lite: (\d+) requests are not told here", line).group(1))
+        int(re.match(r"cycles-lite: (\d+) lines are not told here", line).group(1))
         for line in read
         if line.startswith("cycles-lite")
     ]

@@ -362,6 +362,17 @@ def test_markup_is_text_whoever_answers(peer, page):
     assert len(peer.asked) - before <= 6, "it asks one thing after the other, and does not begin while it is asking"
 
 
+def test_however_many_budgets_there_are_a_look_asks_few_times(peer, page):
+    answers = hostile(1)
+    answers["/v1/balances"].update(has_more=True, next_cursor="next")
+    peer.answers = answers
+    page.open(peer.url, "key")
+    page.sees("There are more budgets than are shown.")
+    of_balances = [path for path in peer.asked if path.startswith("/v1/balances")]
+    looks = sum("cursor=" not in path for path in of_balances)
+    assert 5 * (looks - 1) < len(of_balances) <= 5 * looks
+
+
 def test_an_answer_that_is_not_the_protocols_is_called_so(peer, page):
     for answers, said in [
         ({}, "What answers here is not a Cycles server."),
