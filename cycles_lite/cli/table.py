@@ -91,11 +91,13 @@ def fitting(columns: Sequence[Column], widths: Sequence[int], room: int) -> list
         if columns[index].goes and _total(least[index] for index in shown) > room:
             shown.discard(index)
     now = [width if index in shown else 0 for index, width in enumerate(widths)]
-    while _total(now[index] for index in shown) > room:
-        longest = max(shown, key=lambda index: (now[index] - least[index] > 0, now[index]))
-        if now[longest] <= least[longest]:
-            break
-        now[longest] -= 1
+    # Then further than is nice, before the whole line is cut: its middle has amounts, which would lose digits.
+    for ends in least, [1 if column.least else width for column, width in zip(columns, widths)]:
+        while _total(now[index] for index in shown) > room:
+            longest = max(shown, key=lambda index: (now[index] > ends[index], now[index]))
+            if now[longest] <= ends[longest]:
+                break
+            now[longest] -= 1
     return now
 
 

@@ -69,7 +69,13 @@ def test_the_longest_text_gives_way_first():
     columns = [Column("a", least=2), Column("b", least=2), Column("c")]
     assert fitting(columns, [10, 30, 5], 29) == [10, 10, 5]
     assert fitting(columns, [10, 30, 5], 19) == [5, 5, 5]
-    assert fitting(columns, [10, 30, 5], 3) == [2, 2, 5]
+    assert fitting(columns, [10, 30, 5], 3) == [1, 1, 5]
+
+
+def test_texts_give_way_before_digits_do():
+    columns = [Column("a", least=8), Column("b", is_number=True), Column("c", least=6)]
+    assert fitting(columns, [10, 9, 12], 20) == [3, 9, 4]
+    assert fitting(columns, [10, 9, 12], 9) == [1, 9, 1], "then the line is cut"
 
 
 def test_headers_stand_out_on_a_terminal_with_colours(terminal, monkeypatch):
