@@ -69,7 +69,8 @@ _cycles_lite() {
     elif [[ $cur == -* ]]; then kind=$flags
     elif [[ -n $actions ]]; then kind=$actions
     else
-        local -a all=($places)
+        local -a all
+        read -ra all <<< "$places"  # no file's name is put in the place of a pattern
         kind=${all[place]-}
         [[ -z $kind && $places == *"*" ]] && kind=${places##* }
     fi

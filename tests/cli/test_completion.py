@@ -23,6 +23,7 @@ TYPED = {
     "a choice as an argument": ("completion fi", ["completion", "fish"]),
     "a unit": ("budget freeze --unit RIS", ["budget", "freeze", "--unit", "RISK_POINTS"]),
     "a file": ("budget list --db my", ["budget", "list", "--db", "my budgets.db"]),
+    "a file as an argument": ("demo my", ["demo", "my budgets.db"]),
     "a folder": ("journal list fol", ["journal", "list", "folder/?"]),
     "an option after a scope": (
         "budget set a:b/c:d USD:5 --over",
@@ -44,6 +45,7 @@ def script(capsys, tmp_path, monkeypatch):
         here = tmp_path / "here"
         (here / "folder").mkdir(parents=True)
         (here / "my budgets.db").write_text("")
+        (here / "files").write_text("")  # a pattern in the script fits it
         commands = tmp_path / "bin"
         commands.mkdir()
         (commands / "a-command-of-tests").write_text("#!/bin/sh\n")
