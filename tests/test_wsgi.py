@@ -475,7 +475,9 @@ def test_a_tenant_without_a_client_is_refused(ledger, tenants):
         client_for=tenants.get,
         on_error=lambda error, environ: told.append(error),
     )
-    assert Called(app, **{"X-Tenant-ID": "nobody"}).status == "500 Internal Server Error"
+    called = Called(app, **{"X-Tenant-ID": "nobody"})
+    assert called.status == "500 Internal Server Error"
+    assert json.loads(called.read().decode())["error"] == "INTERNAL_ERROR"
     assert [type(error) for error in told] == [ValidationError]
 
 
