@@ -304,7 +304,7 @@ class CyclesConfig(Checked):
     warn_below: float | None = field(_warning, default=0.2)
     #: A file or folder of certificates to trust; else REQUESTS_CA_BUNDLE, else SSL_CERT_FILE, else the system's.
     ca_certs: str | None = field(_path, default=None)
-    #: A proxy's URL; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide.
+    #: A proxy's URL; else HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY decide.
     proxy: str | None = field(_proxy, default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -94,7 +94,7 @@ class ValidationError(CyclesError, ValueError):
 
 
 class GuardFinalizedError(CyclesError, RuntimeError):
-    """A guard was committed or released twice. Nothing was sent."""
+    """A guard was used after its end: committed, released, extended, entered or spent on. Nothing was sent."""
 
 
 class TransportError(CyclesError):

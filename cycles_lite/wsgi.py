@@ -103,7 +103,8 @@ class CyclesMiddleware:
     is released, or its meter committed.
 
     `tenant_header` names a header, or is a callable of the environment, that tells each request's tenant: missing or
-    malformed, the answer is a 400 and nothing is sent. `client_for(tenant)` gives the client with that tenant's key.
+    malformed, the answer is a 400 and nothing is sent. `client_for(tenant)` gives the client with that tenant's key, or
+    None where there is none: a `ValidationError`, which is answered as below.
     Paths in `exclude`, and those below them, are not guarded.
 
     What keeps a request from being reserved is logged and answered as `http_error` says, unless `on_error(exc,
@@ -120,7 +121,7 @@ class CyclesMiddleware:
         subject: Any = None,
         actual: Any = None,
         tenant_header: str | Callable[[Environ], str | None] | None = None,
-        client_for: Callable[[str], CyclesClient] | None = None,
+        client_for: Callable[[str], CyclesClient | None] | None = None,
         exclude: Sequence[str] = (),
         ttl_ms: int = 60_000,
         on_error: Callable[[CyclesError, Environ], Answer | None] | None = None,

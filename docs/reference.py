@@ -115,8 +115,8 @@ def _argument(action: argparse.Action) -> tuple[str, str]:
     meta = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
     takes = "" if action.nargs == 0 else " " + meta
     shown = ", ".join(f"``{option}{takes}``" for option in action.option_strings) or f"``{meta}``"
-    text = (action.help or "").replace("%(default)s", str(action.default)).replace("*", r"\*")
-    return shown, text or "the same as above"
+    text = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%").replace("*", r"\*")
+    return shown, text
 
 
 def statuses() -> str:
@@ -141,27 +141,33 @@ def error_classes() -> list[type[CyclesError]]:
     return found
 
 
+def again(kind: type[CyclesError]) -> str:
+    """Whether the same call may succeed later, as `is_retryable` tells."""
+    if isinstance(kind.is_retryable, property):
+        return "with ``retry_after``"
+    return "yes" if kind.is_retryable else "no"
+
+
 def error_tree() -> str:
     """The tree of errors, with what each means."""
     rows = [("class", "meaning", "try again?")]
     for kind in error_classes():
         depth = len([base for base in kind.__mro__ if issubclass(base, CyclesError)]) - 1
-        again = kind.is_retryable
-        shown = "with ``retry_after``" if isinstance(again, property) else "yes" if again else "no"
         name = "\N{MIDDLE DOT} " * depth + f":class:`{kind.__name__}`"
-        rows.append((name, rst((kind.__doc__ or "").partition("\n\n")[0]), shown))
+        rows.append((name, rst((kind.__doc__ or "").partition("\n\n")[0]), again(kind)))
     return ".. currentmodule:: cycles_lite\n\n" + table("38 47 15", *rows)
 
 
 def codes() -> str:
     """The error codes of the protocol, with what each does to spend."""
-    rows = [("code", "status", "class", "ends for good")]
+    rows = [("code", "status", "class", "try again?", "ends for good")]
     for code, row in CODES.items():
         ends = [f"{'a' if each == 'commit' else 'an'} {each}" for each in row.final_for] + [
             "the heartbeat"
         ] * row.ends_lease
-        rows.append((f"``{code}``", str(row.status), f":class:`~cycles_lite.{row.kind.__name__}`", ", ".join(ends)))
-    return table("32 10 33 25", *rows)
+        name = f":class:`~cycles_lite.{row.kind.__name__}`"
+        rows.append((f"``{code}``", str(row.status), name, again(row.kind), ", ".join(ends)))
+    return table("28 8 30 14 20", *rows)
 
 
 def http() -> str:

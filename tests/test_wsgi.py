@@ -466,6 +466,21 @@ def test_one_client_can_serve_every_tenant(ledger):
     assert spent(ledger, "tenant:other") == (100, 0)
 
 
+def test_a_tenant_without_a_client_is_refused(ledger, tenants):
+    told = []
+    app = guarded(
+        lambda *_: pytest.fail("it ran"),
+        None,
+        tenant_header="X-Tenant-ID",
+        client_for=tenants.get,
+        on_error=lambda error, environ: told.append(error),
+    )
+    called = Called(app, **{"X-Tenant-ID": "nobody"})
+    assert called.status == "500 Internal Server Error"
+    assert json.loads(called.read().decode())["error"] == "INTERNAL_ERROR"
+    assert [type(error) for error in told] == [ValidationError]
+
+
 @pytest.mark.parametrize("tenant", [None, "", "a b", "a/b", "../x", "a\u00e9", "x" * 129, "a\nb", "\0"])
 def test_a_missing_or_malformed_tenant_is_a_400_and_nothing_is_sent(ledger, tenant):
     def client_for(tenant):

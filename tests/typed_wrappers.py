@@ -90,3 +90,11 @@ application = CyclesMiddleware(
     action=action,
     on_error=lambda error, environ: ("402 Payment Required", [("Retry-After", "60")], b"") if error.args else None,
 )
+
+clients: dict[str, CyclesClient] = {"acme": client}
+application = CyclesMiddleware(
+    plain, estimate=estimate, action=action, tenant_header="X-Tenant-ID", client_for=clients.get
+)
+CyclesMiddleware(plain, estimate=estimate, action=action, tenant_header="X-Tenant-ID", client_for=str)  # refused
+CyclesMiddleware(plain, client, estimate=estimate, action=action, tenant_haeder="X-Tenant-ID")  # refused
+guarded(client, estimate=estimate, aktion=action)  # refused

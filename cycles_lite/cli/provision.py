@@ -12,12 +12,13 @@ from . import arguments as given
 from .arguments import DB, JSON, argument, command, group
 from .table import Column, moment, table
 
-_TENANT = argument("tenant", metavar="TENANT")
+_TENANT = argument("tenant", metavar="TENANT", help="such as acme")
 
 
 def add_commands(commands: Any) -> None:
     actions = group(commands, "key", "manage the API keys that a served file accepts")
-    name, key_id = argument("--name", help="what the key is for"), argument("key_id", metavar="KEY_ID")
+    name = argument("--name", help="what the key is for")
+    key_id = argument("key_id", metavar="KEY_ID", help="as key list shows it")
     text = "make a key for a tenant and print its secret, once"
     command(actions, "create", text, _create_key, DB, _TENANT, name, JSON)
     command(actions, "revoke", "refuse a key from now on", _revoke_key, DB, key_id, JSON)

@@ -1,4 +1,4 @@
-"""The embedded authority: a budget ledger in one SQLite file, and the protocol over it (design: section 9).
+"""The embedded authority: a budget ledger in one SQLite file, and the protocol over it.
 
 `Authority` is loaded on first use, so that a program whose budgets are on a server never imports sqlite3.
 """

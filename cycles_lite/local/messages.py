@@ -1,4 +1,4 @@
-"""Requests as they come and answers as they leave (design: section 9, Validation and HTTP).
+"""Requests as they come and answers as they leave.
 
 A request is proven legal before it reaches the ledger; an illegal one is answered with 400. Each answer carries its own
 request id and a trace id, and an error is the protocol's `ErrorResponse`.

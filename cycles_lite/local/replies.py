@@ -23,8 +23,7 @@ from .schema import RESERVATIONS
 
 _HOUR_MS = 3600 * 1000
 
-#: How long replies are kept, in milliseconds (design: section 9, Idempotency). Those of settlements are kept as long as
-#: their reservations.
+#: How long replies are kept, in milliseconds. Those of settlements are kept as long as their reservations.
 KEEP_RESERVE_MS = 24 * _HOUR_MS  # or the reservation's lifetime, if that is longer
 KEEP_EVALUATION_MS = 24 * _HOUR_MS
 KEEP_EVENT_MS = 7 * 24 * _HOUR_MS

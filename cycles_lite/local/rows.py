@@ -12,7 +12,7 @@ from .periods import ClosedPeriod
 from .rules import Budget, Budgets
 from .schema import RESERVATIONS
 
-#: How long a finished reservation is kept, in milliseconds (design: section 9, Idempotency).
+#: How long a finished reservation is kept, in milliseconds.
 KEEP_FINISHED_MS = 30 * 24 * 3600 * 1000
 
 #: Encodes JSON in its one canonical form.

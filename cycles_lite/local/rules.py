@@ -1,4 +1,4 @@
-"""The budget rules of the embedded authority, pure: budgets in, budgets or a refusal out (design: section 9).
+"""The budget rules of the embedded authority, pure: budgets in, budgets or a refusal out.
 
 A budget is a (scope, unit). All amounts are Python integers; what would leave int64 is refused, never wrapped.
 

@@ -1,4 +1,4 @@
-"""Tenants and their keys: their rows, and what operators do with them (design: section 9, Tenants and HTTP).
+"""Tenants and their keys: their rows, and what operators do with them.
 
 Of a key's secret the file has a SHA-256 alone.
 """

@@ -1,4 +1,4 @@
-"""SIGKILL at random instants, hundreds of times: after a restart the ledger ends exactly right (design: section 7).
+"""SIGKILL at random instants, hundreds of times: after a restart the ledger ends exactly right.
 
 What is proved, over every round of `crash_lane`:
 

@@ -1,4 +1,4 @@
-"""Idempotency (protocol: IDEMPOTENCY; design: section 9)."""
+"""Idempotency (protocol: IDEMPOTENCY)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The budget rules, as tables (design: section 9)."""
+"""The budget rules, as tables."""
 
 from __future__ import annotations
 

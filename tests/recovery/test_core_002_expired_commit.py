@@ -49,7 +49,7 @@ def test_settlement_occurs_at_most_once(played):
 
 
 def test_the_event_says_what_it_stands_for(played):
-    """A tenant's default policy may be to reject, so the policy is said aloud (design: section 5)."""
+    """A tenant's default policy may be to reject, so the policy is said aloud."""
     event = played.sent("/events")[0]
     assert event.json["overage_policy"] == "ALLOW_IF_AVAILABLE"
     assert event.json["metadata"] == {
