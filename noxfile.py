@@ -33,14 +33,14 @@ PYTHONS = {
 
 NEWEST = "3.14" if shutil.which("python3.14") else "3.13"
 
-#: The suite is run whole on the oldest, one in the middle and the newest. On the others goes what takes long and would
-#: find the same: some folders, and single tests (marker `thorough`).
+#: The suite is run whole on the oldest and one in the middle. On the newest it is run in development mode, which is
+#: slow: without single tests that take long (marker `thorough`). On the others some folders go too.
 WHOLE = ("3.7", "3.11", NEWEST)
 SHORT = ("-m", "not thorough", *[f"--ignore=tests/{folder}" for folder in ("cli", "fuzz", "integration", "recovery")])
 
 #: What is run once, by README's command on the Python in the middle, which also has more rounds of random tests.
 ONCE = ("--ignore=tests/test_benchmarks.py",)
-NOT_IN_DEVELOPMENT_MODE = ("--ignore=tests/test_docs.py",)
+NOT_IN_DEVELOPMENT_MODE = ("-m", "not thorough", "--ignore=tests/test_docs.py")
 FEW_ROUNDS = {"CRASH_ROUNDS": "24", "FAULT_CALLS": "300", "LAMBDA_KILLS": "5"}
 
 #: PyPy is slow, and what it does otherwise is of ledgers, locks and finalizers.
