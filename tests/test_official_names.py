@@ -95,8 +95,8 @@ def test_the_clients_method_for_streams_names_the_replacement():
 
 
 def replaced(text):
-    """The table of the docs: a name of the official SDK, and what takes its place."""
-    return dict(re.findall(r"^``(\w+)[^`]*``  +(\S.*)$", text, re.MULTILINE))
+    """The tables of the docs: a name of the official SDK, and what takes its place where it stands first."""
+    return dict(reversed(re.findall(r"^``(\w+)[^`]*``  +(\S.*)$", text, re.MULTILINE)))
 
 
 def test_the_docs_have_the_whole_table():
