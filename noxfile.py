@@ -36,7 +36,8 @@ NEWEST = "3.14" if shutil.which("python3.14") else "3.13"
 #: The suite is run whole on the oldest and one in the middle. On the newest it is run in development mode, which is
 #: slow: without single tests that take long (marker `thorough`). On the others some folders go too.
 WHOLE = ("3.7", "3.11", NEWEST)
-SHORT = ("-m", "not thorough", *[f"--ignore=tests/{folder}" for folder in ("cli", "fuzz", "integration", "recovery")])
+NOT_IN_SHORT = ("cli", "fuzz", "integration", "local", "recovery")
+SHORT = ("-m", "not thorough", *[f"--ignore=tests/{folder}" for folder in NOT_IN_SHORT])
 
 #: What is run once, by README's command on the Python in the middle, which also has more rounds of random tests.
 ONCE = ("--ignore=tests/test_benchmarks.py",)
@@ -49,6 +50,9 @@ ON_PYPY = ("tests/local", "tests/settlement", "tests/guards", "tests/runtime", "
 #: The tests of what touches the dependencies, and those that use them from end to end, on the oldest and newest Python.
 ON_DEPENDENCIES = ("tests/transport", "tests/test_client.py", "tests/test_package.py")
 END_TO_END = ("tests/recovery", "tests/integration")
+
+#: Where the oldest dependencies are tried: the two ends, and where the oldest urllib3 is another.
+OLDEST = ("3.7", "3.10", NEWEST, "pypy3.9")
 
 #: What those tests need, in the last versions that do with the oldest typing-extensions.
 TOOLS = (
@@ -134,11 +138,13 @@ def tests(session: nox.Session) -> None:
     elif python in WHOLE:
         session.run("python", "-m", "pytest", *options, *ONCE, env=FEW_ROUNDS)
     else:
-        chosen = ON_PYPY if python.startswith("pypy") and not session.posargs else ()
-        session.run("python", "-m", "pytest", *SHORT, *options, *chosen, env=FEW_ROUNDS)
+        on_pypy = ("-m", "not thorough", *(() if session.posargs else ON_PYPY))
+        session.run(
+            "python", "-m", "pytest", *(on_pypy if python.startswith("pypy") else SHORT), *options, env=FEW_ROUNDS
+        )
 
 
-@nox.session(python=list(PYTHONS))
+@nox.session(python=list(OLDEST))
 def oldest(session: nox.Session) -> None:
     """The tests of what touches the dependencies, with the oldest that can be imported there."""
     python = str(session.python)
