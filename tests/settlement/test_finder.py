@@ -228,8 +228,11 @@ def test_a_flush_that_joins_a_look_tries_what_that_has_passed_by(journal, small)
 
     may_go_on, transport = threading.Event(), Authority(answer_of)
     with client_with(journal, transport) as client:
-        settler_of(client._session).open()
+        settler = settler_of(client._session)
+        settler.open()
         assert reached.wait(PATIENCE)  # the last one is on its way, and most are on disk alone
+        others = [spend for id, spend in list(settler.pending.items()) if id != ids[-1]]
+        wait_until(lambda: all(spend.runner is None for spend in others))  # and no other is being refused just now
         answer[0] = replied(committed())
         threading.Timer(0.1, may_go_on.set).start()
         assert client.flush(PATIENCE) == 0
