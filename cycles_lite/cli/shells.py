@@ -30,8 +30,8 @@ class Command(NamedTuple):
     places: Sequence[str]
 
 
-_BASH = r"""# bash completion for cycles-lite
-_cycles_lite_at() {
+#: What both shells look up: what may stand at a place, and of what kind the value of an option is.
+_LOOKUPS = r"""_cycles_lite_at() {
     case $1 in
 %(at)s
     esac
@@ -43,7 +43,11 @@ _cycles_lite_kind() {
     esac
 }
 
-_cycles_lite() {
+"""
+
+_BASH = (
+    f"# bash completion for cycles-lite\n{_LOOKUPS}"
+    r"""_cycles_lite() {
     local IFS=$' \t\n' cur=${COMP_WORDS[COMP_CWORD]} at= kind= actions= flags= places= word
     local -i i place=0 rest=0 joined=0
     COMPREPLY=()
@@ -86,21 +90,11 @@ _cycles_lite() {
 
 complete -o default -F _cycles_lite cycles-lite
 """
+)
 
-_ZSH = r"""#compdef cycles-lite
-_cycles_lite_at() {
-    case $1 in
-%(at)s
-    esac
-}
-
-_cycles_lite_kind() {
-    case $1 in
-%(kinds)s
-    esac
-}
-
-_cycles_lite() {
+_ZSH = (
+    f"#compdef cycles-lite\n{_LOOKUPS}"
+    r"""_cycles_lite() {
     local at= kind= places= word
     local -a actions flags all
     integer i place=0 rest=0
@@ -141,6 +135,7 @@ _cycles_lite() {
 
 if [[ $funcstack[1] == _cycles* ]]; then _cycles_lite "$@"; else compdef _cycles_lite cycles-lite; fi
 """
+)
 
 _FISH = r"""# fish completion for cycles-lite
 function __cycles_lite_at

@@ -96,9 +96,9 @@ class FundingMethods:
         self,
         scope: str,
         amount: Amount,
-        operation: str = "CREDIT",
-        spent: Amount | None = None,
-        idempotency_key: str | None = None,
+        operation: str,
+        spent: Amount | None,
+        idempotency_key: str | None,
         reason: str | None = None,
     ) -> Funded:
         """As `fund`, but tell the budget before it, too."""

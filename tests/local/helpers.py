@@ -183,3 +183,17 @@ ABSENT = _ABSENT
 def connections_to(path):
     """The connections that are open to a file; what other tests have left for the garbage collector does not count."""
     return [one for one in connections.open_connections() if one.place.path == path]
+
+
+#: Whatever comes first after something is due, readers and refused ones too; `made` is a reservation.
+READERS = {
+    "get": lambda bench, made: bench.get(made.id),
+    "list": lambda bench, made: bench.list(),
+    "balances": lambda bench, made: bench.balances(),
+    "decide": lambda bench, made: bench.decide(),
+    "dry run": lambda bench, made: bench.reserve(dry_run=True),
+    "refused": lambda bench, made: bench.reserve(5000),
+    "provisioning": lambda bench, made: bench.authority.budgets(),
+    "history": lambda bench, made: bench.authority.history(),
+    "check": lambda bench, made: bench.authority.check(),
+}

@@ -18,7 +18,7 @@ from cycles_lite.local.rules import Budget
 from cycles_lite.protocol.values import Amount
 from cycles_lite.runtime.clock import monotonic
 
-from .helpers import START, Bench
+from .helpers import READERS, START, Bench
 from .processes import finish, start
 
 MAX = 2**63 - 1
@@ -295,18 +295,6 @@ def told(bench):
         ((a - HOUR_OF_START) / HOUR, (b - HOUR_OF_START) / HOUR, *rest)
         for _, _, a, b, *rest in bench.authority.history()
     ]
-
-
-READERS = {
-    "get": lambda bench, made: bench.get(made.id),
-    "list": lambda bench, made: bench.list(),
-    "balances": lambda bench, made: bench.balances(),
-    "decide": lambda bench, made: bench.decide(),
-    "dry run": lambda bench, made: bench.reserve(dry_run=True),
-    "refused": lambda bench, made: bench.reserve(5000),
-    "history": lambda bench, made: bench.authority.history(),
-    "check": lambda bench, made: bench.authority.check(),
-}
 
 
 @pytest.mark.parametrize("reader", READERS)

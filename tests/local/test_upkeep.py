@@ -8,7 +8,7 @@ from cycles_lite.local import ledger
 from cycles_lite.local.schema import RESERVATIONS
 from cycles_lite.protocol.values import Amount
 
-from .helpers import START, Bench
+from .helpers import READERS, START, Bench
 from .processes import finish, start
 
 DAY = 24 * 3600 * 1000
@@ -47,18 +47,6 @@ def test_what_is_still_accepted(bench, made, now, extend, commit, release, get):
     for answer in (shown, bench.get(made.id)):
         if answer.status == 410:
             assert answer.error == "RESERVATION_EXPIRED"
-
-
-READERS = {
-    "get": lambda bench, made: bench.get(made.id),
-    "list": lambda bench, made: bench.list(),
-    "balances": lambda bench, made: bench.balances(),
-    "decide": lambda bench, made: bench.decide(),
-    "dry run": lambda bench, made: bench.reserve(dry_run=True),
-    "refused": lambda bench, made: bench.reserve(5000),
-    "provisioning": lambda bench, made: bench.authority.budgets(),
-    "check": lambda bench, made: bench.authority.check(),
-}
 
 
 @pytest.mark.parametrize("reader", READERS)
