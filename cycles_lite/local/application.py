@@ -6,7 +6,7 @@ import hmac
 import re
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Callable, Iterable, List, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, NamedTuple, Sequence
 from urllib.parse import parse_qsl
 
 from ..errors import ConfigError, TransportError, ValidationError
@@ -71,7 +71,7 @@ class Exchange(NamedTuple):
     request_id: str
 
 
-#: What is told of each exchange, when the answer was sent. An error that it raises is logged and harms nothing.
+#: What is told of each exchange, before the answer is sent. An error that it raises is logged and harms nothing.
 Listener = Callable[[Exchange], object]
 
 
@@ -148,15 +148,15 @@ class Application:
         operation, answer = self._answer(environ)
         body = answer.body
         headers = [*titled(answer), ("Content-Length", str(len(body)))]
+        if self._listeners:
+            asked = environ["REQUEST_METHOD"], utf8_path(environ.get("PATH_INFO", "")), operation
+            self.tell(asked, answer, monotonic() - started, environ.get("REMOTE_ADDR", ""))
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
-        sent = [body] if environ["REQUEST_METHOD"] != "HEAD" else []
-        if not self._listeners:
-            return sent
-        asked = environ["REQUEST_METHOD"], utf8_path(environ.get("PATH_INFO", "")), operation
-        return _Body(sent, partial(self.tell, asked, answer, monotonic() - started, environ.get("REMOTE_ADDR", "")))
+        return [body] if environ["REQUEST_METHOD"] != "HEAD" else []
 
     def tell(self, asked: tuple[str, str, str], answer: Answer, seconds: float, client: str) -> None:
-        """Tell the listeners of an answer. `asked` are the exchange's first three fields."""
+        """Tell the listeners of an answer, before it is sent: whoever has had it finds it counted. `asked` are the
+        exchange's first three fields."""
         code = answer.data.get("error") if answer.status >= 400 else None
         tenant, request_id = answer.headers.get("x-cycles-tenant"), answer.headers["x-request-id"]
         told = Exchange(*asked, answer.status, code, seconds, len(answer.body), client, tenant, request_id)
@@ -255,14 +255,6 @@ class Application:
 
     def _is_admins(self, key: str) -> bool:
         return self._admin_key is not None and hmac.compare_digest(key.encode("utf-8"), self._admin_key.encode("ascii"))
-
-
-class _Body(List[bytes]):
-    """The body of an answer. `close`, which a WSGI server calls when the body was sent or cannot be, tells of it."""
-
-    def __init__(self, parts: list[bytes], close: Callable[[], None]) -> None:
-        super().__init__(parts)
-        self.close = close
 
 
 def headers_of(environ: dict[str, Any]) -> dict[str, str]:

@@ -37,12 +37,10 @@ class _FaultTask(ErrorTask):  # type: ignore[misc]
         answer = error_answer(error.code, code, f"{error.reason}: {error.body}", headers)
         told = f"{error.code} {error.reason}", titled(answer), answer.body
         error.to_response = lambda ident=None: told  # what waitress asks it for
-        try:
-            super().execute()
-        finally:
-            # A request that is too broken to be read has neither.
-            asked = getattr(request, "command", ""), utf8_path(getattr(request, "path", "")), UNKNOWN
-            self.channel.server.tell(asked, answer, 0.0, self.channel.addr[0])
+        # A request that is too broken to be read has neither.
+        asked = getattr(request, "command", ""), utf8_path(getattr(request, "path", "")), UNKNOWN
+        self.channel.server.tell(asked, answer, 0.0, self.channel.addr[0])
+        super().execute()
 
 
 # ---- Connections ----

@@ -67,17 +67,14 @@ def test_each_request_is_a_line(tmp_path):
     assert "ACTIVE" not in errors
     assert "secret" not in errors
     rows = [LINE.match(line).groupdict() for line in errors.splitlines()]
-    # A line is written once its answer is sent, and the client may have asked on another connection by then.
-    lists = [row for row in rows if row["path"] == "/v1/reservations"]
-    assert sorted(row["id"] for row in lists) == sorted(ids)
-    assert {(row["method"], row["status"], row["code"], row["tenant"], row["client"]) for row in lists} == {
+    assert {row["id"] for row in rows if row["path"] == "/v1/reservations"} == set(ids)
+    assert {(row["method"], row["status"], row["code"], row["tenant"], row["client"]) for row in rows[:200]} == {
         ("GET", "200", "-", "acme", "127.0.0.1")
     }
-    others = sorted((row["status"], row["code"], row["path"]) for row in rows if row not in lists)
-    assert others == [
-        ("400", "INVALID_REQUEST", others[0][2]),
-        ("404", "NOT_FOUND", "/a%20b%0A%1B%5B2J%E2%80%AE%EF%BF%BD%3Fx"),
-        ("404", "NOT_FOUND", "/" + "p" * 499),
+    assert [(row["path"], row["status"], row["code"]) for row in rows[200:]] == [
+        ("/a%20b%0A%1B%5B2J%E2%80%AE%EF%BF%BD%3Fx", "404", "NOT_FOUND"),
+        ("/" + "p" * 499, "404", "NOT_FOUND"),
+        (rows[202]["path"], "400", "INVALID_REQUEST"),
     ]
 
 

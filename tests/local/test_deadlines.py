@@ -127,12 +127,15 @@ def test_a_signal_during_a_long_statement_is_not_lost(store):
     def handler(*_):
         raise Interrupt
 
+    def run_soon_interrupted():
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        run(store, [ENDLESS], 0.1)
+
     before = signal.signal(signal.SIGALRM, handler)
     try:
         for _ in range(10):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
             with pytest.raises(Interrupt):
-                run(store, [ENDLESS], 0.1)
+                run_soon_interrupted()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -577,11 +577,15 @@ def test_an_exception_of_a_signal_handler_is_none_of_the_values_faults():
     """Where no method of the program's runs, whatever is raised comes from outside, and goes on."""
     before = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(Boom("time is up")))
     wide = {"a": [{"b": "c"}] * 50_000}
+
+    def check_for_ever():
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        collections.deque((checks.json_object("metadata", wide) for _ in itertools.count()), maxlen=0)
+
     gc.disable()  # hypothesis has a function called then, out of which nothing is raised
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(Boom):
-            collections.deque((checks.json_object("metadata", wide) for _ in itertools.count()), maxlen=0)
+            check_for_ever()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

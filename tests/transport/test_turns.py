@@ -19,8 +19,8 @@ from cycles_lite.transport.turns import Turns
 def interrupting(handler):
     """Let a signal interrupt what runs here, once it has begun to wait."""
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -170,7 +170,7 @@ def test_nobody_is_left_in_the_line():
     def interrupted(*_):
         raise Interrupted
 
-    with interrupting(interrupted), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interrupting(interrupted):
         turns.take(60)
     assert turns.line.waiters == []
     turn.give_back()
