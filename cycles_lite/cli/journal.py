@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
@@ -69,13 +68,15 @@ class _Entry(NamedTuple):
 
     #: Where the file is.
     path: str
+    #: The end of its name, which tells what has become of it.
+    suffix: str
     #: What it holds; None for one that cannot be read.
     record: Record | None
 
     @property
     def state(self) -> str:
         """What has become of it: pending, refused or corrupt."""
-        return _STATES[os.path.splitext(self.path)[1]]
+        return _STATES[self.suffix]
 
 
 _STATES = {PENDING: "pending", REFUSED: "refused", CORRUPT: "corrupt"}
@@ -87,9 +88,9 @@ def _entries(given: str | None) -> Iterator[_Entry]:
         journal = Journal(folder)
         for suffix in (PENDING, REFUSED):
             for path, record in journal.peek(suffix).items():
-                yield _Entry(path, record)
-        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*" + CORRUPT))):
-            yield _Entry(path, None)
+                yield _Entry(path, suffix, record)
+        for name in sorted(journal.names(CORRUPT)):
+            yield _Entry(os.path.join(folder, name), CORRUPT, None)
 
 
 def _find(arguments: Any) -> _Entry:
@@ -166,10 +167,13 @@ def _discard(arguments: Any) -> None:
 
 
 def _retry(arguments: Any) -> int:
-    path = _find(arguments).path
-    if not path.endswith(PENDING):
-        system.insist(os.replace, path, os.path.splitext(path)[0] + PENDING)
-    return _settle([os.path.dirname(path)], arguments)
+    entry = _find(arguments)
+    if entry.suffix != PENDING:
+        pending = entry.path[: -len(entry.suffix)] + PENDING
+        if os.path.exists(pending):  # it is another spend, which would be lost
+            raise ValidationError(f"journal: {pending} is pending under the same name: settle or discard that first")
+        system.insist(os.replace, entry.path, pending)
+    return _settle([os.path.dirname(entry.path)], arguments)
 
 
 def _replay(arguments: Any) -> int:
@@ -193,7 +197,7 @@ def _settle(folders: list[str], arguments: Any, **server: Any) -> int:
             left += flush(settler, arguments.timeout)
             settler.close()
     kept = sum(len(Journal(folder).names()) for folder in folders)
-    refused = sum(path.endswith(REFUSED) for path, _ in _entries(arguments.folder))
+    refused = sum(entry.suffix == REFUSED for entry in _entries(arguments.folder))
     if arguments.json:
         print(json.dumps({"pending": left, "on_disk": kept, "refused": refused}))
         return WRONG if left or kept else DONE

@@ -144,6 +144,31 @@ def test_a_repaired_record_is_sent_by_retry(url, tmp_path):
     assert ledger(url) == (7, 0)
 
 
+def test_a_retry_takes_no_pending_record_s_place(url, tmp_path, capsys):
+    journal = Journal(str(tmp_path / "journal"))
+    journal.write(left_behind(url, held(url)))
+    (name,) = journal.names()
+    aside = name.replace(".json", ".corrupt")
+    (tmp_path / "journal" / aside).write_bytes(b"{")
+    assert main(["journal", "retry", aside, journal.folder]) == 2
+    assert "is pending under the same name" in capsys.readouterr().err
+    assert sorted(os.listdir(journal.folder)) == sorted([name, aside])
+    assert main(["journal", "replay", journal.folder]) == 0
+    assert ledger(url) == (7, 0)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".refused", ".corrupt"])
+def test_a_file_whose_name_is_a_suffix_alone_is_a_record_too(url, tmp_path, capsys, suffix):
+    journal = Journal(str(tmp_path / "journal"))
+    journal.write(left_behind(url, held(url)))
+    os.rename(os.path.join(journal.folder, journal.names().pop()), os.path.join(journal.folder, suffix))
+    assert main(["journal", "list", journal.folder]) == 0
+    assert {".json": "pending", ".refused": "refused"}.get(suffix, "corrupt") in capsys.readouterr().out
+    assert main(["journal", "retry", suffix, journal.folder]) == 0
+    assert ledger(url) == (7, 0)
+    assert os.listdir(journal.folder) == []
+
+
 def test_replay_to_a_server_that_has_taken_the_others_place(url, tmp_path):
     folder = str(tmp_path / "journal")
     Journal(folder).write(left_behind("https://old.example.com", held(url)))
