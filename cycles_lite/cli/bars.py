@@ -9,6 +9,7 @@ import sys
 import textwrap
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
+from ..local.periods import ClosedPeriod
 from ..protocol.models import Balance
 from ..protocol.values import MICROCENTS_PER_USD, Amount, SignedAmount, Unit
 from .terminal import cells, is_coloured, look_of, painted, printable, shortened, width_of
@@ -101,6 +102,17 @@ def bar_of(balance: Balance, look: Mapping[str, str], width: int = _WIDTH) -> Ma
     largest = max(PARTS, key=lambda part: (amounts[part], part == "spent"))
     shares[largest] += width - sum(shares.values())
     return {part: look[part] * shares[part] for part in PARTS}
+
+
+def chart(periods: Sequence[ClosedPeriod], look: Mapping[str, str]) -> str:
+    """What was spent in each period, a column each: as high as the part of its allocation, or another sign where it
+    ended in debt."""
+    return "".join(look["debt"] if one.debt else _column(one, look["columns"]) for one in periods)
+
+
+def _column(of: ClosedPeriod, columns: str) -> str:
+    top = len(columns) - 1
+    return columns[min(top, max(of.spent * top // max(of.allocated, 1), of.spent > 0))]
 
 
 def number(amount: Amount | None) -> int:

@@ -7,8 +7,9 @@ import time
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from . import bars
+from .more import NOTHING, More
 from .seen import Change, Seen, tree
-from .table import Column, age, laid_out
+from .table import Column, age, laid_out, moment
 from .terminal import cells, is_coloured, look_of, painted, printable, shortened
 
 _BOLD, _PALE, _ALARM = "1", "2", "1;31"
@@ -26,6 +27,13 @@ _LIVE = [
     Column("scope", least=12),
     Column("action", least=8, goes=1),
     Column("id", goes=2),
+]
+_CLOSED = [
+    Column("scope", least=12),
+    Column("spent"),
+    Column("last", is_number=True),
+    Column("of", is_number=True),
+    Column("until", goes=1),
 ]
 _CHANGED = [Column("ago", is_number=True), Column("what"), Column("amount", is_number=True), Column("scope", least=8)]
 
@@ -73,7 +81,8 @@ def frame(state: State, sheet: Sheet, title: str, now: int) -> list[str]:
     top = [*_title(sheet, title, now), *_trouble(state, sheet, now)]
     if state.seen is None:
         return [*top, *([] if state.trouble else [sheet.cut("no answer yet")])][: sheet.height]
-    sections = [_budgets(state.seen, sheet), _live(state.seen, sheet, now), _changed(state.changes, sheet, now)]
+    seen, changed = state.seen, _changed(state.changes, sheet, now)
+    sections = [_budgets(seen, sheet), _live(seen, sheet, now), changed, _closed(seen.more or NOTHING, sheet)]
     bottom: list[str] = []
     if sheet.width is not None and sheet.height is not None:
         legend = bars.legend(sheet.look, sheet.width)
@@ -143,3 +152,16 @@ def _changed(changes: Sequence[Change], sheet: Sheet, now: int) -> list[str]:
         return []
     rows = [(age(now - one.at_ms), one.what, one.amount, one.scope) for one in changes]
     return [sheet.painted(sheet.cut("Last minute"), _BOLD), *sheet.table(_CHANGED, rows)[1:]]
+
+
+def _closed(more: More, sheet: Sheet) -> list[str]:
+    """What was spent in the last periods of each budget, the newest at the right and in figures."""
+    if not more.closed:
+        return []
+    rows = []
+    for (scope, unit), periods in sorted(more.closed.items()):
+        last = periods[-1]
+        spent, of, until = bars.shown(last.spent, unit), bars.with_unit(last.allocated, unit), moment(last.end_ms)
+        rows.append((scope, bars.chart(periods, sheet.look), spent, of, until))
+    heading = "Closed periods" + (" of the first budgets" if more.is_cut else "")
+    return [sheet.painted(sheet.cut(heading), _BOLD), *sheet.table(_CLOSED, rows)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Iterator, Mapping, NamedTuple, Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 from ..protocol.models import Balance, ReservationSummary
 from . import bars
+from .more import Denial, Key, More, key_of
 
 
 class Seen(NamedTuple):
@@ -18,8 +19,18 @@ class Seen(NamedTuple):
     reservations: Sequence[ReservationSummary]
     #: Whether there are more reservations than these.
     has_more: bool
-    #: By scope and unit, what a balance does not tell of a budget.
-    notes: Mapping[tuple[str, str], str] = {}
+    #: None where the authority speaks the protocol alone.
+    more: More | None = None
+
+    @property
+    def denials(self) -> Sequence[Denial]:
+        """What was denied in the last minute, the oldest first."""
+        return () if self.more is None else self.more.denials
+
+    @property
+    def lasting(self) -> object:
+        """What is the same for as long as nothing changes: all but times, and the denials, which are forgotten."""
+        return self._replace(at_ms=0, more=self.more and self.more._replace(denials=()))
 
 
 class Change(NamedTuple):
@@ -43,6 +54,7 @@ def parent_of(scope: str, scopes: frozenset[str]) -> str:
 def tree(seen: Seen) -> list[bars.Row]:
     """Each balance below that of the scope which it is within, labelled by the rest of its own."""
     scopes = frozenset(balance.scope_path for balance in seen.balances)
+    notes = {} if seen.more is None else seen.more.notes
     depths = {"": -1}
     rows = []
     for balance in sorted(seen.balances, key=lambda row: (row.scope_path.split("/"), row.remaining.unit)):
@@ -50,7 +62,7 @@ def tree(seen: Seen) -> list[bars.Row]:
         parent = parent_of(scope, scopes)
         depths[scope] = depths[parent] + 1
         label = "  " * depths[scope] + (scope[len(parent) + 1 :] if parent else scope)
-        rows.append(bars.Row(label, balance, seen.notes.get((scope, balance.remaining.unit), "")))
+        rows.append(bars.Row(label, balance, notes.get(key_of(balance), "")))
     return rows
 
 
@@ -60,12 +72,16 @@ def tree(seen: Seen) -> list[bars.Row]:
 _WORDS = {"spent": ("spent", "unspent"), "allocated": ("funded", "cut"), "debt": ("in debt", "repaid")}
 
 
-def changes(before: Seen, after: Seen) -> Iterator[Change]:
-    """What happened between two looks. What was spent is told of the lowest budget that it was taken from."""
+def changes(before: Seen | None, after: Seen) -> Iterator[Change]:
+    """What happened between two looks; before the first one, what the authority remembers. What was spent is told of
+    the lowest budget that it was taken from."""
+    yield from _denied(before, after)
+    if before is None:
+        return
     was, now = _by_key(before.balances), _by_key(after.balances)
     spent = {key: _more(was[key], now[key], "spent") for key in was.keys() & now.keys()}
     scopes = frozenset(scope for scope, _ in now)
-    below: Counter[tuple[str, str]] = Counter()
+    below: Counter[Key] = Counter()
     for (scope, unit), amount in spent.items():
         below[parent_of(scope, scopes), unit] += max(0, amount)
     for scope, unit in sorted({*was, *now}):
@@ -87,8 +103,17 @@ def changes(before: Seen, after: Seen) -> Iterator[Change]:
         yield from _moved(before, after)
 
 
-def _by_key(balances: Sequence[Balance]) -> dict[tuple[str, str], Balance]:
-    return {(balance.scope_path, balance.remaining.unit): balance for balance in balances}
+def _denied(before: Seen | None, after: Seen) -> Iterator[Change]:
+    """The denials that are new, the newest first. They are news of this look, whatever the authority's clock says."""
+    known = set() if before is None else {one.request_id for one in before.denials}
+    earliest = 0 if before is None else before.at_ms + 1
+    for one in reversed(after.denials):
+        if one.request_id not in known:
+            yield Change(max(earliest, after.at_ms - one.age_ms), "denied", one.amount, one.scope)
+
+
+def _by_key(balances: Sequence[Balance]) -> dict[Key, Balance]:
+    return {key_of(balance): balance for balance in balances}
 
 
 def _more(before: Balance, after: Balance, name: str) -> int:

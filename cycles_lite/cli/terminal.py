@@ -12,9 +12,10 @@ from typing import Any, Mapping
 
 from ..runtime import system
 
-#: What the parts of a bar are drawn with, and what stands for that which is left out of a text.
-UNICODE = {"left": "█", "reserved": "▒", "spent": "░", "debt": "!", "cut": "…"}
-ASCII = {"left": "#", "reserved": "+", "spent": ".", "debt": "!", "cut": "..."}
+#: What the parts of a bar are drawn with, and the columns of a chart from nothing to all; and what stands for that
+#: which is left out of a text.
+UNICODE = {"left": "█", "reserved": "▒", "spent": "░", "debt": "!", "columns": "·▁▂▃▄▅▆▇█", "cut": "…"}
+ASCII = {"left": "#", "reserved": "+", "spent": ".", "debt": "!", "columns": ".123456789#", "cut": "..."}
 
 
 def look_of(stream: Any) -> Mapping[str, str]:

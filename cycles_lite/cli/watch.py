@@ -14,20 +14,17 @@ import threading
 from typing import Any
 
 from ..client import CyclesClient
-from ..config import CyclesConfig
 from ..errors import CyclesError
-from ..local import Authority
-from ..local.rules import ACTIVE
 from ..protocol.values import ReservationStatus
 from ..runtime.clock import now_ms
 from . import output
 from .arguments import JSON, LEVELS, argument, command, levels, seconds
 from .frame import Sheet, State, frame
 from .look import advice, of_key
+from .more import ask
 from .output import DONE
 from .screen import Screen, keys, noted_signals
 from .seen import Seen, changes
-from .table import moment
 from .terminal import is_obeying, width_of
 
 #: Reservations that are asked for: as many as a page of the protocol has.
@@ -57,7 +54,8 @@ def add_commands(commands: Any) -> None:
 def _watch(arguments: Any) -> int:
     with CyclesClient.from_env(retry_enabled=False, journal_enabled=False) as client:
         if arguments.once:
-            _print(State(look(client, levels(arguments))), client, arguments.json)
+            seen = look(client, levels(arguments))
+            _print(State(seen, list(changes(None, seen))), client, arguments.json)
             return DONE
         with noted_signals() as came, Poller(client, levels(arguments), arguments.interval) as poller:
             if is_obeying(sys.stdout) and not arguments.json:
@@ -90,9 +88,9 @@ def _in_lines(poller: Poller, came: list[int], as_json: bool) -> None:
     since = 0
     while not came and output.is_read(sys.stdout):
         state = poller.state()
-        what = state.cause or (state.seen and state.seen[1:])
-        if what and what != last:
-            news = [change for change in state.changes if change.at_ms > since]
+        news = [change for change in state.changes if change.at_ms > since]
+        what = state.cause or (state.seen and state.seen.lasting)
+        if what and (what != last or news):
             _print(state._replace(changes=news), poller.client, as_json)
             last, since = what, state.seen.at_ms if state.seen else 0
         poller.news.wait(_TICK)
@@ -113,30 +111,20 @@ def _print(state: State, client: CyclesClient, as_json: bool) -> None:
     else:
         for name in ("balances", "reservations"):
             told[name] = [row.to_json() for row in getattr(state.seen, name)]
+        periods = () if state.seen.more is None else state.seen.more.closed.values()
+        told["periods"] = [one._asdict() for of_budget in periods for one in of_budget]
         told.update(has_more=state.seen.has_more, changes=[change._asdict() for change in state.changes])
     print(json.dumps(told), flush=True)
 
 
-def look(client: CyclesClient, filters: dict[str, Any]) -> Seen:
-    """What the authority says now."""
+def look(client: CyclesClient, filters: dict[str, Any], asks_more: bool = True) -> Seen:
+    """What the authority says now; beside the protocol, too, unless it is known to say nothing there."""
     newest: Any = {"status": ReservationStatus.ACTIVE, "sort_by": "created_at_ms", "sort_dir": "desc", "limit": _MOST}
     page = client.list_reservations(**filters, **newest)
     filters = filters or of_key(client, page)
     balances = list(client.iter_balances(**filters, include_children=True))
-    return Seen(now_ms(), balances, page.reservations, page.has_more, _notes(client.config))
-
-
-def _notes(config: CyclesConfig) -> dict[tuple[str, str], str]:
-    """The status and the running period of each budget, which only a budget file tells: the protocol has neither."""
-    if not config.is_local:
-        return {}
-    with Authority(config.base_url or "", create=False) as authority:
-        budgets = authority.budgets()
-    told = {}
-    for one in budgets:
-        until = None if one.period_end_ms is None else f"until {moment(one.period_end_ms)}"
-        told[one.scope, one.unit] = ", ".join(filter(None, ("" if one.status == ACTIVE else one.status, until)))
-    return told
+    more = ask(client, filters.get("tenant"), balances) if asks_more else None
+    return Seen(now_ms(), balances, page.reservations, page.has_more, more)
 
 
 class Poller:
@@ -180,11 +168,11 @@ class Poller:
     def _look(self) -> None:
         before = self._state
         try:
-            seen = look(self.client, self._filters)
+            seen = look(self.client, self._filters, before.seen is None or before.seen.more is not None)
         except CyclesError as e:
             cause = type(e), getattr(e, "code", None)
             self._state = before._replace(trouble=advice(e, self.client.config.tenant), cause=cause)
             return
-        new = [] if before.seen is None else list(changes(before.seen, seen))
+        new = changes(before.seen, seen)
         recent = [change for change in before.changes if change.at_ms > seen.at_ms - _RECENT]
         self._state = State(seen, [*new, *recent])

@@ -16,6 +16,7 @@ from ..runtime.clock import monotonic
 from ..runtime.log import log
 from .admin import ADMIN_ROUTES, answer_admin_call
 from .authority import ADMIN_OPERATIONS, ANYONE, NO_KEY, Authority, Caller
+from .extension import GET_PERIODS, Denials
 from .messages import error_answer, new_answer
 from .page import Page
 
@@ -128,10 +129,10 @@ class Application:
             _route(one.path, [one.method], one.name, partial(self._operate, one)) for one in wire.OPERATIONS
         ]
         self._routes += [_route("/actuator/health", ["GET", "HEAD"], "health", _health)]
-        self._page = Page(authority) if page else None
-        if self._page is not None:
-            self._routes += [_route("/", ["GET", "HEAD"], "page", partial(_document, self._page))]
-            self._routes += [_route("/v1/budgets/periods", ["GET"], "periods", partial(self._periods, self._page))]
+        self._denials = Denials()
+        self._routes += [_route(GET_PERIODS.path, [GET_PERIODS.method], GET_PERIODS.name, self._tell_periods)]
+        if page:
+            self._routes += [_route("/", ["GET", "HEAD"], "page", partial(_document, Page()))]
         if public_metrics or admin_key is not None:
             self._metrics = _metrics(authority)
             self._are_metrics_public = public_metrics
@@ -231,15 +232,14 @@ class Application:
             return error_answer(400, "INVALID_REQUEST", e.message, request.headers, caller.tenant)
         call = wire.Call(operation, request.id, request.query, data, request.headers, caller.tenant, *_TIMEOUTS)
         answer = self._authority.answer(call, caller)
-        if answer.status >= 400 and operation.reserves and self._page is not None:
-            self._page.note(caller, operation.name, answer)
+        self._denials.note(caller.tenant, operation, answer)
         return answer
 
-    def _periods(self, page: Page, request: _Request) -> Answer:
-        caller = self._caller(request, admin_serves=False)
-        if caller is None:
-            return error_answer(401, "UNAUTHORIZED", NO_KEY, request.headers)
-        return page.periods(request.headers, caller)
+    def _tell_periods(self, request: _Request) -> Answer:
+        answer = self._operate(GET_PERIODS, request)
+        if answer.status != GET_PERIODS.status:
+            return answer
+        return answer._replace(content={**answer.data, **self._denials.of(answer.headers["x-cycles-tenant"])})
 
     def _caller(self, request: _Request, admin_serves: bool) -> Caller | None:
         """Who asks, or None: a key that is not known, or none at all. A tenant's key is still to be proven.

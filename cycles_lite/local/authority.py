@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, Tuple
 
 from ..errors import ConfigError, CyclesError, TransportError
 from ..protocol import models, wire
@@ -14,6 +13,7 @@ from ..runtime.log import log
 from ..transport.handlers import is_from_handler
 from . import messages, operations, reads, scopes
 from .budgets import BudgetMethods
+from .extension import GET_PERIODS, get_periods
 from .failures import UnreadableError
 from .funding import FundingMethods
 from .ledger import Ledger
@@ -139,14 +139,6 @@ class Authority(BudgetMethods, FundingMethods, TenantMethods):
         with self._ledger.reading() as (db, now):
             return self._owns(db, now, caller)
 
-    @contextmanager
-    def reading_as(self, caller: Caller) -> Iterator[tuple[sqlite3.Connection, int]]:
-        """A transaction that reads for a caller, whose key is proven in it, and its time. Raises `Refused`."""
-        with self._ledger.reading() as (db, now):
-            if not self._owns(db, now, caller):
-                raise Refused("UNAUTHORIZED", NO_KEY)
-            yield db, now
-
     def _owns(self, db: sqlite3.Connection, now: int, caller: Caller) -> bool:
         """`is_proven`, within a transaction. A key that is over is forgotten."""
         if caller.key is None or owner(db, now, caller.key) == caller.tenant:
@@ -155,7 +147,8 @@ class Authority(BudgetMethods, FundingMethods, TenantMethods):
         return False
 
     def answer(self, call: Call, caller: Caller = ANYONE) -> Answer:
-        """Answer one request of the protocol. A faulty request and a refusal get answers, and so does a bug here (500).
+        """Answer one request of the protocol or its `extension`. A faulty one and a refusal get answers, and so does a
+        bug here (500).
 
         Raises `TransportError` when the file cannot be used; the server answers 500 then, and the transport in process
         returns the error. Waits for locks no longer than the sum of the call's timeouts, or the authority's own timeout
@@ -247,6 +240,10 @@ def _page(filters: Callable[[Mapping[str, str]], Any], operate: Callable[..., An
     return _Handler(prepare, operate)
 
 
+def _whose(call: Call, caller: Caller) -> _Prepared:
+    return (caller.reading_of(call.query.get("tenant")),), caller.tenant
+
+
 def _reservation_id(call: Call, caller: Caller) -> _Prepared:
     return (messages.path_id(call), caller.tenant), caller.tenant
 
@@ -273,6 +270,7 @@ _HANDLERS = {
     wire.GET_RESERVATION: _Handler(_reservation_id, reads.get_reservation),
     wire.LIST_RESERVATIONS: _page(reads.list_filters, reads.list_reservations),
     wire.GET_BALANCES: _page(reads.balance_filters, reads.get_balances),
+    GET_PERIODS: _Handler(_whose, get_periods),
     wire.GET_EVIDENCE: _Handler(_evidence, _no_keys),
     wire.GET_EVIDENCE_KEYS: _Handler(lambda call, caller: ((), None), _no_keys),
 }

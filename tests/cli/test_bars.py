@@ -9,6 +9,7 @@ import pytest
 from cycles_lite import Amount, Balance, SignedAmount, Unit
 from cycles_lite.cli import bars
 from cycles_lite.cli.terminal import ASCII, UNICODE, cells, is_coloured, look_of
+from cycles_lite.local.periods import ClosedPeriod
 
 
 def balance(allocated, spent=0, reserved=0, debt=0, unit=Unit.TOKENS, **more):
@@ -127,3 +128,24 @@ def test_a_terminal_gets_a_legend(monkeypatch):
     assert list(bars.render(rows_of(balance(1)), Terminal()))[-1] == "█ left  ▒ reserved  ░ spent  ! debt"
     assert list(bars.render([], Terminal())) == ["no budgets"]
     assert len(list(bars.render(rows_of(balance(1)), io.StringIO()))) == 1
+
+
+@pytest.mark.parametrize(
+    ("allocated", "spent", "debt", "drawn"),
+    [
+        (100, 0, 0, "·."),
+        (100, 1, 0, "▁1"),
+        (100, 49, 0, "▃4"),
+        (100, 50, 0, "▄5"),
+        (100, 99, 0, "▇9"),
+        (100, 100, 0, "█#"),
+        (100, 300, 0, "█#"),
+        (100, 100, 1, "!!"),
+        (0, 0, 0, "·."),
+        (0, 1, 0, "█#"),
+        (2**63 - 1, 2**62, 0, "▄5"),
+    ],
+)
+def test_a_column_of_a_chart(allocated, spent, debt, drawn):
+    closed = ClosedPeriod("a:b", "TOKENS", 0, 1, allocated, spent, debt)
+    assert "".join(bars.chart([closed], look) for look in (UNICODE, ASCII)) == drawn

@@ -14,13 +14,15 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from serving import PATIENCE, ROOT
+from peers import Peer, answer, refusal
+from serving import PATIENCE, ROOT, serving
 from terminals import on_terminal
 
 from cycles_lite import (
     Action,
     Amount,
     Balance,
+    BudgetDenied,
     CyclesClient,
     ReservationCreateRequest,
     ReservationSummary,
@@ -30,10 +32,13 @@ from cycles_lite import (
 )
 from cycles_lite.cli import main
 from cycles_lite.cli.frame import Sheet, State, frame
+from cycles_lite.cli.more import Denial, More
 from cycles_lite.cli.screen import Screen
 from cycles_lite.cli.seen import Change, Seen, changes, tree
-from cycles_lite.cli.terminal import cells
+from cycles_lite.cli.terminal import UNICODE, cells
 from cycles_lite.local import Authority
+from cycles_lite.local.periods import ClosedPeriod
+from cycles_lite.runtime.clock import now_ms
 
 BOT = "tenant:acme/workspace:research/agent:bot"
 
@@ -49,8 +54,12 @@ def reservation(id, scope=BOT, amount=10, name="x", at=0):
     return ReservationSummary(id, "ACTIVE", subject, action, Amount.tokens(amount), at, at + 60_000, scope, [scope])
 
 
-def seen(*balances, live=(), has_more=False, at=0):
-    return Seen(at, balances, live, has_more)
+def seen(*balances, live=(), has_more=False, at=0, more=None):
+    return Seen(at, balances, live, has_more, more)
+
+
+def denial(id, age=0, amount="9 tokens", scope=BOT):
+    return Denial(id, age, amount, scope)
 
 
 # ---- What is seen ----
@@ -109,6 +118,19 @@ def test_reservations_come_and_go():
     assert not list(changes(seen(live=[one], has_more=True), seen(live=[other])))
 
 
+def test_a_denial_is_told_once_and_after_all_that_was_told():
+    """Also one that was on its way while the last look came to its end, and where clocks differ."""
+    first = seen(more=More(denials=[denial("1", 50), denial("2", 2)]), at=1000)
+    assert list(changes(None, first)) == [
+        Change(998, "denied", "9 tokens", BOT),
+        Change(950, "denied", "9 tokens", BOT),
+    ]
+    then = seen(more=More(denials=[denial("2", 502), denial("3", 501, "", ""), denial("4", 10)]), at=1500)
+    assert list(changes(first, then)) == [Change(1490, "denied", "9 tokens", BOT), Change(1001, "denied", "", "")]
+    assert not list(changes(then, seen(more=None, at=1600)))
+    assert first.lasting == first._replace(at_ms=7, more=More()).lasting
+
+
 # ---- What it looks like ----
 
 HOSTILE = "tenant:acme/agent:\x1b[2J\u202e\n中文"
@@ -118,6 +140,11 @@ STATE = State(
         balance(HOSTILE, 9),
         live=[reservation(f"rsv_{n}", HOSTILE, name="\x1b]0;x\x07") for n in range(50)],
         has_more=True,
+        more=More(
+            {(HOSTILE, "TOKENS"): "FROZEN"},
+            {(HOSTILE, f"TOKENS{n}"): [ClosedPeriod(HOSTILE, "TOKENS", n, n + 1, 9, 5, 0)] * 12 for n in range(20)},
+            is_cut=True,
+        ),
     ),
     [Change(n * 1000, "spent", "5 tokens", HOSTILE) for n in range(30)],
     "no answer \x1b[31m from\nanywhere",
@@ -134,8 +161,13 @@ def test_a_frame_fits_and_holds_no_control_character(width, height):
     assert all(line.isprintable() for line in lines)
     if height == 24 and width >= 40:
         text = "\n".join(lines)
-        for part in ("title", "no answer", "Live reservations: 50 or more", "Last minute", " more lines"):
+        sections = "Live reservations: 50 or more", "Last minute", "Closed periods of the first budgets"
+        for part in ("title", "no answer", *sections, " more lines"):
             assert part in text
+    if height == 200 and width >= 40:
+        text = "\n".join(lines)
+        assert UNICODE["columns"][4] * 12 in text
+        assert "FROZEN" in text
 
 
 def test_a_stream_that_cannot_encode_a_name_is_not_given_it():
@@ -348,6 +380,48 @@ def test_a_wrong_key_is_said_plainly_and_it_goes_on(authority, monkeypatch):
                 assert told.get(timeout=PATIENCE).status == 401
             authority.create_key("acme", secret="cyc_live_later")
             assert "not accepted" not in read_to(process, "1,000 of 1,000 tokens left")  # it is said once
+
+
+def test_one_that_speaks_the_protocol_alone_is_asked_once():
+    bodies = {"/v1/reservations": {"reservations": []}, "/v1/balances": {"balances": []}}
+
+    def told(line, request):
+        body = bodies.get(request.target.partition("?")[0])
+        line.send(refusal("NOT_FOUND", 404) if body is None else answer(body))
+
+    with Peer(told) as peer:
+        with in_lines("--tenant=acme", CYCLES_BASE_URL=peer.url, CYCLES_API_KEY="k") as process:
+            read_to(process, "no budgets")
+            assert peer.wait_for(9)
+        paths = [request.target.partition("?")[0] for request in peer.requests]
+    assert paths.count("/v1/budgets/periods") == 1
+
+
+def test_from_a_file_and_from_a_server_it_shows_the_same(tmp_path, capsys, monkeypatch):
+    """But for denials, which only the server remembers."""
+    now = [now_ms() - 9_000_000]  # from the file it is read at the real time, half an hour before the server's
+    with serving(tmp_path, clock=lambda: now[0]) as served:
+        served.authority.set_budget("tenant:acme", Amount.tokens(1000), period="1h")
+        monkeypatch.setenv("CYCLES_API_KEY", served.key)
+        monkeypatch.setenv("CYCLES_BASE_URL", served.url)
+        for amount in (0, 500, 1000):
+            spend(amount, tenant="acme")
+            now[0] += 3_600_000
+        with CyclesClient.from_env() as client, pytest.raises(BudgetDenied):
+            client.create_reservation(ReservationCreateRequest(Action("a", "b"), Amount.tokens(1001), Subject("acme")))
+        out = {}
+        for url in (served.url, served.authority.url):
+            monkeypatch.setenv("CYCLES_BASE_URL", url)
+            monkeypatch.setenv("CYCLES_TENANT", "acme")
+            assert main(["watch", "--once"]) == 0
+            out[url] = capsys.readouterr().out
+            assert main(["watch", "--once", "--json"]) == 0
+            periods = json.loads(capsys.readouterr().out)["periods"]
+            assert [one["spent"] for one in periods] == [0, 500, 1000]
+    for text in out.values():
+        assert re.search(r"tenant:acme +·▄█ +1,000 +1,000 tokens +20", text)
+    assert re.search(r"denied +1,001 tokens +tenant:acme", out[served.url])
+    assert "denied" not in out[served.authority.url]
 
 
 def test_once(authority, capsys, monkeypatch):

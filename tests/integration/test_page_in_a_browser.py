@@ -310,7 +310,7 @@ class Peer:
 
     def __init__(self):
         self.url, self.answers, self.status, self.asked = "", {}, 200, []
-        self.page = Page(None).document({})
+        self.page = Page().document({})
 
     def answer(self, path):
         self.asked.append(path)
