@@ -125,8 +125,8 @@ class JournalFailed(NamedTuple):
 
 class RunningLow(NamedTuple):
     """Less is left of a budget than `CyclesConfig.warn_below` says, as the answer to a reservation, a commit, an event
-    or a release shows. It is told once, and again after an answer has shown that more funds, or a new period, have
-    lifted the budget above that line; what holds give back does not count for that."""
+    or a release shows. It is told once, and again after answers have shown that more funds have lifted the budget above
+    that line, or that a new period has begun; what holds give back does not count for that."""
 
     #: The budget, with its `scope_path`, what is `remaining` and what was `allocated`.
     balance: Balance

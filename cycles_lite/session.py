@@ -29,7 +29,7 @@ from .transport.retry import retry_delay
 if TYPE_CHECKING:
     from .config import CyclesConfig
     from .events import Observer
-    from .protocol.models import ReservationCreateResponse
+    from .protocol.models import Balance, ReservationCreateResponse
     from .transport.http import Transport
 
 #: A W3C `traceparent`, or a callable that makes one for each request; with None the header is not sent.
@@ -73,9 +73,8 @@ class Session:
             self._events = events
         #: The levels of a subject that the configuration fills in.
         self._subject = config.subject_defaults()
-        #: The budgets that the observer was told to run low, with what was allocated and used then, and when the answer
-        #: had come. Clients on one authority share it.
-        self.low: dict[Any, tuple[int, int, float]] = {}
+        #: The budgets that the observer was told to run low. Clients on one authority share it.
+        self.low = LowBudgets()
         self._is_closed = False
         #: A lock for each thread that waits before it sends again; releasing the lock wakes the thread.
         self._bells: dict[Any, None] = {}
@@ -92,26 +91,12 @@ class Session:
 
     def watch(self, response: Any) -> None:
         """Tell the observer, where there is one, of the budgets that an answer's balances show to run low."""
-        line, low = self.config.warn_below, self.low
+        line = self.config.warn_below
         if self.observer is None or line is None:
             return
         for balance in getattr(response, "balances", ()):
-            fraction = balance.fraction_left
-            if fraction is None:
-                continue
-            allocated, (sent, came) = balance.allocated.amount, response.attempt_ms
-            used = allocated - balance.remaining.amount - (balance.reserved.amount if balance.reserved else 0)
-            key, seen = (balance.scope_path, balance.remaining.unit, line), (allocated, used, came)
-            told = low.get(key)
-            if told is None:
-                if fraction < line and low.setdefault(key, seen) is seen:  # of several threads, one tells it
-                    for oldest in list(low)[:-_MOST_LOW]:
-                        low.pop(oldest, None)
-                    self.tell("RunningLow", balance, fraction)
-            # Holds come and go with every call: only what was used tells of a new period, or of more funds. An answer
-            # to a call that was made before is of the time before, and its thread comes late.
-            elif fraction >= line and (allocated != told[0] or used < told[1]) and sent >= told[2]:
-                low.pop(key, None)
+            if self.low.has_news(balance, line, *response.attempt_ms):
+                self.tell("RunningLow", balance, balance.fraction_left)
 
     def body_of(self, request: Any) -> dict[str, Any]:
         """The JSON object that a request sends, its subject's missing levels filled from the configuration."""
@@ -249,6 +234,39 @@ class Session:
             return value
         log().warning("%s is not a W3C traceparent; the request goes without", shown(value))
         return None
+
+
+class LowBudgets:
+    """The budgets that an observer was told to run low: each once in a period, and again after it was lifted."""
+
+    def __init__(self) -> None:
+        #: By scope, unit and line: what was allocated, used and spent when last seen, and when that answer had come.
+        self._told: dict[Any, list[Any]] = {}
+
+    def has_news(self, balance: Balance, line: float, sent_ms: Any, came_ms: Any) -> bool:
+        """Whether a balance is below the line, and that is to be told. The times are its answer's."""
+        fraction = balance.fraction_left
+        if fraction is None or balance.allocated is None:
+            return False
+        allocated, spent = balance.allocated.amount, balance.spent.amount if balance.spent is not None else None
+        used = allocated - balance.remaining.amount - (balance.reserved.amount if balance.reserved else 0)
+        key, seen = (balance.scope_path, balance.remaining.unit, line), [allocated, used, spent, came_ms]
+        told = self._told.get(key)
+        # An answer to a call that was made before is of the time before, and its thread comes late.
+        if told is not None and sent_ms >= told[3]:
+            # Holds come and go with every call: only what was used tells of more funds. Nothing but a new period, or an
+            # operator, makes less of what was spent.
+            is_lifted = fraction >= line and (allocated != told[0] or used < told[1])
+            if not is_lifted and (spent is None or told[2] is None or spent >= told[2]):
+                told[:] = seen
+                return False
+            if self._told.get(key) is told:
+                self._told.pop(key, None)
+        if fraction >= line or self._told.setdefault(key, seen) is not seen:  # of several threads, one tells it
+            return False
+        for oldest in list(self._told)[:-_MOST_LOW]:
+            self._told.pop(oldest, None)
+        return True
 
 
 def response_in(told: Any) -> Any:

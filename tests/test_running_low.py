@@ -154,6 +154,23 @@ def test_a_new_period_arms_it_again(tmp_path, told):
                         client.create_event(EventCreateRequest(action=ACTION, actual=tokens(amount), subject=subject))
                     assert low(told) == [(ACME, 15)]
                     now[0] += 12 * 3600 * 1000
+                # Also where the first that is seen of the period is low already.
+                for amount in (85, 84):
+                    client.create_event(EventCreateRequest(action=ACTION, actual=tokens(amount), subject=subject))
+                    assert low(told) == [(ACME, 100 - amount)]
+                    now[0] += 12 * 3600 * 1000
+
+
+def test_what_the_debt_is_repaid_with_does_not_tell_it_again(ledger, client, told):
+    """The period is the same, and less than the line is left."""
+    ledger.set_budget(ACME, tokens(100), overdraft_limit=50)
+    policy = {"overage_policy": "ALLOW_WITH_OVERDRAFT"}
+    client.create_event(EventCreateRequest(action=ACTION, actual=tokens(90)))
+    assert low(told) == [(ACME, 10)]
+    client.create_event(EventCreateRequest(action=ACTION, actual=tokens(30), **policy))
+    ledger.fund(ACME, tokens(15), "REPAY_DEBT")
+    client.create_event(EventCreateRequest(action=ACTION, actual=tokens(1), **policy))
+    assert low(told) == []
 
 
 def test_an_answer_whose_thread_comes_late_does_not_arm_it(client, told):
@@ -233,7 +250,7 @@ def test_what_is_remembered_is_bounded(ledger, client, told, monkeypatch):
         subject = Subject(tenant="acme", agent=f"a{number}")
         client.create_event(EventCreateRequest(action=ACTION, actual=tokens(9), subject=subject))
     assert [scope for scope, _ in low(told)] == [f"{ACME}/agent:a{number}" for number in range(5)]
-    assert len(client._session.low) == 3
+    assert len(client._session.low._told) == 3
 
 
 def test_an_observer_that_fails_stops_nothing_and_is_not_asked_again(ledger, caplog):
