@@ -63,6 +63,7 @@ def client(book):
         yield client
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer has lines too
 @pytest.mark.parametrize("error", [HandlersOwn, denied, Interrupt])
 def test_what_a_handler_raises_within_a_commit_loses_no_amount(client, book, error):
     """Also an error of ours, which is no answer to the commit: it may be of a call that the handler made itself."""

@@ -82,6 +82,7 @@ ON_THE_WAY = {"with_cycles", "is_cost", "settle", "_finished", "settle_call"}
 SCENARIOS = [told, decorated, decorated_with_actual, generator, closed_generator]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer has lines too
 @pytest.mark.filterwarnings("ignore:.*was never finished:ResourceWarning")
 @pytest.mark.parametrize(("metered", "error"), [(0, Interrupt), (3, TimeLimit)])
 @pytest.mark.parametrize("scenario", SCENARIOS)

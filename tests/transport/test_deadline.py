@@ -232,6 +232,7 @@ def test_a_call_that_is_done_in_time_does_not_notice_it():
         assert client.create_reservation(create_request()).is_allowed
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer has lines too
 def test_an_interruption_of_its_ends_leaves_no_deadline_behind():
     """Every later call would find that it has passed."""
 
