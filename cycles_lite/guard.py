@@ -414,6 +414,9 @@ class ReservationGuard:
         self._is_cut_off = True
         try:
             return self._settle(self._owed, waits)
+        except GuardFinalizedError:  # the work has ended it first
+            self._is_cut_off = False
+            return None
         except CyclesError as e:
             log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
             return None

@@ -31,6 +31,8 @@ COMMIT, EVENT = "commit", "event"
 #: cannot be read.
 PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
 
+#: What is read where a record has to wait until other spend of its reservation is settled.
+WAITS = ""
 
 #: How many bytes of a record are read at once. Nearly all records have fewer.
 _PIECE = 64 * 1024
@@ -60,6 +62,11 @@ class Record(NamedTuple):
     def body(self) -> dict[str, Any]:
         """What to send in the record's mode."""
         return (self.commit_body if self.mode == COMMIT else self.event_fallback_body) or {}
+
+    @property
+    def key(self) -> Any:
+        """The idempotency key, which tells one spend from another of the same reservation."""
+        return self.body.get("idempotency_key")
 
     def to_json(self) -> bytes:
         return dumps({"version": VERSION, **self._asdict()})
@@ -144,9 +151,11 @@ class Journal:
         #: The temporary files of records that could not get their names yet, by reservation id.
         self._unnamed: dict[str, str] = {}
 
-    def write(self, record: Record) -> None:
-        """Put the record on disk, over one of the same reservation."""
-        target = self.path_of(record.reservation_id)
+    def write(self, record: Record, place: str | None = None) -> None:
+        """Put the record on disk, over an earlier one of the same spend. Its place is the reservation's id, unless the
+        caller has found other spend there."""
+        place = place or record.reservation_id
+        target = self.path_of(place)
         self._written += 1
         temporary = f"{target}.{os.getpid()}-{self._written}-{os.urandom(4).hex()}.tmp"
         left = memoryview(record.to_json())
@@ -164,7 +173,7 @@ class Journal:
                     system.sync(file)
             finally:
                 os.close(file)
-            self._name(record.reservation_id, temporary)
+            self._name(place, temporary)
         except BaseException:
             _remove(temporary)
             raise
@@ -208,7 +217,7 @@ class Journal:
     def refuse(self, reservation_id: str) -> None:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
         try:
-            insist(os.replace, self._file_of(reservation_id), self.path_of(reservation_id, REFUSED))
+            insist(os.replace, self._file_of(reservation_id), _unused(self.path_of(reservation_id, REFUSED), REFUSED))
         except FileNotFoundError:  # another process was refused too, and has set it aside
             return
 
@@ -268,7 +277,7 @@ class Journal:
     def read(self, name: str) -> Record | str | None:
         """The record in a file, or a sentence where there is none in it: what is malformed is set aside, what cannot be
         read is left. None where another process has settled it meanwhile, or where a file of the standard name has the
-        same reservation's record."""
+        same spend's record. `WAITS` where that has other spend of the reservation."""
         path = os.path.join(self.folder, name)
         try:
             record = Record.from_json(read_file(path))
@@ -281,17 +290,20 @@ class Journal:
             return _quarantine(path, str(e))
 
     def _migrate(self, path: str, record: Record) -> Record | str | None:
-        """Give a record of an older naming scheme its own name: two ids that shared a name no longer do. None where the
-        reservation has a record of that name, which is newer, so that this one goes. A sentence where the file of that
-        name is none: it is set aside, and a later look takes this one up."""
+        """Give a record its reservation's own name: in an older naming scheme two ids could share one. None where that
+        name is taken by a newer record of the same spend, and this one goes; `WAITS` where other spend of the
+        reservation has it. A sentence where the file of that name is no record: it is set aside, and a later look
+        takes this one up."""
         standard = self.path_of(record.reservation_id)
         try:
-            Record.from_json(read_file(standard))
+            is_same = Record.from_json(read_file(standard)).key == record.key
         except FileNotFoundError:
             insist(os.replace, path, standard)
             return record
         except ValueError as e:
             return _quarantine(standard, str(e))
+        if not is_same:
+            return WAITS
         _remove(path)
         return None
 
@@ -319,23 +331,32 @@ def read_file(path: str) -> bytes:
 
 
 def tidy(path: str) -> None:
-    """Remove the temporary file of a writer that died. A whole record gets its name, because its spend is known."""
+    """Remove the temporary file of a writer that died. A whole record gets its name, because its spend is known; where
+    there is one of that name, the next look compares them (see `Journal.read`)."""
     try:
         if time.time() - os.stat(path).st_mtime <= _STALE_AFTER:
             return
         with suppress(ValueError):
             name = file_name(Record.from_json(read_file(path)).reservation_id)
             standard = os.path.join(os.path.dirname(path), name)
-            if not os.path.exists(standard):
-                os.replace(path, standard)
-                return
+            os.replace(path, path + PENDING if os.path.exists(standard) else standard)
+            return
         os.unlink(path)
     except OSError:  # it is gone, or not ours to touch
         return
 
 
+def _unused(path: str, suffix: str) -> str:
+    """A path to set a record aside at. Where there is one already it may be of other spend, and must stay."""
+    stem, tries = path[: -len(suffix)], 1
+    while os.path.lexists(path):
+        tries += 1
+        path = f"{stem}-{tries}{suffix}"
+    return path
+
+
 def _quarantine(path: str, why: str) -> str:
-    aside = path[: -len(PENDING)] + CORRUPT
+    aside = _unused(path[: -len(PENDING)] + CORRUPT, CORRUPT)
     try:
         insist(os.replace, path, aside)
     except OSError as e:
