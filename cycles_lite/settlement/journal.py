@@ -68,6 +68,11 @@ class Record(NamedTuple):
         """The idempotency key, which tells one spend from another of the same reservation."""
         return self.body.get("idempotency_key")
 
+    @property
+    def other_place(self) -> str:
+        """Where it is while other spend of the reservation waits in the place that the id names."""
+        return f"{self.reservation_id}\n{self.key}"
+
     def to_json(self) -> bytes:
         return dumps({"version": VERSION, **self._asdict()})
 
@@ -152,8 +157,8 @@ class Journal:
         self._unnamed: dict[str, str] = {}
 
     def write(self, record: Record, place: str | None = None) -> None:
-        """Put the record on disk, over an earlier one of the same spend. Its place is the reservation's id, unless the
-        caller has found other spend there."""
+        """Put the record on disk, over an earlier one of the same spend. Its place is the reservation's id, or its
+        `other_place`."""
         place = place or record.reservation_id
         target = self.path_of(place)
         self._written += 1

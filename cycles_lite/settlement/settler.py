@@ -86,7 +86,7 @@ class Settler:
         id, journal = spend.record.reservation_id, self._journal
         spend.runner, spend.journal = get_ident(), journal
         # A key that was reserved with before leads to the same reservation, and perhaps to spend that waits there.
-        spend.place, spend.is_kept = f"{id}\n{spend.record.key}", True
+        spend.place, spend.is_kept = spend.record.other_place, True
         if not (journal is not None and journal.has(id)) and self.pending.setdefault(id, spend) is spend:
             spend.place = id
         self.pending[spend.place] = spend
