@@ -83,14 +83,18 @@ class Settler:
         """Take spend over: in memory first, then on disk. It is not sent yet."""
         if not self.is_open or self.pid != os.getpid():  # else its reserve has opened it
             self.open()
-        id, journal = spend.record.reservation_id, self._journal
-        spend.runner, spend.journal = get_ident(), journal
+        id = spend.record.reservation_id
+        spend.runner, spend.journal = get_ident(), self._journal
         # A key that was reserved with before leads to the same reservation, and perhaps to spend that waits there.
         spend.place, spend.is_kept = spend.record.other_place, True
-        if not (journal is not None and journal.has(id)) and self.pending.setdefault(id, spend) is spend:
+        if not self.has(id) and self.pending.setdefault(id, spend) is spend:
             spend.place = id
         self.pending[spend.place] = spend
         self._write(spend)
+
+    def has(self, id: str) -> bool:
+        """Whether spend of a reservation waits to be settled, in this process or on disk."""
+        return id in self.pending or (self._journal is not None and self._journal.has(id))
 
     def settle(self, spend: Spend) -> Settlement:
         """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no.
@@ -266,12 +270,8 @@ class Settler:
     def _rejected(self, spend: Spend, error: CyclesError) -> None:
         """Report spend that is refused for good: all that is known of it goes to the log and the observer."""
         record = spend.record
-        log().error(
-            "spend of reservation %s was refused for good: %s; what was to be settled: %s",
-            record.reservation_id,
-            error,
-            wire.dumps(record.body).decode("ascii"),
-        )
+        text = "spend of reservation %s was refused for good: %s; what was to be settled: %s"
+        log().error(text, record.reservation_id, error, wire.dumps(record.body).decode("ascii"))
         try:
             self.session.tell("Rejected", record.reservation_id, dict(record.body), error)
         finally:

@@ -168,8 +168,8 @@ def age(stage, days):
 
 @pytest.mark.parametrize("where", ["another client", "the same client", "memory"])
 def test_a_second_commit_of_a_reservation_takes_no_place_of_the_first(stage, where):
-    """Work that is done again with the key of its reservation gets that one again. Both costs are known: one is charged,
-    and the other reported."""
+    """Work that is done again with the key of its reservation gets that one again. Both costs are known: one is
+    charged, and the other reported."""
     heard = []
     stage.faults["/commit"] = [failed] * 1000
     with ExitStack() as clients:
@@ -193,6 +193,20 @@ def test_a_second_commit_of_a_reservation_takes_no_place_of_the_first(stage, whe
         assert sorted(amounts) == [40, 45]
         assert stage.spent() == amounts[0]
         assert [path.suffix for path in stage.files()] == [".refused"] * (where != "memory")
+
+
+@pytest.mark.parametrize("where", ["another client", "the same client", "memory"])
+def test_a_reservation_of_which_spend_waits_is_not_released(stage, where):
+    """Nor by work that is done again with its key, and fails."""
+    settings = {**SLOW, "flush_timeout": 0.0, "journal_enabled": where != "memory"}
+    stage.faults["/commit"] = [failed] * 1000
+    with stage.client(**settings) as first, stage.client(**settings) as other:
+        first.reserve(ESTIMATE, ACTION, idempotency_key="job-1").commit(ACTUAL)
+        again = other if where == "another client" else first
+        again.reserve(ESTIMATE, ACTION, idempotency_key="job-1").release("it failed")
+        stage.faults.clear()
+        assert first.flush(PATIENCE) == 0
+    assert stage.spent() == 42
 
 
 # ---- Bad disks ----
