@@ -315,7 +315,7 @@ class ReservationGuard:
 
     def release(self, reason: str) -> None:
         """Give the reservation back unused; a reason is cut to the protocol's 256 characters. A failure is logged: what
-        is not released expires. Where spend of it waits, told under the same idempotency key before, that needs it."""
+        is not released expires. Where an earlier guard on it has told spend that still waits, it is not given back."""
         if not is_a(reason, str):
             raise refuse("reason", reason, "a string")
         request = ReleaseRequest(reason=reason if len(reason) <= 256 else reason[:253] + "...")

@@ -153,7 +153,7 @@ class Journal:
         self.folder = folder
         self._fsync = fsync
         self._written = 0
-        #: The temporary files of records that could not get their names yet, by reservation id.
+        #: The temporary files of records that could not get their names yet, by their places.
         self._unnamed: dict[str, str] = {}
 
     def write(self, record: Record, place: str | None = None) -> None:
@@ -185,50 +185,50 @@ class Journal:
         if self._fsync:
             _sync_folder(self.folder)
 
-    def _name(self, reservation_id: str, temporary: str) -> None:
+    def _name(self, place: str, temporary: str) -> None:
         """Give a whole record its name.
 
         Windows refuses that while another program has one of the two files open. Where there is an older record of the
         same spend, that one must do. Else the file is left as it is: some later look finds it (see `tidy`).
         """
-        older = self._unnamed.pop(reservation_id, None)
+        older = self._unnamed.pop(place, None)
         try:
-            insist(os.replace, temporary, self.path_of(reservation_id))
+            insist(os.replace, temporary, self.path_of(place))
         except PermissionError:
-            if not system.WINDOWS or self.has(reservation_id):
+            if not system.WINDOWS or self.has(place):
                 raise
-            self._unnamed[reservation_id] = temporary
+            self._unnamed[place] = temporary
         if older is not None and older != temporary:
             with suppress(OSError):
                 _remove(older)
 
-    def _file_of(self, reservation_id: str) -> str:
-        """The file with a reservation's record. Where it has no name yet, it is tried again to give it one."""
-        temporary = self._unnamed.get(reservation_id)
+    def _file_of(self, place: str) -> str:
+        """The file of the record at a place. Where it has no name yet, it is tried again to give it one."""
+        temporary = self._unnamed.get(place)
         if temporary is not None:
             with suppress(OSError):
-                self._name(reservation_id, temporary)
-        return self._unnamed.get(reservation_id) or self.path_of(reservation_id)
+                self._name(place, temporary)
+        return self._unnamed.get(place) or self.path_of(place)
 
-    def remove(self, reservation_id: str) -> bool:
+    def remove(self, place: str) -> bool:
         """Remove the record of settled spend. Returns whether it was there: of several processes that have settled it,
         one is told so."""
-        return _remove(self._file_of(reservation_id))
+        return _remove(self._file_of(place))
 
-    def has(self, reservation_id: str) -> bool:
-        """Whether a reservation's record is still there: nobody has settled it meanwhile."""
-        return os.path.exists(self.path_of(reservation_id))
+    def has(self, place: str) -> bool:
+        """Whether the record at a place is still there: nobody has settled it meanwhile."""
+        return os.path.exists(self.path_of(place))
 
-    def refuse(self, reservation_id: str) -> None:
+    def refuse(self, place: str) -> None:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
         try:
-            insist(os.replace, self._file_of(reservation_id), _unused(self.path_of(reservation_id, REFUSED), REFUSED))
+            insist(os.replace, self._file_of(place), _unused(self.path_of(place, REFUSED), REFUSED))
         except FileNotFoundError:  # another process was refused too, and has set it aside
             return
 
-    def path_of(self, reservation_id: str, suffix: str = PENDING) -> str:
-        """The file of a reservation, also once it was set aside."""
-        return self.folder + os.sep + file_name(reservation_id, suffix)
+    def path_of(self, place: str, suffix: str = PENDING) -> str:
+        """The file of spend by its place, also once it was set aside."""
+        return self.folder + os.sep + file_name(place, suffix)
 
     def names(self, suffix: str = PENDING) -> set[str]:
         """The names of the records' files. Reads the folder, and no file."""
