@@ -315,7 +315,7 @@ class ReservationGuard:
 
     def release(self, reason: str) -> None:
         """Give the reservation back unused; a reason is cut to the protocol's 256 characters. A failure is logged: what
-        is not released expires."""
+        is not released expires. Where an earlier guard on it has told spend that still waits, it is not given back."""
         if not is_a(reason, str):
             raise refuse("reason", reason, "a string")
         request = ReleaseRequest(reason=reason if len(reason) <= 256 else reason[:253] + "...")
@@ -323,7 +323,9 @@ class ReservationGuard:
             self._take("released", request)
             if self._heartbeat is not None:
                 self._heartbeat.stop()
-            if self._backing is Backing.RESERVATION and self.reservation_id is not None:
+            if self.reservation_id is not None and settler_of(self._session).has(self.reservation_id):
+                log().warning("reservation %s is not released: spend of it is not settled yet", self.reservation_id)
+            elif self._backing is Backing.RESERVATION and self.reservation_id is not None:
                 told = self._session.send(wire.RELEASE_RESERVATION, request.to_json(), self.reservation_id)
                 if isinstance(told, CyclesError):
                     log().warning("reservation %s was not released and will expire: %s", self.reservation_id, told)
@@ -414,6 +416,9 @@ class ReservationGuard:
         self._is_cut_off = True
         try:
             return self._settle(self._owed, waits)
+        except GuardFinalizedError:  # the work has ended it first
+            self._is_cut_off = False
+            return None
         except CyclesError as e:
             log().error("spend of reservation %s was not settled: %s", self.reservation_id, e)
             return None

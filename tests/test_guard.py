@@ -43,6 +43,7 @@ from cycles_lite import (
     events,
 )
 from cycles_lite.background.worker import worker
+from cycles_lite.guards.costs import settle, settle_call
 
 ACTION = Action("llm.completion", "gpt-4o")
 
@@ -719,6 +720,36 @@ def test_a_guard_that_the_library_ended_reports_what_is_spent_too_late(client, l
     assert "4 TOKENS" in caplog.text
     with pytest.raises(GuardFinalizedError):
         guard.commit(tokens(5))
+
+
+def test_a_cost_that_is_told_after_the_library_ended_the_guard_is_reported(client, ledger, seen):
+    """What the meter had counted by then is committed; the rest of the cost must not go without a word."""
+    for cost in (3, 10):  # the first is no more than was committed
+        with client.reserve(tokens(100), ACTION) as guard:
+            guard.spend(3)
+            guard.cut_off()
+            settle(guard, cost)
+            settle_call(guard, lambda result: result, cost)
+    late = [event for event in seen if isinstance(event, events.SpentTooLate)]
+    assert [event.amount for event in late] == [tokens(7)] * 2
+    assert spent(ledger) == (6, 0)
+
+
+def test_work_that_ended_its_guard_just_before_the_library_did_is_not_too_late(client, seen):
+    with client.reserve(tokens(100), ACTION) as guard:
+        guard.spend(3)
+        take = type(guard)._take
+
+        def late(self, how, end):
+            mock.undo()
+            guard.commit(tokens(10))
+            take(self, how, end)
+
+        with pytest.MonkeyPatch.context() as mock:
+            mock.setattr(type(guard), "_take", late)
+            assert guard.cut_off() is None
+        settle(guard, 10)
+    assert "SpentTooLate" not in names(seen)
 
 
 # ---- Beats ----

@@ -19,6 +19,7 @@ from ..settlement.journal import (
     REFUSED,
     Journal,
     Record,
+    file_name,
     identity_folders,
     normalised,
     read_file,
@@ -183,8 +184,12 @@ def _replay(arguments: Any) -> int:
     CyclesConfig.from_env(base_url=arguments.to)  # it raises where this is no server, before a record is changed
     for journal in map(Journal, folders):
         for path, record in journal.peek().items():
-            if path == journal.path_of(record.reservation_id) or not journal.has(record.reservation_id):
-                journal.write(record._replace(base_url=normalised(arguments.to)))
+            id, name = record.reservation_id, os.path.basename(path)
+            is_first = name == file_name(id) or not journal.has(id)
+            place = id if is_first else record.other_place  # what has the id's name may be other spend
+            journal.write(record._replace(base_url=normalised(arguments.to)), place)
+            if name != file_name(place):
+                system.insist(os.unlink, path)
     return _settle(folders, arguments, base_url=arguments.to)
 
 

@@ -53,10 +53,13 @@ def settle(guard: ReservationGuard, cost: Any, **more: Any) -> None:
 
 
 def _commit(guard: ReservationGuard, cost: Any, more: Mapping[str, Any]) -> None:
-    if not guard.is_active:  # the work has committed or released by itself
-        return
     try:
-        guard.commit(actual_of(cost, guard.estimate.unit), **more)
+        if guard.is_active:
+            guard.commit(actual_of(cost, guard.estimate.unit), **more)
+        elif guard._is_cut_off:  # else the work has committed or released by itself
+            late = actual_of(cost, guard.estimate.unit).amount - guard.spent
+            if late > 0:
+                guard.spend(late)  # which reports it
     except GuardFinalizedError:  # another thread of the work was first
         return
     except ValidationError as e:
@@ -113,7 +116,7 @@ def settle_call(guard: ReservationGuard, actual: Any, result: Any, uses_estimate
 
 
 def _settle_actual(guard: ReservationGuard, actual: Any, result: Any) -> None:
-    if not guard.is_active:
+    if not (guard.is_active or guard._is_cut_off):
         return
     try:
         amount = actual_of(actual(result) if callable(actual) else actual, guard.estimate.unit)

@@ -210,7 +210,7 @@ class Finder:
             self.leave(delay)
             return
         spend = Spend()
-        spend.record, spend.journal = record, journal
+        spend.record, spend.journal, spend.place = record, journal, record.reservation_id
         spend.is_kept = spend.is_written = spend.is_found = True
         # An interruption may come in between: a record that is not pending then is dropped by `_room`, and one that has
         # no attempt to come gets one there.

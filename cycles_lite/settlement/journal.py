@@ -31,6 +31,8 @@ COMMIT, EVENT = "commit", "event"
 #: cannot be read.
 PENDING, REFUSED, CORRUPT = ".json", ".refused", ".corrupt"
 
+#: What is read where a record has to wait until other spend of its reservation is settled.
+WAITS = ""
 
 #: How many bytes of a record are read at once. Nearly all records have fewer.
 _PIECE = 64 * 1024
@@ -60,6 +62,16 @@ class Record(NamedTuple):
     def body(self) -> dict[str, Any]:
         """What to send in the record's mode."""
         return (self.commit_body if self.mode == COMMIT else self.event_fallback_body) or {}
+
+    @property
+    def key(self) -> Any:
+        """The idempotency key, which tells one spend from another of the same reservation."""
+        return self.body.get("idempotency_key")
+
+    @property
+    def other_place(self) -> str:
+        """Where it is while other spend of the reservation waits in the place that the id names."""
+        return f"{self.reservation_id}\n{self.key}"
 
     def to_json(self) -> bytes:
         return dumps({"version": VERSION, **self._asdict()})
@@ -141,12 +153,14 @@ class Journal:
         self.folder = folder
         self._fsync = fsync
         self._written = 0
-        #: The temporary files of records that could not get their names yet, by reservation id.
+        #: The temporary files of records that could not get their names yet, by their places.
         self._unnamed: dict[str, str] = {}
 
-    def write(self, record: Record) -> None:
-        """Put the record on disk, over one of the same reservation."""
-        target = self.path_of(record.reservation_id)
+    def write(self, record: Record, place: str | None = None) -> None:
+        """Put the record on disk, over an earlier one of the same spend. Its place is the reservation's id, or its
+        `other_place`."""
+        place = place or record.reservation_id
+        target = self.path_of(place)
         self._written += 1
         temporary = f"{target}.{os.getpid()}-{self._written}-{os.urandom(4).hex()}.tmp"
         left = memoryview(record.to_json())
@@ -164,57 +178,57 @@ class Journal:
                     system.sync(file)
             finally:
                 os.close(file)
-            self._name(record.reservation_id, temporary)
+            self._name(place, temporary)
         except BaseException:
             _remove(temporary)
             raise
         if self._fsync:
             _sync_folder(self.folder)
 
-    def _name(self, reservation_id: str, temporary: str) -> None:
+    def _name(self, place: str, temporary: str) -> None:
         """Give a whole record its name.
 
         Windows refuses that while another program has one of the two files open. Where there is an older record of the
         same spend, that one must do. Else the file is left as it is: some later look finds it (see `tidy`).
         """
-        older = self._unnamed.pop(reservation_id, None)
+        older = self._unnamed.pop(place, None)
         try:
-            insist(os.replace, temporary, self.path_of(reservation_id))
+            insist(os.replace, temporary, self.path_of(place))
         except PermissionError:
-            if not system.WINDOWS or self.has(reservation_id):
+            if not system.WINDOWS or self.has(place):
                 raise
-            self._unnamed[reservation_id] = temporary
+            self._unnamed[place] = temporary
         if older is not None and older != temporary:
             with suppress(OSError):
                 _remove(older)
 
-    def _file_of(self, reservation_id: str) -> str:
-        """The file with a reservation's record. Where it has no name yet, it is tried again to give it one."""
-        temporary = self._unnamed.get(reservation_id)
+    def _file_of(self, place: str) -> str:
+        """The file of the record at a place. Where it has no name yet, it is tried again to give it one."""
+        temporary = self._unnamed.get(place)
         if temporary is not None:
             with suppress(OSError):
-                self._name(reservation_id, temporary)
-        return self._unnamed.get(reservation_id) or self.path_of(reservation_id)
+                self._name(place, temporary)
+        return self._unnamed.get(place) or self.path_of(place)
 
-    def remove(self, reservation_id: str) -> bool:
+    def remove(self, place: str) -> bool:
         """Remove the record of settled spend. Returns whether it was there: of several processes that have settled it,
         one is told so."""
-        return _remove(self._file_of(reservation_id))
+        return _remove(self._file_of(place))
 
-    def has(self, reservation_id: str) -> bool:
-        """Whether a reservation's record is still there: nobody has settled it meanwhile."""
-        return os.path.exists(self.path_of(reservation_id))
+    def has(self, place: str) -> bool:
+        """Whether the record at a place is still there: nobody has settled it meanwhile."""
+        return os.path.exists(self.path_of(place))
 
-    def refuse(self, reservation_id: str) -> None:
+    def refuse(self, place: str) -> None:
         """Set a record aside that the authority has refused for good. It is never deleted, and never sent again."""
         try:
-            insist(os.replace, self._file_of(reservation_id), self.path_of(reservation_id, REFUSED))
+            insist(os.replace, self._file_of(place), _unused(self.path_of(place, REFUSED), REFUSED))
         except FileNotFoundError:  # another process was refused too, and has set it aside
             return
 
-    def path_of(self, reservation_id: str, suffix: str = PENDING) -> str:
-        """The file of a reservation, also once it was set aside."""
-        return self.folder + os.sep + file_name(reservation_id, suffix)
+    def path_of(self, place: str, suffix: str = PENDING) -> str:
+        """The file of spend by its place, also once it was set aside."""
+        return self.folder + os.sep + file_name(place, suffix)
 
     def names(self, suffix: str = PENDING) -> set[str]:
         """The names of the records' files. Reads the folder, and no file."""
@@ -268,7 +282,7 @@ class Journal:
     def read(self, name: str) -> Record | str | None:
         """The record in a file, or a sentence where there is none in it: what is malformed is set aside, what cannot be
         read is left. None where another process has settled it meanwhile, or where a file of the standard name has the
-        same reservation's record."""
+        same spend's record. `WAITS` where that has other spend of the reservation."""
         path = os.path.join(self.folder, name)
         try:
             record = Record.from_json(read_file(path))
@@ -281,17 +295,20 @@ class Journal:
             return _quarantine(path, str(e))
 
     def _migrate(self, path: str, record: Record) -> Record | str | None:
-        """Give a record of an older naming scheme its own name: two ids that shared a name no longer do. None where the
-        reservation has a record of that name, which is newer, so that this one goes. A sentence where the file of that
-        name is none: it is set aside, and a later look takes this one up."""
+        """Give a record its reservation's own name: in an older naming scheme two ids could share one. None where that
+        name is taken by a newer record of the same spend, and this one goes; `WAITS` where other spend of the
+        reservation has it. A sentence where the file of that name is no record: it is set aside, and a later look
+        takes this one up."""
         standard = self.path_of(record.reservation_id)
         try:
-            Record.from_json(read_file(standard))
+            is_same = Record.from_json(read_file(standard)).key == record.key
         except FileNotFoundError:
             insist(os.replace, path, standard)
             return record
         except ValueError as e:
             return _quarantine(standard, str(e))
+        if not is_same:
+            return WAITS
         _remove(path)
         return None
 
@@ -319,23 +336,32 @@ def read_file(path: str) -> bytes:
 
 
 def tidy(path: str) -> None:
-    """Remove the temporary file of a writer that died. A whole record gets its name, because its spend is known."""
+    """Remove the temporary file of a writer that died. A whole record gets its name, because its spend is known; where
+    there is one of that name, the next look compares them (see `Journal.read`)."""
     try:
         if time.time() - os.stat(path).st_mtime <= _STALE_AFTER:
             return
         with suppress(ValueError):
             name = file_name(Record.from_json(read_file(path)).reservation_id)
             standard = os.path.join(os.path.dirname(path), name)
-            if not os.path.exists(standard):
-                os.replace(path, standard)
-                return
+            os.replace(path, path + PENDING if os.path.exists(standard) else standard)
+            return
         os.unlink(path)
     except OSError:  # it is gone, or not ours to touch
         return
 
 
+def _unused(path: str, suffix: str) -> str:
+    """A path to set a record aside at. Where there is one already it may be of other spend, and must stay."""
+    stem, tries = path[: -len(suffix)], 1
+    while os.path.lexists(path):
+        tries += 1
+        path = f"{stem}-{tries}{suffix}"
+    return path
+
+
 def _quarantine(path: str, why: str) -> str:
-    aside = path[: -len(PENDING)] + CORRUPT
+    aside = _unused(path[: -len(PENDING)] + CORRUPT, CORRUPT)
     try:
         insist(os.replace, path, aside)
     except OSError as e:

@@ -13,7 +13,7 @@ import os
 from typing import Any, Callable, Container, List, Sequence, Tuple, Union
 
 from .claim import Claim
-from .journal import PENDING, Journal, Record, tidy
+from .journal import PENDING, WAITS, Journal, Record, tidy
 
 #: How many files' names a look holds at the most, and how many it goes past in one step.
 MOST_NAMES = 4096
@@ -72,10 +72,11 @@ class Look:
             found: Found = []
             while self._found and len(found) < room:
                 told = journal.read(self._found.pop())
-                if told is not None:
+                if told:
                     found.append((journal, told))
                 else:
                     room -= 1
+                    self.leaves_some = self.leaves_some or told == WAITS
         except OSError as e:
             self._next_journal()
             return [(journal, f"the journal {journal.folder} cannot be read: {e}")]

@@ -66,7 +66,7 @@ class Settler:
         self._unsaid = [True]
         #: The problems of the journal that were reported, by their hash; each look would find and report them again.
         self._told: set[int] = set()
-        #: The spend that is not settled yet, by reservation id. Single operations of a dictionary are atomic.
+        #: The spend that is not settled yet, by its place. Single operations of a dictionary are atomic.
         self.pending: dict[str, Spend] = {}
         #: What finds spend that other processes have left.
         self.finder = Finder(self)
@@ -83,11 +83,18 @@ class Settler:
         """Take spend over: in memory first, then on disk. It is not sent yet."""
         if not self.is_open or self.pid != os.getpid():  # else its reserve has opened it
             self.open()
-        spend.runner = get_ident()
-        spend.journal = self._journal
-        spend.is_kept = True
-        self.pending[spend.record.reservation_id] = spend
+        id = spend.record.reservation_id
+        spend.runner, spend.journal = get_ident(), self._journal
+        # A key that was reserved with before leads to the same reservation, and perhaps to spend that waits there.
+        spend.place, spend.is_kept = spend.record.other_place, True
+        if not self.has(id) and self.pending.setdefault(id, spend) is spend:
+            spend.place = id
+        self.pending[spend.place] = spend
         self._write(spend)
+
+    def has(self, id: str) -> bool:
+        """Whether spend of a reservation waits to be settled, in this process or on disk."""
+        return id in self.pending or (self._journal is not None and self._journal.has(id))
 
     def settle(self, spend: Spend) -> Settlement:
         """Settle accepted spend now if the authority answers, else retry later. Raises the authority's final no.
@@ -226,7 +233,7 @@ class Settler:
         job = Job(delay, lambda: self._retry(spend))
         try:
             spend.runner, spend.job = None, job
-            self.pending[spend.record.reservation_id] = spend
+            self.pending[spend.place] = spend
             worker.post(job)
         except BaseException:  # an interruption; a job that is posted twice runs once
             worker.post(job)
@@ -248,7 +255,7 @@ class Settler:
                 f"it and forgotten its key; it stays on disk: {wire.dumps(record.body).decode('ascii')}"
             )
             return
-        if spend.is_found and spend.journal is not None and not spend.journal.has(record.reservation_id):
+        if spend.is_found and spend.journal is not None and not spend.journal.has(spend.place):
             self._end(spend)  # another process that found the record too has settled it, and tells of it
             return
         try:
@@ -263,12 +270,8 @@ class Settler:
     def _rejected(self, spend: Spend, error: CyclesError) -> None:
         """Report spend that is refused for good: all that is known of it goes to the log and the observer."""
         record = spend.record
-        log().error(
-            "spend of reservation %s was refused for good: %s; what was to be settled: %s",
-            record.reservation_id,
-            error,
-            wire.dumps(record.body).decode("ascii"),
-        )
+        text = "spend of reservation %s was refused for good: %s; what was to be settled: %s"
+        log().error(text, record.reservation_id, error, wire.dumps(record.body).decode("ascii"))
         try:
             self.session.tell("Rejected", record.reservation_id, dict(record.body), error)
         finally:
@@ -280,7 +283,7 @@ class Settler:
         id, was_ours = spend.record.reservation_id, False
         if take_away is not None and spend.journal is not None and spend.is_written:
             try:
-                was_ours = bool(take_away(spend.journal, id))
+                was_ours = bool(take_away(spend.journal, spend.place))
             except OSError as e:
                 was_ours = True
                 became = "refused" if take_away is Journal.refuse else "settled"
@@ -291,9 +294,10 @@ class Settler:
 
     def _drop(self, spend: Spend) -> None:
         """Hold spend no longer: it is settled, or is on disk, where the next look finds it."""
-        id = spend.record.reservation_id
-        self.finder.found.pop(id, None)
-        self.pending.pop(id, None)
+        for place in (spend.place, spend.record.reservation_id):  # an interrupted `accept` has left it at the latter
+            for held in (self.finder.found, self.pending):
+                if held.get(place) is spend:
+                    held.pop(place, None)
         spend.runner = None
         if not self.is_open:  # the job that was posted for it has undone what `close` told the threads
             worker.leave()
@@ -374,7 +378,7 @@ class Settler:
         if spend.journal is None:
             return
         try:
-            spend.journal.write(spend.record)
+            spend.journal.write(spend.record, spend.place)
         except OSError as e:
             self._journal_failed(f"spend of reservation {spend.record.reservation_id} is not on disk: {e}")
         else:

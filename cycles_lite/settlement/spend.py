@@ -66,6 +66,8 @@ class Spend:
 
     #: What is known of it, as it is on disk.
     record: Record
+    #: What its file is named by: the reservation's id; or, where other spend of that waits, the record's `other_place`.
+    place = ""
     #: Whether the settler has it, and will settle it or report it as refused.
     is_kept = False
     #: Whether it was settled or reported as refused.

@@ -177,6 +177,18 @@ def test_replay_to_a_server_that_has_taken_the_others_place(url, tmp_path):
     assert Journal(folder).names() == set()
 
 
+def test_replay_to_takes_every_spend_of_a_reservation_along(url, tmp_path, capsys):
+    folder = str(tmp_path / "journal")
+    first = left_behind("https://old.example.com", held(url))
+    second = first._replace(commit_body={**first.commit_body, "idempotency_key": "second"})
+    Journal(folder).write(first)
+    Journal(folder).write(second, second.other_place)
+    for left in (1, 0):  # the second waits until the first is settled
+        assert main(["journal", "replay", folder + os.sep, "--to", url]) == left
+    assert "1 refused" in capsys.readouterr().out
+    assert ledger(url) == (7, 0)
+
+
 @pytest.mark.parametrize("to", ["htp:/typo", ""])
 def test_replay_to_what_is_no_server_leaves_the_records_as_they_are(url, tmp_path, monkeypatch, capsys, to):
     monkeypatch.delenv("CYCLES_BASE_URL")

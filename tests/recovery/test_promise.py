@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from faults import failed, intact, lost_answer, refused, swallowed_answer
@@ -160,6 +161,52 @@ def age(stage, days):
     (path,) = (path for path in stage.files() if path.suffix == ".json")
     record = json.loads(path.read_bytes().decode())
     path.write_bytes(json.dumps({**record, "recorded_at_ms": now_ms() - days * DAY_MS}).encode())
+
+
+# ---- Two spends of one reservation ----
+
+
+@pytest.mark.parametrize("where", ["another client", "the same client", "memory"])
+def test_a_second_commit_of_a_reservation_takes_no_place_of_the_first(stage, where):
+    """Work that is done again with the key of its reservation gets that one again. Both costs are known: one is
+    charged, and the other reported."""
+    heard = []
+    stage.faults["/commit"] = [failed] * 1000
+    with ExitStack() as clients:
+
+        def client():
+            made = stage.client(**SLOW, observer=heard.append, flush_timeout=0.0, journal_enabled=where != "memory")
+            return clients.enter_context(made)
+
+        first = client()
+        for amount in (40, 45):
+            guard = first.reserve(ESTIMATE, ACTION, idempotency_key="job-1")
+            assert guard.commit(Amount.tokens(amount)).status is SettlementStatus.PENDING
+            if where == "another client":
+                first.close()
+                first = client()
+        stage.faults.clear()
+        while first.flush(PATIENCE):  # the second may wait until the first is settled
+            pass
+        told = {type(event): event for event in heard if isinstance(event, (events.Settled, events.Rejected))}
+        amounts = told[events.Settled].actual.amount, told[events.Rejected].body["actual"]["amount"]
+        assert sorted(amounts) == [40, 45]
+        assert stage.spent() == amounts[0]
+        assert [path.suffix for path in stage.files()] == [".refused"] * (where != "memory")
+
+
+@pytest.mark.parametrize("where", ["another client", "the same client", "memory"])
+def test_a_reservation_of_which_spend_waits_is_not_released(stage, where):
+    """Nor by work that is done again with its key, and fails."""
+    settings = {**SLOW, "flush_timeout": 0.0, "journal_enabled": where != "memory"}
+    stage.faults["/commit"] = [failed] * 1000
+    with stage.client(**settings) as first, stage.client(**settings) as other:
+        first.reserve(ESTIMATE, ACTION, idempotency_key="job-1").commit(ACTUAL)
+        again = other if where == "another client" else first
+        again.reserve(ESTIMATE, ACTION, idempotency_key="job-1").release("it failed")
+        stage.faults.clear()
+        assert first.flush(PATIENCE) == 0
+    assert stage.spent() == 42
 
 
 # ---- Bad disks ----

@@ -145,6 +145,42 @@ def test_the_standard_file_wins_over_a_legacy_one_of_the_same_reservation(journa
     assert len(files(journal)) == 1
 
 
+def other(key, **changes):
+    """Other spend of the same reservation, as a file's content."""
+    body = {**BODY, "idempotency_key": key}
+    return {"version": 1, **record(commit_body=body, **changes)._asdict()}
+
+
+def test_other_spend_of_the_same_reservation_waits_until_the_first_is_settled(journal):
+    journal.write(record())
+    put(journal, "rsv_1.json", other("k2"))
+    assert [found.key for found in loaded(journal)[0]] == ["k"]
+    journal.remove("rsv_1")
+    assert [found.key for found in loaded(journal)[0]] == ["k2"]
+    assert files(journal) == [file_name("rsv_1")]
+
+
+def test_what_a_dead_writer_left_of_other_spend_is_kept(journal):
+    journal.write(record())
+    put(journal, "v2-x.json.1-1-aa.tmp", other("k2"))
+    long_ago = time.time() - 2 * 3600
+    os.utime(os.path.join(journal.folder, "v2-x.json.1-1-aa.tmp"), (long_ago, long_ago))
+    assert [found.key for found in loaded(journal)[0]] == ["k"]
+    journal.remove("rsv_1")
+    assert [found.key for found in loaded(journal)[0]] == ["k2"]
+
+
+def test_nothing_is_set_aside_over_what_was_set_aside_before(journal):
+    for key in ("k1", "k2", "k3"):
+        put(journal, file_name("rsv_1"), other(key))
+        journal.refuse("rsv_1")
+        put(journal, "a_b.json", key.encode())
+        loaded(journal)
+    assert sorted(found.key for found in journal.peek(".refused").values()) == ["k1", "k2", "k3"]
+    broken = [name for name in files(journal) if name.endswith(".corrupt")]
+    assert broken == ["a_b-2.corrupt", "a_b-3.corrupt", "a_b.corrupt"]
+
+
 def test_what_dead_writers_left_is_cleared_away_and_what_live_ones_write_is_not(journal):
     put(journal, "v2-x.json.1-1-aa.tmp", b"{")
     put(journal, "v2-x.json.2-1-bb.tmp", b"{")
