@@ -125,7 +125,7 @@ def _trouble(state: State, sheet: Sheet, now: int) -> Iterator[str]:
 
 def _budgets(seen: Seen, sheet: Sheet) -> list[str]:
     found = tree(seen)
-    rows = [row._replace(label=printable(row.label, sheet.stream)) for row in found[: sheet.height]]
+    rows = [bars.printable_row(row, sheet.stream) for row in found[: sheet.height]]
     lines = list(bars.drawn(rows, sheet.look, sheet.coloured, sheet.width))
     return [*lines, *[""] * (len(found) - len(rows))] or [sheet.cut("no budgets")]  # the others are counted only
 
