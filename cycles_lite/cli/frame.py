@@ -159,9 +159,10 @@ def _closed(more: More, sheet: Sheet) -> list[str]:
     if not more.closed:
         return []
     rows = []
-    for (scope, unit), periods in sorted(more.closed.items()):
+    for (scope, unit), periods in sorted(more.closed.items())[: sheet.height]:
         last = periods[-1]
         spent, of, until = bars.shown(last.spent, unit), bars.with_unit(last.allocated, unit), moment(last.end_ms)
         rows.append((scope, bars.chart(periods, sheet.look), spent, of, until))
     heading = "Closed periods" + (" of the first budgets" if more.is_cut else "")
-    return [sheet.painted(sheet.cut(heading), _BOLD), *sheet.table(_CLOSED, rows)]
+    others = [""] * (len(more.closed) - len(rows))
+    return [sheet.painted(sheet.cut(heading), _BOLD), *sheet.table(_CLOSED, rows), *others]
