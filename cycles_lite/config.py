@@ -29,7 +29,7 @@ _NO_FOLDER = "usable: the current folder is deleted, so give an absolute path"
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@\\:\[\]]+)(?::([0-9]{1,5}))?"
 
 
-#: What a value has that may be secret, whichever setting got it: a password in a URL, or a key that was mistaken for one.
+#: What may be secret has one of these, whichever setting got it: a URL with a password, or an API key.
 _SECRET_SIGNS = "@", "cyc_live_"
 
 

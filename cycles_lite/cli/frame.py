@@ -51,6 +51,10 @@ class State(NamedTuple):
     cause: object = None
 
 
+#: Before the first look.
+NEW = State()
+
+
 class Sheet(NamedTuple):
     """What it is shown on."""
 

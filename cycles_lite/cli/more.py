@@ -72,7 +72,8 @@ def _read(told: Any, keys: Sequence[Key]) -> More:
     notes = {key: ", ".join(_notes(states.get(key, ACTIVE), ends.get(key))) for key in keys}
     scopes = {"", *(scope for scope, _ in keys)}
     denials = [one for one in map(_denial, told.get("denials", ())) if one.scope in scopes]
-    return More(notes, {key: closed[key][-MOST_PERIODS:] for key in keys if key in closed}, denials, bool(told["has_more"]))
+    last = {key: closed[key][-MOST_PERIODS:] for key in keys if key in closed}
+    return More(notes, last, denials, bool(told["has_more"]))
 
 
 def _key(told: Any) -> Key:

@@ -19,7 +19,7 @@ from ..protocol.values import ReservationStatus
 from ..runtime.clock import now_ms
 from . import output
 from .arguments import JSON, LEVELS, argument, command, levels, seconds
-from .frame import Sheet, State, frame
+from .frame import NEW, Sheet, State, frame
 from .look import advice, of_key
 from .more import ask
 from .output import DONE
@@ -117,7 +117,7 @@ def _print(state: State, client: CyclesClient, as_json: bool) -> None:
     print(json.dumps(told), flush=True)
 
 
-def look(client: CyclesClient, filters: dict[str, Any], before: State = State()) -> Seen:
+def look(client: CyclesClient, filters: dict[str, Any], before: State = NEW) -> Seen:
     """What the authority says now; beside the protocol, too, unless it said nothing there at the look before. After
     trouble it may be another one, and is asked again."""
     newest: Any = {"status": ReservationStatus.ACTIVE, "sort_by": "created_at_ms", "sort_dir": "desc", "limit": _MOST}
@@ -135,7 +135,7 @@ class Poller:
     def __init__(self, client: CyclesClient, filters: dict[str, Any], interval: float) -> None:
         self.client = client
         self._filters, self._interval = filters, interval
-        self._state = State()
+        self._state = NEW
         #: What has ended the thread, and is nobody's mistake but ours.
         self._failure: BaseException | None = None
         #: Set after each look.
