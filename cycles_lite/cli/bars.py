@@ -79,7 +79,7 @@ def _columns(labels: Sequence[str], texts: Sequence[str], room: int | None) -> t
     label, figure = (max(map(cells, column), default=1) for column in (labels, texts))
     if room is None:
         return label, _WIDTH, figure
-    first = max((cells(text.partition(", ")[0]) for text in texts), default=1)
+    first = max((cells("".join(text.partition(", ")[:2]).rstrip()) for text in texts), default=1)  # with its comma
     figure = max(first, min(figure, room - 4 - min(label, _LABEL) - _SHORT))
     spare = room - 4 - figure
     label = max(min(label, _LABEL), min(label, spare - _SHORT))
