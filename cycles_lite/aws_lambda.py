@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
 
 from .background.worker import Job, worker
 from .guard import ReservationGuard
+from .guards.asking import demand
 from .guards.costs import settle_call
 from .guards.generators import UNDONE, is_generator_function, refuse_asynchronous, refuse_unawaited
 from .protocol.checks import is_a
@@ -63,9 +64,11 @@ def guarded(
     estimate. A handler that raises is released, or its meter committed. Half a second before the time is up, the meter
     is committed by a timer, or without threads by the next `spend()`.
 
-    Raises what `CyclesClient.reserve` raises: the handler has not run then. Handlers that are coroutine functions or
-    generators are a `TypeError`, because Lambda's Python runtime runs neither.
+    Raises what `CyclesClient.reserve` raises: the handler has not run then. A constant of another kind is a
+    `ValidationError` at once. Handlers that are coroutine functions or generators are a `TypeError`, because Lambda's
+    Python runtime runs neither.
     """
+    demand(estimate, action, subject, "event and context")
     return functools.partial(_decorated, client.with_options(heartbeat=False), (estimate, action, subject), actual)
 
 

@@ -29,6 +29,10 @@ _NO_FOLDER = "usable: the current folder is deleted, so give an absolute path"
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@\\:\[\]]+)(?::([0-9]{1,5}))?"
 
 
+#: What may be secret has one of these, whichever setting got it: a URL with a password, or an API key.
+_SECRET_SIGNS = "@", "cyc_live_"
+
+
 class _Setting(Kind):
     """What a function takes, from code or as text. The function raises a `ValueError` that says what is expected."""
 
@@ -48,7 +52,7 @@ class _Setting(Kind):
 
     def _shown(self, value: Any) -> str:
         try:
-            is_secret = self._is_secret or "@" in str(value)
+            is_secret = self._is_secret or any(sign in str(value) for sign in _SECRET_SIGNS)
         except Exception:  # the value's own `__str__` has raised
             is_secret = True
         return "its value" if is_secret else shown(value)

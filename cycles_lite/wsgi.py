@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Se
 from . import errors
 from .errors import CyclesError, ValidationError
 from .guard import ReservationGuard
+from .guards.asking import demand
 from .guards.costs import settle_by_estimate, settle_call
 from .guards.current import inside
 from .guards.generators import goes_on
@@ -132,6 +133,7 @@ class CyclesMiddleware:
             raise ValidationError("client_for: tenant_header must tell the tenant")
         if not (tenant_header is None or callable(tenant_header) or is_a(tenant_header, str)):
             raise refuse("tenant_header", tenant_header, "the name of a header, or a callable of the environment")
+        demand(estimate, action, subject, "the environment")
         self._app, self._client, self._client_for = app, client, client_for
         self._estimate, self._action, self._subject, self._actual = estimate, action, subject, actual
         self._tenant_header, self._ttl_ms, self._on_error = tenant_header, ttl_ms, on_error

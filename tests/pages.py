@@ -13,7 +13,8 @@ that `--fresh` runs):
     code-block:: ANY with :caption:      a file of that name, for a block below it
     code-block:: text, :class: output    what the block above it prints, where `...` stands for anything
 
-Port 7878 becomes one that is free. A command that goes on in the background is waited for until it listens there.
+Port 7878 becomes one that is free. A command that goes on in the background is waited for until it listens there, and
+one that is killed until it does not.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ class Session:
     def _shell(self, script: str) -> str:
         """Run a script and return its output. The next one begins with its variables, in its folder."""
         script = script.rstrip()
+        ends = "kill %1" in script
         if self._jobs:
             script = script.replace("kill %1", f"kill {self._jobs[-1]}")
         after = '\nstatus=$?; { pwd; echo $(jobs -p); env -0; } >"$PAGE_STATE"; exit $status'
@@ -163,8 +165,8 @@ class Session:
                     stderr=subprocess.STDOUT,
                     timeout=SECONDS * 5,
                 )
-            if script.endswith("&"):
-                self._wait_for_the_server(output)
+            if ends or script.endswith("&"):
+                self._wait_for_the_server(output, listens=not ends)
             with open(output, encoding="utf-8") as file:
                 printed = file.read()
             if not os.path.exists(state):
@@ -179,14 +181,17 @@ class Session:
             raise Failed(f"status {done.returncode} of\n{script}\n{printed}")
         return printed
 
-    def _wait_for_the_server(self, output: str) -> None:
+    def _wait_for_the_server(self, output: str, listens: bool) -> None:
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
+            found = False
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
+                found = True
+            if found == listens:
                 return
             time.sleep(0.02)
         with open(output, encoding="utf-8") as file:
-            raise Failed("nothing listens: " + file.read())
+            raise Failed(f"{'nothing' if listens else 'the server still'} listens: {file.read()}")
 
     def _compare(self, where: Block, expected: str, printed: str) -> None:
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -526,6 +526,14 @@ def test_credentials_in_a_url_are_refused_and_not_shown(url, monkeypatch):
 # ---- Secrets ----
 
 
+@pytest.mark.parametrize("setting", ["base_url", "mode", "read_timeout", "journal_enabled"])
+def test_a_key_that_was_taken_for_another_setting_is_not_shown(setting, monkeypatch):
+    monkeypatch.setenv("CYCLES_" + setting.upper(), "cyc_live_hunter2 ")
+    with pytest.raises(ConfigError, match=rf"^CYCLES_{setting.upper()}: its value is not ") as caught:
+        CyclesConfig.from_env(**{name: value for name, value in HTTP.items() if name != setting})
+    assert "hunter2" not in repr(caught.value)
+
+
 def chain(error):
     """The error, and what a traceback would show before it."""
     while error is not None:

@@ -9,7 +9,7 @@ import inspect
 import pytest
 from ledgers import Ended, ending, spent, tokens
 
-from cycles_lite import Action, CyclesClient, CyclesConfig, current_guard
+from cycles_lite import Action, CyclesClient, CyclesConfig, ValidationError, current_guard
 from cycles_lite.aws_lambda import guarded
 
 
@@ -23,6 +23,13 @@ def client(ledger):
 @pytest.fixture
 def decorate(client):
     return functools.partial(guarded, client, estimate=tokens(50), action=Action("llm.completion", "x"))
+
+
+@pytest.mark.parametrize("given", [{"estimate": 5}, {"action": "llm:x"}, {"subject": "acme"}])
+def test_constants_that_nothing_can_be_reserved_with_are_refused_at_once(decorate, given):
+    (name,) = given
+    with pytest.raises(ValidationError, match=f"^{name}: .* or a callable of event and context"):
+        decorate(**given)
 
 
 async def coroutine(event, context):

@@ -576,8 +576,14 @@ def _play(client, plan):
     return plan["metered"] or 100
 
 
-@pytest.mark.parametrize("given", [{"exclude": 5}, {"exclude": [5]}, {"exclude": "/x"}, {"tenant_header": 5}])
-def test_what_is_no_list_of_paths_or_name_of_a_header_is_refused(given):
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"exclude": 5}, {"exclude": [5]}, {"exclude": "/x"}, {"tenant_header": 5}),
+        *({"estimate": 5}, {"estimate": None}, {"action": "http.get:page"}, {"subject": {}}, {"subject": "acme"}),
+    ],
+)
+def test_what_no_request_could_be_guarded_with_is_refused(given):
     (name,) = given
-    with pytest.raises(ValidationError, match=name):
-        CyclesMiddleware(lambda environ, start_response: [], object(), estimate=tokens(5), action=ACTION, **given)
+    with pytest.raises(ValidationError, match=f"^{name}: "):
+        CyclesMiddleware(hello, object(), **{"estimate": tokens(5), "action": ACTION, **given})

@@ -73,7 +73,9 @@ def _taking(shape: str = "") -> Callable[[Callable[[str], T]], Callable[[str], T
 
 @_taking(f"UNIT:AMOUNT, such as TOKENS:100000 or USD:0.50 (units: {', '.join(Unit.__members__)}, USD)")
 def amount(text: str) -> Amount:
-    unit, _, number = text.strip().partition(":")
+    unit, colon, number = text.strip().partition(":")
+    if not colon:
+        raise ValueError("it has no unit")
     if unit.upper() == "USD":
         return Amount.usd(number)
     if not re.match(r"[0-9]+\Z", number):

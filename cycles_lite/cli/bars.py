@@ -38,10 +38,14 @@ def render(rows: Sequence[Row], stream: Any = None) -> Iterator[str]:
     a legend comes last."""
     stream = stream or sys.stdout
     width, look = width_of(stream), look_of(stream)
-    rows = [row._replace(label=printable(row.label, stream)) for row in rows]
+    rows = [printable_row(row, stream) for row in rows]
     yield from drawn(rows, look, is_coloured(stream), width)
     if width is not None:
         yield legend(look, width) if rows else "no budgets"
+
+
+def printable_row(row: Row, stream: Any) -> Row:
+    return row._replace(label=printable(row.label, stream), note=printable(row.note, stream))
 
 
 def legend(look: Mapping[str, str], room: int) -> str:
@@ -50,7 +54,7 @@ def legend(look: Mapping[str, str], room: int) -> str:
 
 
 def drawn(rows: Sequence[Row], look: Mapping[str, str], coloured: bool, room: int | None) -> Iterator[str]:
-    """As `render`, without the legend, for printable labels and lines of `room` cells; None where they may be of any
+    """As `render`, without the legend, for printable rows and lines of `room` cells; None where they may be of any
     width."""
     labels = [row.label for row in rows]
     texts = [", ".join(filter(None, (figures(row.balance), row.note))) for row in rows]
@@ -75,7 +79,7 @@ def _columns(labels: Sequence[str], texts: Sequence[str], room: int | None) -> t
     label, figure = (max(map(cells, column), default=1) for column in (labels, texts))
     if room is None:
         return label, _WIDTH, figure
-    first = max((cells(text.partition(", ")[0]) for text in texts), default=1)
+    first = max((cells("".join(text.partition(", ")[:2]).rstrip()) for text in texts), default=1)  # with its comma
     figure = max(first, min(figure, room - 4 - min(label, _LABEL) - _SHORT))
     spare = room - 4 - figure
     label = max(min(label, _LABEL), min(label, spare - _SHORT))

@@ -51,6 +51,10 @@ class State(NamedTuple):
     cause: object = None
 
 
+#: Before the first look.
+NEW = State()
+
+
 class Sheet(NamedTuple):
     """What it is shown on."""
 
@@ -125,7 +129,7 @@ def _trouble(state: State, sheet: Sheet, now: int) -> Iterator[str]:
 
 def _budgets(seen: Seen, sheet: Sheet) -> list[str]:
     found = tree(seen)
-    rows = [row._replace(label=printable(row.label, sheet.stream)) for row in found[: sheet.height]]
+    rows = [bars.printable_row(row, sheet.stream) for row in found[: sheet.height]]
     lines = list(bars.drawn(rows, sheet.look, sheet.coloured, sheet.width))
     return [*lines, *[""] * (len(found) - len(rows))] or [sheet.cut("no budgets")]  # the others are counted only
 
@@ -159,9 +163,10 @@ def _closed(more: More, sheet: Sheet) -> list[str]:
     if not more.closed:
         return []
     rows = []
-    for (scope, unit), periods in sorted(more.closed.items()):
+    for (scope, unit), periods in sorted(more.closed.items())[: sheet.height]:
         last = periods[-1]
         spent, of, until = bars.shown(last.spent, unit), bars.with_unit(last.allocated, unit), moment(last.end_ms)
         rows.append((scope, bars.chart(periods, sheet.look), spent, of, until))
     heading = "Closed periods" + (" of the first budgets" if more.is_cut else "")
-    return [sheet.painted(sheet.cut(heading), _BOLD), *sheet.table(_CLOSED, rows)]
+    others = [""] * (len(more.closed) - len(rows))
+    return [sheet.painted(sheet.cut(heading), _BOLD), *sheet.table(_CLOSED, rows), *others]

@@ -12,7 +12,7 @@ from typing import Any, Iterable, Iterator, Sequence
 
 from ..client import CyclesClient
 from ..config import CyclesConfig, doubtful_variables, warned_of
-from ..errors import ApiError, AuthenticationError, CyclesError, ForbiddenError
+from ..errors import ApiError, AuthenticationError, ConfigError, CyclesError, ForbiddenError
 from ..protocol.models import Balance, ReleaseRequest, ReservationListResponse, ReservationSummary
 from ..protocol.values import ReservationStatus
 from . import bars
@@ -82,8 +82,12 @@ def _balances(arguments: Any) -> int:
 
 def of_key(client: CyclesClient, page: ReservationListResponse) -> dict[str, Any]:
     """The tenant whose key it is, as a filter: balances cannot be asked for without one. Any list tells it."""
-    tenant = page.headers.get("x-cycles-tenant") if client.config.tenant is None else None
-    return {} if tenant is None else {"tenant": tenant}
+    if client.config.tenant is not None:
+        return {}
+    tenant = page.headers.get("x-cycles-tenant")
+    if tenant is None:
+        raise ConfigError("whose budgets? Name a tenant with --tenant, or set CYCLES_TENANT")
+    return {"tenant": tenant}
 
 
 def _low(balances: Iterable[Balance], below: float | None) -> Iterator[str]:

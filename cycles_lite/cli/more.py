@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence, Tuple
 
 from ..client import CyclesClient
 from ..errors import ApiError, ResponseError
-from ..local.extension import GET_PERIODS
+from ..local.extension import GET_PERIODS, MOST_PERIODS
 from ..local.periods import ClosedPeriod
 from ..local.rules import ACTIVE
 from ..protocol.models import Balance
@@ -49,10 +50,11 @@ def key_of(balance: Balance) -> Key:
     return balance.scope_path, balance.remaining.unit
 
 
-def ask(client: CyclesClient, tenant: str | None, balances: Sequence[Balance]) -> More | None:
-    """What the authority tells of these balances' budgets; None where it speaks the protocol alone."""
+def ask(client: CyclesClient, tenant: str | None, balances: Sequence[Balance], has_told: bool) -> More | None:
+    """What the authority tells of these balances' budgets; None where it speaks the protocol alone. Some servers answer
+    500 where they have nothing: it is trouble only from one that has told something before."""
     told = client._session.send(GET_PERIODS, query={} if tenant is None else {"tenant": tenant})
-    if isinstance(told, ResponseError) or (isinstance(told, ApiError) and told.status < 500):
+    if isinstance(told, (ApiError, ResponseError)) and not (has_told and told.is_retryable):
         return None
     try:
         return _read(loads(response_in(told).body), [key_of(balance) for balance in balances])
@@ -63,14 +65,15 @@ def ask(client: CyclesClient, tenant: str | None, balances: Sequence[Balance]) -
 def _read(told: Any, keys: Sequence[Key]) -> More:
     closed: dict[Key, list[ClosedPeriod]] = {}
     for one in told["periods"]:
-        amounts = (int(one[name]) for name in ClosedPeriod._fields[2:])
+        amounts = (index(one[name]) for name in ClosedPeriod._fields[2:])
         closed.setdefault(_key(one), []).append(ClosedPeriod(*_key(one), *amounts))
     states = {_key(one): str(one["status"]) for one in told["states"]}
-    ends = {_key(one): int(one["end_ms"]) for one in told["running"]}
+    ends = {_key(one): index(one["end_ms"]) for one in told["running"]}
     notes = {key: ", ".join(_notes(states.get(key, ACTIVE), ends.get(key))) for key in keys}
     scopes = {"", *(scope for scope, _ in keys)}
     denials = [one for one in map(_denial, told.get("denials", ())) if one.scope in scopes]
-    return More(notes, {key: closed[key] for key in keys if key in closed}, denials, bool(told["has_more"]))
+    last = {key: closed[key][-MOST_PERIODS:] for key in keys if key in closed}
+    return More(notes, last, denials, bool(told["has_more"]))
 
 
 def _key(told: Any) -> Key:
@@ -85,5 +88,5 @@ def _notes(status: str, end_ms: int | None) -> Iterator[str]:
 
 
 def _denial(told: Any) -> Denial:
-    amount = bars.with_unit(int(told["requested"]), str(told["unit"])) if "unit" in told else ""
-    return Denial(str(told["request_id"]), int(told["age_ms"]), amount, str(told.get("scope", "")))
+    amount = bars.with_unit(index(told["requested"]), str(told["unit"])) if "unit" in told else ""
+    return Denial(str(told["request_id"]), max(0, index(told["age_ms"])), amount, str(told.get("scope", "")))

@@ -19,12 +19,12 @@ from ..protocol.values import ReservationStatus
 from ..runtime.clock import now_ms
 from . import output
 from .arguments import JSON, LEVELS, argument, command, levels, seconds
-from .frame import Sheet, State, frame
+from .frame import NEW, Sheet, State, frame
 from .look import advice, of_key
 from .more import ask
 from .output import DONE
 from .screen import Screen, keys, noted_signals
-from .seen import Seen, changes
+from .seen import Change, Seen, changes
 from .terminal import is_obeying, width_of
 
 #: Reservations that are asked for: as many as a page of the protocol has.
@@ -85,14 +85,14 @@ def _on_screen(poller: Poller, came: list[int], title: str) -> None:
 def _in_lines(poller: Poller, came: list[int], as_json: bool) -> None:
     """Print a block whenever something has changed, until a signal ends it, or nobody reads any more."""
     last: object = None
-    since = 0
+    told: frozenset[Change] = frozenset()
     while not came and output.is_read(sys.stdout):
         state = poller.state()
-        news = [change for change in state.changes if change.at_ms > since]
+        news = [] if state.trouble else [change for change in state.changes if change not in told]
         what = state.cause or (state.seen and state.seen.lasting)
         if what and (what != last or news):
             _print(state._replace(changes=news), poller.client, as_json)
-            last, since = what, state.seen.at_ms if state.seen else 0
+            last, told = what, told if state.trouble else frozenset(state.changes)
         poller.news.wait(_TICK)
         poller.news.clear()
 
@@ -117,13 +117,15 @@ def _print(state: State, client: CyclesClient, as_json: bool) -> None:
     print(json.dumps(told), flush=True)
 
 
-def look(client: CyclesClient, filters: dict[str, Any], asks_more: bool = True) -> Seen:
-    """What the authority says now; beside the protocol, too, unless it is known to say nothing there."""
+def look(client: CyclesClient, filters: dict[str, Any], before: State = NEW) -> Seen:
+    """What the authority says now; beside the protocol, too, unless it said nothing there at the look before. After
+    trouble it may be another one, and is asked again."""
     newest: Any = {"status": ReservationStatus.ACTIVE, "sort_by": "created_at_ms", "sort_dir": "desc", "limit": _MOST}
     page = client.list_reservations(**filters, **newest)
     filters = filters or of_key(client, page)
     balances = list(client.iter_balances(**filters, include_children=True))
-    more = ask(client, filters.get("tenant"), balances) if asks_more else None
+    known = None if before.trouble else before.seen
+    more = None if known and known.more is None else ask(client, filters.get("tenant"), balances, known is not None)
     return Seen(now_ms(), balances, page.reservations, page.has_more, more)
 
 
@@ -133,7 +135,7 @@ class Poller:
     def __init__(self, client: CyclesClient, filters: dict[str, Any], interval: float) -> None:
         self.client = client
         self._filters, self._interval = filters, interval
-        self._state = State()
+        self._state = NEW
         #: What has ended the thread, and is nobody's mistake but ours.
         self._failure: BaseException | None = None
         #: Set after each look.
@@ -168,7 +170,7 @@ class Poller:
     def _look(self) -> None:
         before = self._state
         try:
-            seen = look(self.client, self._filters, before.seen is None or before.seen.more is not None)
+            seen = look(self.client, self._filters, before)
         except CyclesError as e:
             cause = type(e), getattr(e, "code", None)
             self._state = before._replace(trouble=advice(e, self.client.config.tenant), cause=cause)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..background.worker import worker
 from ..errors import BudgetDenied, CyclesError, ResponseError, ServerError, TransportError
 from ..guard import Backing, ReservationGuard
 from ..protocol import wire
+from ..protocol.checks import is_a, refuse
+from ..protocol.values import Action, Amount, Subject
 from ..runtime.log import log
 from ..session import response_in
 from ..settlement import flush  # noqa: F401  # it settles what is left at the interpreter's end
@@ -16,6 +18,14 @@ from ..settlement.settler import settler_of
 if TYPE_CHECKING:
     from ..protocol.models import ReservationCreateRequest
     from ..session import Session
+
+
+def demand(estimate: Any, action: Any, subject: Any, arguments: str) -> None:
+    """Refuse constants that nothing can be reserved with; in the place of each there may be a callable."""
+    kinds = ("estimate", estimate, Amount), ("action", action, Action), ("subject", subject, Subject)
+    for name, given, kind in kinds:
+        if not (callable(given) or is_a(given, kind) or (given is None and kind is Subject)):
+            raise refuse(name, given, f"{kind.__name__}(...), or a callable of {arguments}")
 
 
 def reserve(session: Session, request: ReservationCreateRequest) -> ReservationGuard:

@@ -115,6 +115,13 @@ def test_no_line_is_wider_than_the_terminal(width):
     assert len(lines) == {60: 10, 80: 4, 200: 3}.get(width, len(lines))
 
 
+@pytest.mark.parametrize("width", range(40, 100))
+def test_figures_are_broken_between_two_of_them(width):
+    rows = [bars.Row(DEEP.scope_path, balance(10**6, 1), "FROZEN, until 13:00:00")]
+    text = "\n".join(bars.drawn(rows, UNICODE, False, width))
+    assert "999,999 of 1,000,000 tokens left," in text
+
+
 def test_a_terminal_gets_a_legend(monkeypatch):
     class Terminal(io.StringIO):
         encoding = "utf-8"

@@ -343,7 +343,7 @@ FAILURES = [
     (["budget", "credit", "tenant:acme", "TOKENS:1", "--db", "DB"], "cycles-lite budget set"),
     (["budget", "set", "tenant:acme", "TOKENS:-1", "--db", "DB"], "UNIT:AMOUNT"),
     (["budget", "set", "tenant:acme", "TOKENS:1.5", "--db", "DB"], "UNIT:AMOUNT"),
-    (["budget", "set", "tenant:acme", "TOKENS", "--db", "DB"], "UNIT:AMOUNT"),
+    (["budget", "set", "tenant:acme", "TOKENS", "--db", "DB"], "it has no unit"),
     (["budget", "set", "tenant:acme", "EUR:1", "--db", "DB"], "UNIT:AMOUNT"),
     (["budget", "set", "tenant:acme", "USD:-0.01", "--db", "DB"], "dollars"),
     (["budget", "set", "tenant:acme", f"TOKENS:{2**63}", "--db", "DB"], "amount"),

@@ -67,6 +67,15 @@ def test_a_key_alone_tells_the_tenant(place, capsys, monkeypatch):
     assert len(said(capsys, "balances").splitlines()) == 2
 
 
+@pytest.mark.parametrize("place", ["file"], indirect=True)
+@pytest.mark.parametrize("command", [["balances"], ["watch", "--once"]])
+def test_where_nothing_tells_the_tenant_it_says_how_to_name_one(place, command, capsys, monkeypatch):
+    monkeypatch.delenv("CYCLES_TENANT")
+    status, _, errors = run(capsys, *command)
+    assert (status, errors) == (2, ["cycles-lite: whose budgets? Name a tenant with --tenant, or set CYCLES_TENANT"])
+    assert run(capsys, *command, "--tenant", "acme")[0] == 0
+
+
 def test_reservations(place, capsys):
     first, second = hold(10), hold(20, agent="bot")
     header, *lines = said(capsys, "reservations").splitlines()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from peers import Peer, answer, client_of, refusal
 
-from cycles_lite import ApiError, Balance, SignedAmount, Unit
+from cycles_lite import ApiError, Balance, ResponseError, SignedAmount, Unit
 from cycles_lite.cli.more import Denial, ask
+from cycles_lite.local.extension import MOST_PERIODS
 from cycles_lite.local.periods import ClosedPeriod
 
 PERIOD = {"scope": "tenant:acme", "unit": "TOKENS", "start_ms": 0, "end_ms": 1, "allocated": 9, "spent": 5, "debt": 0}
@@ -18,11 +21,11 @@ TOLD = {
 }
 
 
-def asked(answered):
+def asked(answered, has_told=False):
     """What is made of an answer, for acme's balance."""
     balance = Balance("tenant:acme", "tenant:acme", SignedAmount(Unit.TOKENS, 9))
     with Peer(answered) as peer, client_of(peer, retry_enabled=False) as client:
-        told = ask(client, "acme", [balance])
+        told = ask(client, "acme", [balance], has_told)
         assert peer.requests[0].target == "/v1/budgets/periods?tenant=acme"
     return told
 
@@ -51,7 +54,10 @@ def test_what_an_authority_tells_beside_the_protocol():
         answer({**TOLD, "periods": None}),
         answer({**TOLD, "running": [{"scope": "x"}]}),
         answer({**TOLD, "states": [{**PERIOD, "end_ms": None}], "running": [{**PERIOD, "end_ms": None}]}),
+        answer(body=json.dumps(TOLD).replace("3600000", "1e999").encode()),
+        answer({**TOLD, "periods": [{**PERIOD, "spent": "5"}]}),
         answer([TOLD]),
+        refusal("INTERNAL_ERROR", 500),
         answer(body=b"<html>"),
     ],
 )
@@ -59,6 +65,14 @@ def test_an_authority_that_tells_nothing_or_something_else(answered):
     assert asked(answered) is None
 
 
-def test_an_authority_that_fails_is_trouble():
-    with pytest.raises(ApiError):
-        asked(refusal("INTERNAL_ERROR", 500))
+@pytest.mark.parametrize("answered", [refusal("INTERNAL_ERROR", 500), refusal("X", 429), answer(body=b"<")])
+def test_one_that_has_told_something_and_fails_is_trouble(answered):
+    with pytest.raises((ApiError, ResponseError)):
+        asked(answered, has_told=True)
+
+
+def test_whatever_it_tells_there_is_a_bound_and_no_denial_is_to_come():
+    denials = [{"request_id": "r1", "age_ms": -(10**15), "scope": "tenant:acme"}]
+    told = asked(answer({**TOLD, "periods": [PERIOD] * 500, "denials": denials}))
+    assert len(told.closed["tenant:acme", "TOKENS"]) == MOST_PERIODS
+    assert told.denials == [Denial("r1", 0, "", "tenant:acme")]

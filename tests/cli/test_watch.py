@@ -14,7 +14,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from peers import Peer, answer, refusal
+from peers import Peer, answer, client_of, refusal
 from serving import PATIENCE, ROOT, serving
 from terminals import on_terminal
 
@@ -36,6 +36,7 @@ from cycles_lite.cli.more import Denial, More
 from cycles_lite.cli.screen import Screen
 from cycles_lite.cli.seen import Change, Seen, changes, tree
 from cycles_lite.cli.terminal import UNICODE, cells
+from cycles_lite.cli.watch import _in_lines, look
 from cycles_lite.local import Authority
 from cycles_lite.local.periods import ClosedPeriod
 from cycles_lite.runtime.clock import now_ms
@@ -141,7 +142,7 @@ STATE = State(
         live=[reservation(f"rsv_{n}", HOSTILE, name="\x1b]0;x\x07") for n in range(50)],
         has_more=True,
         more=More(
-            {(HOSTILE, "TOKENS"): "FROZEN"},
+            {(HOSTILE, "TOKENS"): "FROZEN\x1b[2J\u202e"},
             {(HOSTILE, f"TOKENS{n}"): [ClosedPeriod(HOSTILE, "TOKENS", n, n + 1, 9, 5, 0)] * 12 for n in range(20)},
             is_cut=True,
         ),
@@ -395,6 +396,48 @@ def test_one_that_speaks_the_protocol_alone_is_asked_once():
             assert peer.wait_for(9)
         paths = [request.target.partition("?")[0] for request in peer.requests]
     assert paths.count("/v1/budgets/periods") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "asks"), [(State(), True), (State(seen()), False), (State(seen(), trouble="no answer"), True)]
+)
+def test_after_trouble_it_may_be_another_one_and_is_asked_again(before, asks):
+    steps = [answer({"reservations": []}), answer({"balances": []}), refusal("INTERNAL_ERROR", 500)]
+    with Peer(*steps) as peer, client_of(peer, retry_enabled=False) as client:
+        assert look(client, {"tenant": "acme"}, before).more is None
+        assert len(peer.requests) == 2 + asks
+
+
+def test_news_is_told_once_whatever_the_clock_does(capsys):
+    """Here it is set back by a second, and there is trouble before the last news was seen."""
+    first, second = Change(2000, "denied", "1 tokens", BOT), Change(1001, "spent", "2 tokens", BOT)
+    looks = [
+        State(seen(at=2000), [first]),
+        State(seen(balance(BOT, 1), at=1001), [second, first]),
+        State(seen(balance(BOT, 1), at=1001), [second, first]),
+        State(seen(balance(BOT, 1), at=1001), [second, first], "no answer", "cause"),
+        State(seen(balance(BOT, 1), at=1001), [second, first], "no answer", "cause"),
+    ]
+    last, came = Change(1500, "spent", "3 tokens", BOT), []
+    looks += [looks[-1]._replace(changes=[last, second, first]), State(looks[1].seen, [last, second, first])]
+
+    class Poller:
+        client, news = None, threading.Event()
+
+        def state(self):
+            self.news.set()
+            if len(looks) == 1:
+                came.append(2)
+            return looks.pop(0)
+
+    _in_lines(Poller(), came, True)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [[one["amount"] for one in each.get("changes", [])] for each in told] == [
+        ["1 tokens"],
+        ["2 tokens"],
+        [],
+        ["3 tokens"],
+    ]
 
 
 def test_from_a_file_and_from_a_server_it_shows_the_same(tmp_path, capsys, monkeypatch):
