@@ -250,10 +250,9 @@ class Settler:
         spend.runner, record = get_ident(), spend.record
         if is_too_old(record, now_ms()):
             self._end(spend)
-            self.tell_once(
-                f"spend of reservation {record.reservation_id} is too old to be sent: the authority may have settled "
-                f"it and forgotten its key; it stays on disk: {wire.dumps(record.body).decode('ascii')}"
-            )
+            stays, body = "stays" if spend.is_written else "is not", wire.dumps(record.body).decode("ascii")
+            why = "is too old to be sent: the authority may have settled it and forgotten its key"
+            self.tell_once(f"spend of reservation {record.reservation_id} {why}; it {stays} on disk: {body}")
             return
         if spend.is_found and spend.journal is not None and not spend.journal.has(spend.place):
             self._end(spend)  # another process that found the record too has settled it, and tells of it

@@ -151,6 +151,7 @@ def test_a_commit_whose_key_may_be_forgotten_is_reported_and_not_sent(stage):
     assert len(stage.proxy.requests) == sent
     (problem,) = (event.problem for event in told if isinstance(event, events.JournalFailed))
     assert "too old" in problem
+    assert "it stays on disk" in problem
     assert '"amount":42' in problem
     assert len(stage.records()) == 1
 
