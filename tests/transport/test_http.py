@@ -144,7 +144,7 @@ def test_a_peer_that_answers_without_reading_a_large_body_is_heard_or_leaves_the
         line._until(b"\r\n\r\n")
         line.send(refusal("INVALID_REQUEST", 413, headers=[("Connection", "close")]))
 
-    with Peer(talk=refuse_unread) as peer, client_of(peer, **ONCE) as client:
+    with Peer(talk=refuse_unread) as peer, client_of(peer, **ONCE, read_timeout=60.0) as client:
         with pytest.raises((ApiError, TransportError)) as refused:
             client.create_reservation(create_request(metadata={"large": "x" * 16_000_000}))
     assert getattr(refused.value, "status", 413) == 413
@@ -418,7 +418,7 @@ def test_a_kept_alive_connection_that_ends_within_a_large_request_is_replaced_at
             line.reset()
         line.wait_for_close()
 
-    with Peer(talk=talk) as peer, client_of(peer, retry_enabled=False) as client:
+    with Peer(talk=talk) as peer, client_of(peer, retry_enabled=False, read_timeout=60.0) as client:
         client.create_reservation(create_request())
         assert client.create_reservation(create_request(metadata={"large": "x" * 16_000_000})).is_allowed
     assert peer.connections == 2
