@@ -6,6 +6,7 @@ that it is reached, and at so many random instants. Without it the suite runs a 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -68,7 +69,8 @@ class AtLine(_Interruption):
     """Interrupts this thread within the block at the `nth` line, or instruction, or at the first of a given `place`.
 
     Lines count that are of files whose names begin with one of `files`, in functions whose frame `skips` does not
-    want left out. Without `nth` and `place` they are only counted, in `count`, and noted, in `places`.
+    want left out. Without `nth` and `place` they are only counted, in `count`, and noted, in `places`. The collector
+    rests meanwhile: it would run finalizers of other tests at any line, out of which nothing is raised.
     """
 
     def __init__(
@@ -82,12 +84,15 @@ class AtLine(_Interruption):
         self._files, self._opcodes, self._skips = files, opcodes, skips
 
     def __enter__(self):
-        self._outer = sys.gettrace()
+        self._outer, self._collects = sys.gettrace(), gc.isenabled()
+        gc.disable()
         sys.settrace(self._enter_function)
         return self
 
     def __exit__(self, *_):
         sys.settrace(self._outer)
+        if self._collects:
+            gc.enable()
 
     def _enter_function(self, frame, event, _):
         name = frame.f_code.co_filename

@@ -80,7 +80,7 @@ class Line:
 
     def __init__(self, peer, sock, number):
         self.peer, self.sock, self.number = peer, sock, number
-        self.buffer = b""
+        self.buffer = bytearray()  # which grows without being copied, however large a request is
 
     def start_tls(self, context):
         """From here on the peer speaks TLS. The handshake ends the connection where the client refuses it."""
@@ -93,7 +93,7 @@ class Line:
         length = int(dict((name.lower(), value) for name, value in headers).get("content-length", 0))
         while len(self.buffer) < length:
             self._fill()
-        body, self.buffer = self.buffer[:length], self.buffer[length:]
+        body, self.buffer = bytes(self.buffer[:length]), self.buffer[length:]
         request = Request(self.number, head[0], headers, body)
         self.peer.record(request)
         return request

@@ -62,7 +62,7 @@ def test_an_answer_can_be_lost_and_the_spend_is_settled_once(cycles_authority, c
     cycles_authority.fail_next("commit_reservation", times=2, after=True)
     with cycles_client.reserve(Amount.tokens(10), ACTION) as guard:
         assert guard.commit(Amount.tokens(4)).status is SettlementStatus.PENDING
-    assert cycles_client.flush(10) == 0
+    assert cycles_client.flush(60) == 0
     assert cycles_authority.budgets()[0].spent == 4
 
 

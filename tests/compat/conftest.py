@@ -38,6 +38,7 @@ class Ledger:
         self.key = authority.create_key(self.tenant).key_secret
         authority.set_budget(self.scope, Amount.tokens(ALLOCATED))
         self.over_http = {"CYCLES_BASE_URL": url, "CYCLES_API_KEY": self.key, "CYCLES_TENANT": self.tenant}
+        self.over_http["CYCLES_READ_TIMEOUT"] = "20"  # of a slow machine
         self.on_file = {"CYCLES_BASE_URL": authority.url, "CYCLES_TENANT": self.tenant}
 
     @property
@@ -77,11 +78,12 @@ def peer(desk):
 @pytest.fixture
 def scripted(peer):
     """The environment of a program that uses the scripted authority. It retries nothing by itself in the background
-    for as long as a test lasts."""
+    for as long as a test lasts, and takes no answer for lost that only comes late."""
     return {
         "CYCLES_BASE_URL": peer.url,
         "CYCLES_API_KEY": peers.KEY,
         "CYCLES_TENANT": "acme",
+        "CYCLES_READ_TIMEOUT": "50",
         "CYCLES_RETRY_INITIAL_DELAY": "3000",
         "CYCLES_RETRY_MAX_DELAY": "3000",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -30,7 +31,9 @@ class RuntimeApi:
     """Hands out invocations and takes their answers (AWS: Lambda runtime API, version 2018-06-01)."""
 
     def __init__(self):
+        self.numbers = itertools.count(1)
         self.invocations = queue.Queue()
+        #: Which invocation each is of, "response" or "error", and what the handler returned or raised.
         self.answers = queue.Queue()
         self.is_ending = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _handler_of(self))
@@ -92,7 +95,8 @@ def _handler_of(api):
             self.send_response(202)
             self.send_header("Content-Length", "0")
             self.end_headers()
-            api.answers.put((self.path.rsplit("/", 1)[-1], json.loads(body.decode() or "null")))
+            request, kind = self.path.split("/")[-2:]
+            api.answers.put((request, kind, json.loads(body.decode() or "null")))
 
         def log_message(self, *args):
             pass
@@ -104,7 +108,7 @@ class Environment:
     """One Lambda execution environment: a process that serves invocations until it is killed."""
 
     def __init__(self, api, folder, handler, **variables):
-        self._api, self._numbers = api, 0
+        self._api, self._number = api, 0
         self._variables = {
             **os.environ,
             "AWS_LAMBDA_RUNTIME_API": api.address,
@@ -135,12 +139,16 @@ class Environment:
 
     def begin(self, event, seconds=30.0):
         """Invoke without waiting for the answer."""
-        self._numbers += 1
-        self._api.invocations.put((self._numbers, event, seconds))
+        self._number = next(self._api.numbers)
+        self._api.invocations.put((self._number, event, seconds))
 
     def answer(self):
-        """What the handler returned or raised: ("response", value) or ("error", details)."""
-        return self._api.answers.get(timeout=PATIENCE)
+        """What the handler returned or raised when it was last invoked: ("response", value) or ("error", details). An
+        environment that was killed may have left an invocation to this one, or an answer on its way."""
+        while True:
+            request, kind, value = self._api.answers.get(timeout=PATIENCE)
+            if request == f"request-{self._number}":
+                return kind, value
 
     def invoke(self, event, seconds=30.0):
         self.begin(event, seconds)

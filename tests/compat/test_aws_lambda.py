@@ -37,6 +37,8 @@ HANDLER = """
         if "mark" in event:
             open(event["mark"], "w").close()
         time.sleep(event.get("sleep", 0))
+        while not os.path.exists(event.get("until", "/")):
+            time.sleep(0.01)
         if event.get("fails"):
             raise KeyError("broken")
         return {"cost": event.get("cost", 7), "pid": os.getpid(), "pending": client.flush(0)}
@@ -141,7 +143,7 @@ def test_an_invocation_about_to_time_out_commits_its_meter(api, folder, authorit
     mark = tmp_path / "at-work"
     with environment(api, folder, authority) as function:
         function.invoke({})  # so that the start is not part of the race
-        function.begin({"meter": 33, "sleep": PATIENCE, "mark": str(mark)}, seconds=2.0)
+        function.begin({"meter": 33, "sleep": PATIENCE, "mark": str(mark)}, seconds=5.0)
         end = time.monotonic() + PATIENCE
         while spent(authority)[0] < 40 and time.monotonic() < end:
             time.sleep(0.02)
@@ -157,16 +159,17 @@ def test_a_read_only_home_and_an_authority_that_was_away(api, folder, authority,
     server_module = pytest.importorskip("cycles_lite.local.server")
     key = authority.create_key("acme").key_secret
     variables = {"CYCLES_API_KEY": key, "HOME": str(home), "TMPDIR": str(temporary)}
-    mark = tmp_path / "at-work"
+    mark, gone = tmp_path / "at-work", tmp_path / "server-gone"
     with server_module.Server(authority, COMES_BACK) as server:
         port = int(server.url.rsplit(":", 1)[1])
         with environment(api, folder, authority, CYCLES_BASE_URL=server.url, **variables) as function:
             with server.in_background():
-                function.begin({"cost": 11, "mark": str(mark), "sleep": 1.0})
+                function.begin({"cost": 11, "mark": str(mark), "until": str(gone)})
                 end = time.monotonic() + PATIENCE
                 while not mark.exists() and time.monotonic() < end:
                     time.sleep(0.01)
             server.close()
+            gone.touch()
             assert function.answer()[0] == "response"
             assert len(left_on_disk(temporary)) == 1
             function.kill()
@@ -193,7 +196,7 @@ def test_kills_lose_nothing(api, folder, authority, tmp_path):
                 time.sleep(choice.uniform(0.0, 0.03 if number else 0.5))
                 break
         while not api.answers.empty():
-            answered += api.answers.get()[0] == "response"
+            answered += api.answers.get()[1] == "response"
         while not api.invocations.empty():
             api.invocations.get()
     with environment(api, folder, authority) as function:

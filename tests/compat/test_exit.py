@@ -16,7 +16,7 @@ UNFINISHED = WARNINGS + ",ignore:<ReservationGuard:ResourceWarning"
 
 #: Seconds that an exit may take over its `flush_timeout`, on a machine that does other things too. Without a bound the
 #: programs here would take their requests' timeouts, which are a minute, or for ever.
-MARGIN = 12.0
+MARGIN = 25.0
 
 
 def quiet(ended):
@@ -38,7 +38,7 @@ def pending(client):
 UNREACHABLE = (
     PENDING
     + """
-clients = [client] + [client.with_options(tenant="tenant-{}".format(number)) for number in range(4)]
+clients = [client] + [client.with_options(tenant="tenant-{}".format(number)) for number in range(11)]
 for each in clients:
     pending(each)
 say("pending")
@@ -69,7 +69,7 @@ assert hear() == "go"
 
 @pytest.mark.parametrize("how", ["refusing", "silent"])
 def test_exit_is_bounded_while_the_authority_is_down(desk, scripted, records, tmp_path, how):
-    """Five clients with pending spend: the exit waits for `flush_timeout` once, not for each, and not for the
+    """Twelve clients with pending spend: the exit waits for `flush_timeout` once, not for each, and not for the
     requests' timeouts; what is left is on disk."""
     with peers.Peer(desk) as peer:
         desk.answers["commit"] = DOWN
@@ -78,9 +78,9 @@ def test_exit_is_bounded_while_the_authority_is_down(desk, scripted, records, tm
             program.expect("pending")
             desk.answers["commit"] = peers.silent if how == "silent" else peers.reset
             program.say()
-            ended = program.end(within=3 + 7)  # five times 3 would be more
+            ended = program.end(within=3 + MARGIN)  # twelve times 3 would be more
     assert quiet(ended), ended
-    assert len(records()) == 5
+    assert len(records()) == 12
 
 
 def test_flush_close_and_exit_are_bounded_while_the_resolver_hangs(desk, peer, scripted, records, tmp_path):

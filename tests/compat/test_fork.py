@@ -204,13 +204,13 @@ BEATS = """
 from program import *
 
 client = new_client()
-parents = reserve(client, ttl_ms=4000)
+parents = reserve(client, ttl_ms=8000)
 
 def moved(guard):
     return client.get_reservation(guard.reservation_id).expires_at_ms > guard.expires_at_ms
 
 def child():
-    with reserve(client, ttl_ms=4000) as guard:
+    with reserve(client, ttl_ms=8000) as guard:
         wait_until(lambda: moved(guard))
         guard.commit(Amount.tokens(1))
 

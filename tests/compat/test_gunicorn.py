@@ -124,7 +124,7 @@ def test_a_worker_that_is_told_to_end_asks_a_silent_authority_once(
 
     desk.answers["commit"] = silent
     answers = []
-    bounds = {"CYCLES_READ_TIMEOUT": "2", "CYCLES_CONNECT_TIMEOUT": "1", "CYCLES_FLUSH_TIMEOUT": "5"}
+    bounds = {"CYCLES_READ_TIMEOUT": "5", "CYCLES_CONNECT_TIMEOUT": "1", "CYCLES_FLUSH_TIMEOUT": "5"}
     with gunicorn(tmp_path, worker_class, **{**scripted, **bounds}) as (program, address):
         thread = threading.Thread(target=_ask, args=(address, answers, 1))
         thread.start()

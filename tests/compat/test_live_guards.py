@@ -113,7 +113,7 @@ import logging
 from cycles_lite import events
 
 client = new_client()
-with reserve(client, ttl_ms=4000, grace_period_ms=0) as guard:
+with reserve(client, ttl_ms=8000, grace_period_ms=0) as guard:
     wait_until(lambda: time.time() * 1000 > guard.expires_at_ms + 100)
     assert client.get_reservation(guard.reservation_id).status.value == "ACTIVE"
     assert guard.commit(Amount.tokens(7)).status.value == "COMMITTED"
@@ -121,7 +121,7 @@ with reserve(client, ttl_ms=4000, grace_period_ms=0) as guard:
 
 
 def test_work_longer_than_its_ttl(ledger, tmp_path):
-    """Heartbeats keep a reservation of 4 s alive for longer, and it is committed, not recorded afterwards."""
+    """Heartbeats keep a reservation of 8 s alive for longer, and it is committed, not recorded afterwards."""
     run(LONG, tmp_path, **ledger.over_http)
     assert ledger.amounts == (7, 0)
 

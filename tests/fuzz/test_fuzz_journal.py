@@ -208,7 +208,7 @@ ODD.update({f"mutated {number}": _mutated for number in range(6)})
 
 def _client(case, place, folder):
     with CyclesClient(config_of(URL, api_key="k" * 12, journal_dir=place, **LATER)) as client:
-        client.flush(3.0)
+        client.flush(60.0)
     return "flushed"
 
 
@@ -228,14 +228,14 @@ def _list(case, place, folder):
 
 
 def _replay(case, place, folder):
-    status, out, err = _command("journal", "replay", "--timeout", "3", case.random.choice([place, folder]))
+    status, out, err = _command("journal", "replay", "--timeout", "60", case.random.choice([place, folder]))
     case.show(out=out, err=err)
     assert status in (DONE, WRONG), err
     return "all" if status == DONE else "some"
 
 
 def _replay_to(case, place, folder):
-    status, out, err = _command("journal", "replay", "--timeout", "3", "--to", "http://127.0.0.1:10", place)
+    status, out, err = _command("journal", "replay", "--timeout", "60", "--to", "http://127.0.0.1:10", place)
     case.show(out=out, err=err)
     assert status in (DONE, WRONG), err
     return "all" if status == DONE else "some"
@@ -249,7 +249,7 @@ def _one(case, folder):
 
 def _retry(case, place, folder):
     name = _one(case, folder)
-    status, out, err = _command("journal", "retry", name, place, "--timeout", "3")
+    status, out, err = _command("journal", "retry", name, place, "--timeout", "60")
     case.show(id=name, out=out, err=err)
     assert status in (DONE, WRONG, FAILED)
     return f"status {status}"
