@@ -122,8 +122,10 @@ class Looker:
         self.wait(lambda: all(text in self.text(within) for text in texts))
 
     def look_again(self):
-        """Have the page look now, and wait until it has. It does so by itself too, but not that soon."""
-        self.js("window.before = shown; document.dispatchEvent(new Event('visibilitychange'))")
+        """Have the page look now, and wait until it has. It does so by itself too, but not that soon; and one that is
+        looking already may have seen what was before."""
+        begin = "window.before = shown; document.dispatchEvent(new Event('visibilitychange')); return true"
+        self.wait(lambda: self.js("if (looking) return false; " + begin))
         self.wait(lambda: self.js("return shown !== window.before && looking === null"))
 
     def press(self, *keys):

@@ -137,6 +137,19 @@ def command_line(arguments, folder, **environment):
             started.wait()
 
 
+@contextmanager
+def kept_port():
+    """A free port for servers that come one after the other; nobody else is given it between them."""
+    with socket.socket() as keeper:
+        if sys.platform == "linux":  # elsewhere a server could not have it meanwhile
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        port = keeper.getsockname()[1]
+        if sys.platform != "linux":
+            keeper.close()
+        yield port
+
+
 # ---- HTTP by the standard library alone ----
 
 

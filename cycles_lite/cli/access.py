@@ -39,8 +39,9 @@ class AccessLog:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        #: Lines that were not written, because too many waited.
+        #: Lines that were not written, because too many waited. Many threads count, and one tells.
         self._lost = 0
+        self._counting = threading.Lock()
         self._stream = sys.stderr
         try:
             # As a file: a thread within a stream's `write` would hold the stream's lock when the process ends.
@@ -63,7 +64,8 @@ class AccessLog:
         if self._queue.qsize() < _MOST:
             self._queue.put(told)
         else:
-            self._lost += 1
+            with self._counting:
+                self._lost += 1
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -87,7 +89,8 @@ class AccessLog:
             while len(found) < _TOGETHER and not self._queue.empty():
                 found.append(self._queue.get())
             lines = [told if isinstance(told, str) else line_of(*told) for told in found if told is not None]
-            lost, self._lost = self._lost, 0
+            with self._counting:
+                lost, self._lost = self._lost, 0
             if lost:
                 lines.append(f"cycles-lite: {lost} lines are not told here, because standard error was too slow\n")
             self._write("".join(lines))

@@ -90,9 +90,11 @@ class Output:
 class Shown:
     """A command on a terminal of its own."""
 
-    def __init__(self, process, controller, terminal, picture):
+    def __init__(self, process, controller, terminal, picture, before):
         self.process, self._controller, self.terminal = process, controller, terminal
         self.picture = picture
+        #: The terminal's settings before the command had it.
+        self.before = before
         #: What has come and is not drawn yet.
         self._come = ""
         self._more = threading.Condition()
@@ -118,15 +120,19 @@ class Shown:
 
     def see(self, pattern):
         """Wait until something can be seen."""
+        self.wait(lambda: re.search(pattern, self.picture.text), repr(pattern))
+        return self.picture.text
+
+    def wait(self, until, what):
+        """Wait until the picture is one of which a function returns something true."""
         deadline = time.monotonic() + PATIENCE
         with self._more:
             self._draw()
-            while not re.search(pattern, self.picture.text):
+            while not until():
                 left = deadline - time.monotonic()
-                assert left > 0, f"{pattern!r} is not in:\n{self.picture.text}"
+                assert left > 0, f"{what} is not in:\n{self.picture.text}"
                 self._more.wait(left)
                 self._draw()
-        return self.picture.text
 
     def type(self, keys):
         os.write(self._controller, keys)
@@ -135,9 +141,7 @@ class Shown:
         resize(self._controller, width, height)
 
     def settings(self):
-        import termios
-
-        return termios.tcgetattr(self.terminal)
+        return settings_of(self.terminal)
 
     def end(self):
         """Wait for its end, and return its status and all that can be seen."""
@@ -152,6 +156,12 @@ class Shown:
             self._thread.join()
             os.close(self._controller)
             self.terminal = None
+
+
+def settings_of(terminal):
+    import termios
+
+    return termios.tcgetattr(terminal)
 
 
 def resize(terminal, width, height):
@@ -176,9 +186,9 @@ def started(words, picture, width=80, height=24, **environment):
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         whole.pop(name, None)
     words = [sys.executable, "-S", "-c", _BECOME, *words]
-    streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+    streams, before = {"stdin": terminal, "stdout": terminal, "stderr": terminal}, settings_of(terminal)
     process = subprocess.Popen(words, env={**whole, **environment}, start_new_session=True, **streams)
-    shown = Shown(process, controller, terminal, picture)
+    shown = Shown(process, controller, terminal, picture, before)
     try:
         yield shown
     finally:

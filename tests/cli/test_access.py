@@ -157,14 +157,13 @@ def test_what_is_logged_is_there_too(tmp_path):
 
 
 def test_lines_beyond_those_that_may_wait_are_counted(monkeypatch):
-    """The reader comes back after a while, and is told how many it has missed."""
+    """The reader comes back after a while, and is told how many it has missed, whoever wrote them."""
     monkeypatch.setattr(access, "_MOST", 5)
     reader, writer = os.pipe()
     with open(reader, encoding="ascii") as lines, open(writer, "w", encoding="ascii") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         with AccessLog() as log:
-            for _ in range(1000):
-                log(EXCHANGE._replace(path="/" + "p" * 490))
+            log_from_threads(log, EXCHANGE._replace(path="/" + "p" * 490))
             read = []
             thread = threading.Thread(target=lambda: read.extend(lines))
             thread.start()
@@ -178,4 +177,18 @@ def test_lines_beyond_those_that_may_wait_are_counted(monkeypatch):
         if line.startswith("cycles-lite")
     ]
     assert told
-    assert sum(told) + len(read) - len(told) == 1000
+    assert sum(told) + len(read) - len(told) == 8000
+
+
+def log_from_threads(log, exchange):
+    """Four of them write 2000 lines each, and take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda: [log(exchange) for _ in range(2000)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)

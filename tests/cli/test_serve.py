@@ -10,7 +10,7 @@ import sqlite3
 import threading
 
 import pytest
-from serving import Http, asking, command_line, committing, connect, process
+from serving import PATIENCE, Http, asking, command_line, committing, connect, process
 
 from cycles_lite import Amount
 from cycles_lite.cli import main
@@ -130,7 +130,7 @@ def test_a_signal_ends_a_busy_server(tmp_path, number):
         for thread in threads:
             thread.start()
         try:
-            assert enough.wait(QUICKLY)
+            assert enough.wait(PATIENCE)
         finally:
             status, out, errors = server.end(number, within=QUICKLY)
             for thread in threads:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 from peers import Peer, answer, client_of, refusal
-from serving import PATIENCE, ROOT, serving
+from serving import PATIENCE, ROOT, kept_port, serving
 from terminals import on_terminal
 
 from cycles_lite import (
@@ -214,7 +214,6 @@ def test_on_a_terminal_it_is_one_screen(authority, width):
     """It is drawn in place, fits before and after the terminal has another size, and is gone in the end."""
     hold(7, "\x1b[2Jname")
     with on_terminal(WATCH, width) as shown:
-        before = shown.settings()
         text = shown.see("Live reservations: 1(.|\n)*left")
         assert {"?1049", "?25", "?7"} & shown.picture.modes == {"?1049"}
         assert "993 of 1,000 tokens left, reserved 7" in " ".join(text.split())
@@ -222,7 +221,7 @@ def test_on_a_terminal_it_is_one_screen(authority, width):
         shown.see("s  spent +25 tokens")
         assert shown.picture.widest <= width
         shown.resize(width - 9, 20)
-        shown.see("Last minute")
+        shown.wait(lambda: shown.picture.widest <= width - 9 and "Last minute" in shown.picture.text, "the new size")
         shown.type(b"x")  # is no key of its own, and is not shown
         spend(3)
         shown.see("s  spent +3 tokens")
@@ -230,7 +229,7 @@ def test_on_a_terminal_it_is_one_screen(authority, width):
         assert len(shown.picture.lines) <= 20
         shown.type(b"q")
         assert shown.process.wait(PATIENCE) == 0
-        assert shown.settings() == before
+        assert shown.settings() == shown.before
         shown.end()
         assert shown.picture.modes == {"?25", "?7"}
 
@@ -238,14 +237,13 @@ def test_on_a_terminal_it_is_one_screen(authority, width):
 @pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGQUIT", 131), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_it_and_the_terminal_is_as_before(authority, how, status):
     with on_terminal(WATCH, NO_COLOR="1") as shown:
-        before = shown.settings()
         shown.see("of 1,000 tokens")
         if how == "Ctrl-C":
             shown.type(b"\x03")
         else:
             shown.process.send_signal(getattr(signal, how))
         assert shown.process.wait(PATIENCE) == status
-        assert shown.settings() == before
+        assert shown.settings() == shown.before
         shown.end()
         assert shown.picture.modes == {"?25", "?7"}
         assert shown.picture.colours == set()
@@ -286,20 +284,17 @@ def test_it_says_that_the_server_is_gone_and_goes_on_when_it_is_back(authority, 
     server_module = pytest.importorskip("cycles_lite.local.server", reason="the extra [server] is not installed")
     monkeypatch.setenv("CYCLES_API_KEY", authority.create_key("acme").key_secret)
     monkeypatch.delenv("CYCLES_TENANT")  # the key's tenant is asked for
-    with server_module.Server(authority) as server, server.in_background():
-        port = int(server.url.rpartition(":")[2])
-        with on_terminal(WATCH, CYCLES_BASE_URL=server.url) as shown:
+    with kept_port() as port, on_terminal(WATCH, CYCLES_BASE_URL=f"http://127.0.0.1:{port}") as shown:
+        with server_module.Server(authority, port=port) as server, server.in_background():
             shown.see("1,000 of 1,000 tokens left")
-            server.stop()
-            server.close()
-            text = shown.see(r"no answer from(.|\n)*shown is what was so")
-            assert "1,000 of 1,000 tokens left" in text
-            with server_module.Server(authority, port=port) as server, server.in_background():
-                authority.set_budget("tenant:acme", Amount.tokens(3000))
-                text = shown.see("funded +2,000 tokens")
-                assert "no answer" not in text
-                shown.type(b"q")
-                assert shown.end()[0] == 0
+        text = shown.see(r"no answer from(.|\n)*shown is what was so")
+        assert "1,000 of 1,000 tokens left" in text
+        with server_module.Server(authority, port=port) as server, server.in_background():
+            authority.set_budget("tenant:acme", Amount.tokens(3000))
+            text = shown.see("funded +2,000 tokens")
+            assert "no answer" not in text
+            shown.type(b"q")
+            assert shown.end()[0] == 0
 
 
 # ---- Where there is no terminal ----
@@ -393,7 +388,7 @@ def test_one_that_speaks_the_protocol_alone_is_asked_once():
     with Peer(told) as peer:
         with in_lines("--tenant=acme", CYCLES_BASE_URL=peer.url, CYCLES_API_KEY="k") as process:
             read_to(process, "no budgets")
-            assert peer.wait_for(9)
+            assert peer.wait_for(9, PATIENCE)
         paths = [request.target.partition("?")[0] for request in peer.requests]
     assert paths.count("/v1/budgets/periods") == 1
 

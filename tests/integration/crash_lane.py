@@ -27,7 +27,7 @@ ACTION = Action("llm.completion", "gpt-4o")
 WORKERS = 2
 
 #: Seconds that a worker lives at the most, should nobody kill it.
-LIFE = 30.0
+LIFE = 120.0
 #: Seconds from a worker's first call, and from the fork of a recovery, until the kill.
 UNTIL_WORKER_DIES, UNTIL_RECOVERY_DIES = 0.05, 0.1
 #: The TTL of rounds whose recovery comes too late for a commit.

@@ -305,7 +305,8 @@ def test_what_goes_wrong_tells_nobody(problem, key, trail, tmp_path, capfd):
         else:
             line.send(refusal("INTERNAL_ERROR", 500))
 
-    changes = {"connect_timeout": 0.05, "read_timeout": 0.05}
+    patience = 0.05 if problem == "silence" else 30.0  # nothing else is waited for
+    changes = {"connect_timeout": patience, "read_timeout": patience}
     if problem == "no journal":
         (tmp_path / "a-file").write_text("")
         changes["journal_dir"] = str(tmp_path / "a-file" / "journal")

@@ -75,13 +75,13 @@ def test_a_tenant_is_made_once(http):
 
 
 def test_a_tenants_settings_hold(served, http):
-    settings = {"default_reservation_ttl_ms": 5000, "max_reservation_ttl_ms": 7000, "max_reservation_extensions": 0}
-    policy = {"default_commit_overage_policy": "REJECT"}
+    settings = {"default_reservation_ttl_ms": 500_000, "max_reservation_ttl_ms": 700_000}
+    policy = {"max_reservation_extensions": 0, "default_commit_overage_policy": "REJECT"}
     assert http("POST", "/v1/admin/tenants", {**TENANT, **settings, **policy}, **ADMIN).status == 201
     with Http(served.url, http("POST", "/v1/admin/api-keys", KEY, **ADMIN).data["key_secret"]) as corp:
         assert corp("POST", "/v1/admin/budgets", BUDGET).status == 201
         estimate = {"unit": "USD_MICROCENTS", "amount": 10}
-        for given, expected in (({}, 5000), ({"ttl_ms": 6000}, 6000), ({"ttl_ms": 8000}, 7000)):
+        for given, expected in (({}, 500_000), ({"ttl_ms": 600_000}, 600_000), ({"ttl_ms": 800_000}, 700_000)):
             made = corp("POST", "/v1/reservations", asking(tenant="acme-corp", estimate=estimate, **given)).data
             assert expected - 1000 < made["remaining_ttl_ms"] <= expected
         path = "/v1/reservations/{}/".format(made["reservation_id"])
