@@ -110,7 +110,7 @@ def test_a_frozen_clock_makes_no_flush_and_no_close_endless():
 
     with Peer(serve) as peer:
         # The connections' own timeouts are the sockets', which no clock of Python's freezes.
-        client = client_of(peer, read_timeout=1.0, connect_timeout=1.0, flush_timeout=0.3, **LATER)
+        client = client_of(peer, read_timeout=3.0, flush_timeout=0.3, **LATER)
         with freezegun.freeze_time("2026-11-25 12:00:00"), ends_within(PATIENCE):
             with client.reserve(tokens(5), ACTION) as guard:
                 assert guard.commit(tokens(3)).status is SettlementStatus.PENDING
