@@ -57,9 +57,7 @@ def test_no_retry_before_persisted_not_before(played):
     assert played.pending[:2] == ["1", "1"]
     assert played.records_meanwhile == [played.record]
     assert played.sent_meanwhile == 1
-    _, second = (
-        at for at, request in zip(played.came_at_ms, played.proxy.requests) if request in played.settlements()
-    )
+    _, second = (at for at, request in zip(played.came_at_ms, played.proxy.requests) if request in played.settlements())
     assert second >= played.floor
 
 
