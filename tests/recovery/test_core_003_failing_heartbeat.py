@@ -12,7 +12,7 @@ from cycles_lite import Amount, SettlementStatus, TransportError, events, with_c
 
 pytestmark = pytest.mark.scenario("CR-CORE-003")
 
-#: A TTL whose first beat comes after four seconds, and for its retry there are two (see `cycles_lite.background.lease`).
+#: A TTL whose first beat comes after four seconds, with two for its retry (see `cycles_lite.background.lease`).
 TTL_MS = 10_000
 
 
