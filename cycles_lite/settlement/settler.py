@@ -253,7 +253,7 @@ class Settler:
             return
         try:
             if self._try(spend, False) is None:  # the record is an event's now
-                spend.attempt = 0
+                spend.attempt = spend.number = 0  # a flush waits for the event's first attempt too
                 self.retry_later(spend, 0.0)
         except BaseException:  # an observer may end the program, say
             if spend.runner == get_ident():  # it is not settled, and nobody else tries it
