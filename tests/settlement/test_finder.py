@@ -297,6 +297,24 @@ def test_a_flush_waits_for_no_other_look_than_its_own_although_that_is_over_at_o
     claim.close()
 
 
+def test_a_look_that_is_asked_for_while_the_last_one_ends_is_not_put_off(journal, monkeypatch, no_first_look):
+    leave(journal, 1)
+    with client_with(journal, Authority(lambda id: DOWN)) as client:
+        finder, step_of = settler_of(client._session).finder, finders._step_of
+        settler_of(client._session).open()
+
+        def asked_for_first(finder, delay):
+            if delay == finders.LOOK_AGAIN:
+                monkeypatch.setattr(finders, "_step_of", step_of)
+                leave(journal, 2)  # a look of more than one step
+                finder.look_around()
+            return step_of(finder, delay)
+
+        monkeypatch.setattr(finders, "_step_of", asked_for_first)
+        first = finder.look_around()
+        wait_until(lambda: finder.looks > first)
+
+
 def test_a_look_ends_although_the_authority_puts_all_off_at_once(journal, small, monkeypatch):
     """What is put off is written again, and so comes after all others; it must not come twice in one look."""
     monkeypatch.setattr(finders, "_BETWEEN_LOOKS", 600.0)  # there is one look
