@@ -235,9 +235,8 @@ def test_a_process_that_starts_beside_a_living_one_settles_what_a_killed_one_lef
         assert sibling.flush(0.0) == 0
 
 
-def test_two_clients_that_share_a_journal_settle_each_record_once(stage, monkeypatch):
+def test_two_clients_that_share_a_journal_settle_each_record_once(stage):
     """And each settlement is told once, whoever of them made it."""
-    monkeypatch.setattr(finder, "_FIRST_LOOK", 600.0)  # no look begins while one of them is writing a record of its own
     leave_pending(stage, 10)
     told, before = [], len(stage.sent("/commit"))
     with stage.client(observer=told.append) as first, stage.client(observer=told.append) as second:
