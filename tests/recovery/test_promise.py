@@ -40,11 +40,16 @@ def stage(tmp_path):
 
 def leave_pending(stage, count=1, subject=None, **changes):
     """Guards whose commits failed, and whose client is closed: their records are on disk."""
-    stage.faults["/commit"] = [failed] * (2 * count)
+    stage.faults["/commit"] = [failed] * 1000
     with stage.client(**SLOW, flush_timeout=0.0, **changes) as client:
         for _ in range(count):
             with client.reserve(ESTIMATE, ACTION, subject=subject) as guard:
                 assert guard.commit(ACTUAL).status is SettlementStatus.PENDING
+    end = time.monotonic() + PATIENCE
+    while client._session.settler.pending:  # its close may have begun an attempt, which is not to succeed
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    stage.faults["/commit"] = []
     assert len(stage.records()) == count
 
 
