@@ -132,7 +132,10 @@ class Finder:
     def _post(self, delay: float, is_guest: bool = False) -> None:
         """Post the next step in the place of the one that waits. Wherever this is interrupted, a step is to come that
         sees to the next one; where there are two, the second finds that the next one is there."""
-        before, job = self._job, _step_of(self, delay)
+        job = _step_of(self, delay)
+        before = self._job
+        if is_guest and before is not None and not before.is_guest and self._is_to_come(before):
+            return  # somebody has just asked for a look, which must not be put off
         job.is_guest = is_guest
         self._job = job
         worker.post(job)

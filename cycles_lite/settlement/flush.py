@@ -85,12 +85,17 @@ class Flush:
         return self
 
     def count(self) -> int:
-        """How much is not settled, on disk too."""
+        """How much is not settled, on disk too.
+
+        Other threads go on meanwhile. So what moves is looked for where it comes from before where it goes to: what a
+        finalizer has left, or a file that a look finds, is pending next.
+        """
         settler = self._settler
-        held = len(settler.pending)  # before the files are counted: what is found meanwhile is counted once
+        left = len(left_over)
         # Where another thread has closed the client meanwhile, its spend is not pending any more, but on disk.
-        unseen = settler.unseen() if self._look or settler.finder.has_left or not settler.is_open else 0
-        return held + len(settler.releasing) + len(left_over) + unseen
+        reads = self._look or settler.finder.has_left or not settler.is_open
+        held = list(settler.pending)
+        return left + len(held) + len(settler.releasing) + (settler.unseen(held) if reads else 0)
 
     def _is_through(self) -> bool:
         """Whether nothing is left to wait for."""

@@ -259,7 +259,7 @@ class Settler:
             return
         try:
             if self._try(spend, False) is None:  # the record is an event's now
-                spend.attempt = 0
+                spend.attempt = spend.number = 0  # a flush waits for the event's first attempt too
                 self.retry_later(spend, 0.0)
         except BaseException:  # an observer may end the program, say
             if spend.runner == get_ident():  # it is not settled, and nobody else tries it
@@ -363,10 +363,13 @@ class Settler:
         names = {name for some in seen for name in some or ()}
         return bool(names) and not names.issubset([file_name(id) for id in list(self.pending)[:_AT_ONCE]])
 
-    def unseen(self) -> int:
-        """How many files may hold records that no client of this process holds. This reads the whole folder."""
+    def unseen(self, held: Iterable[str]) -> int:
+        """How many files may hold records that neither other clients of this process hold, nor this one under the ids
+        `held`: those that the caller has counted. What it has found since is not among them, or it would count for
+        nobody. This reads the whole folder."""
+        others = [settler for settler in open_settlers() if settler is not self]
         try:
-            known = _known()
+            known = {file_name(id) for id in held} | (_known(others) if others else set())
             return sum(journal.count(known) for journal in self.journals())
         except OSError as e:
             self.tell_once(f"the journal cannot be read: {e}")

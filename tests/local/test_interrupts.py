@@ -38,7 +38,7 @@ def nothing_for_the_next_test():
 
 
 #: Seconds in which what nobody holds up must be done; the store's own patience is far longer.
-SOON = 20.0
+SOON = 60.0
 
 
 class Operation:

@@ -672,7 +672,10 @@ def call(operation, body, id=None):
     assert answer.status == 200, answer.data
     return answer.data
 
-with Authority("sqlite://" + path, create=False, clock=lambda: struct.unpack("<q", shared[:8])[0]) as authority:
+def clock():
+    return struct.unpack("<q", shared[:8])[0]
+
+with Authority("sqlite://" + path, create=False, timeout=60.0, clock=clock) as authority:
     print("ready", flush=True)
     for line in iter(sys.stdin.readline, "stop\\n"):
         for n in range(int(line)):

@@ -37,6 +37,7 @@ class Stage(ExitStack):
         self.ahead_ms = 0
         #: When each request came, in milliseconds since the epoch.
         self.came_at_ms = []
+        self._looked = threading.Event()
 
     def __enter__(self):
         super().__enter__()
@@ -52,6 +53,20 @@ class Stage(ExitStack):
                 return faults.pop(0)
         return intact
 
+    def looking_first(self, fault):
+        """A fault before which the journal is read, into `at_request`, while the sender waits."""
+
+        def look_first(passage, line):
+            self.at_request = self.records()
+            self._looked.set()
+            fault(passage, line)
+
+        return look_first
+
+    def wait_for_look(self):
+        """Until it has been read; the request is seen before that, and whoever has sent it may be killed after it."""
+        assert self._looked.wait(PATIENCE), self.proxy.requests
+
     # ---- Actors ----
 
     def settings(self, **changes):
@@ -61,7 +76,7 @@ class Stage(ExitStack):
             "tenant": "acme",
             "journal_dir": str(self.journal),
             "connect_timeout": 5.0,
-            "read_timeout": 10.0,
+            "read_timeout": 30.0,
             "retry_initial_delay": 0.01,
             "retry_max_delay": 0.05,
             "heartbeat": False,

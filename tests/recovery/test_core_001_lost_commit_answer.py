@@ -18,7 +18,9 @@ def played(request, tmp_path_factory):
     """The server settles the first commit, and its answer does not arrive."""
     with Stage(tmp_path_factory.mktemp("core-001")) as stage:
         stage.faults["/commit"] = [request.param]
-        with stage.client(connect_timeout=0.5, read_timeout=0.5) as client:
+        # Long enough for the answer to the second commit, and what the loss of the first takes.
+        bound = {"connect_timeout": 2.0, "read_timeout": 2.0} if request.param is swallowed_answer else {}
+        with stage.client(**bound) as client:
             with client.reserve(Amount.tokens(100), ACTION) as guard:
                 stage.settlement = guard.commit(Amount.tokens(42))
         yield stage

@@ -12,8 +12,8 @@ from cycles_lite import Amount, SettlementStatus, TransportError, events, with_c
 
 pytestmark = pytest.mark.scenario("CR-CORE-003")
 
-#: A TTL whose first beat comes after one second, and its retry before another (see `cycles_lite.background.lease`).
-TTL_MS = 4000
+#: A TTL whose first beat comes after four seconds, with two for its retry (see `cycles_lite.background.lease`).
+TTL_MS = 10_000
 
 
 class Kept(logging.Handler):

@@ -15,15 +15,10 @@ pytestmark = pytest.mark.scenario("CR-DURABLE-001")
 def played(request, tmp_path_factory):
     """The process is killed while its commit is under way: before the server has it, and after."""
     with Stage(tmp_path_factory.mktemp("durable-001")) as stage:
-
-        def look_first(passage, line):
-            stage.at_request = stage.records()
-            request.param(passage, line)
-
-        stage.faults["/commit"] = [look_first, intact]
+        stage.faults["/commit"] = [stage.looking_first(request.param), intact]
         killed = stage.actor("commit 42")
         stage.reservation_id = killed.hears("reserved")
-        stage.wait_for("/commit", 1)
+        stage.wait_for_look()
         killed.kill()
         stage.after_kill = stage.records()
         stage.spent_before = stage.spent()

@@ -14,13 +14,8 @@ def played(request, tmp_path_factory):
     """Killed with its commit under way; restarted when the reservation has expired; killed with its event under way,
     before the server has it and after; restarted again."""
     with Stage(tmp_path_factory.mktemp("durable-002")) as stage:
-
-        def look_first(passage, line):
-            stage.at_event = stage.records()
-            request.param(passage, line)
-
         stage.faults["/commit"] = [swallowed_request]
-        stage.faults["/events"] = [look_first, intact]
+        stage.faults["/events"] = [stage.looking_first(request.param), intact]
         first = stage.actor("commit 42")
         stage.reservation_id = first.hears("reserved")
         stage.wait_for("/commit", 1)
@@ -28,7 +23,7 @@ def played(request, tmp_path_factory):
         stage.before_switch = stage.records()
         stage.ahead_ms = 3_600_000
         second = stage.actor("flush")
-        stage.wait_for("/events", 1)
+        stage.wait_for_look()
         second.kill()
         stage.after_switch = stage.records()
         stage.of_the_second = len(stage.settlements())
@@ -37,12 +32,12 @@ def played(request, tmp_path_factory):
 
 
 def test_event_mode_is_persisted_before_event_attempt(played):
-    (before,), (at_event,) = played.before_switch.values(), played.at_event.values()
+    (before,), (at_event,) = played.before_switch.values(), played.at_request.values()
     assert before["mode"] == "commit"
     assert at_event["mode"] == "event"
     assert at_event["event_fallback_body"] == before["event_fallback_body"] == played.sent("/events")[0].json
     assert at_event["reservation_id"] == played.reservation_id
-    assert played.after_switch == played.at_event
+    assert played.after_switch == played.at_request
 
 
 def test_a_process_that_finds_event_mode_sends_no_commit_any_more(played):

@@ -41,12 +41,30 @@ def stage(tmp_path):
 
 def leave_pending(stage, count=1, subject=None, **changes):
     """Guards whose commits failed, and whose client is closed: their records are on disk."""
-    stage.faults["/commit"] = [failed] * (2 * count)
+    stage.faults["/commit"] = [failed] * 1000
     with stage.client(**SLOW, flush_timeout=0.0, **changes) as client:
         for _ in range(count):
             with client.reserve(ESTIMATE, ACTION, subject=subject) as guard:
                 assert guard.commit(ACTUAL).status is SettlementStatus.PENDING
+    end = time.monotonic() + PATIENCE
+    while client._session.settler.pending:  # its close may have begun an attempt, which is not to succeed
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    stage.faults["/commit"] = []
     assert len(stage.records()) == count
+
+
+def wait_for(told, kind, count):
+    """So many events of a kind, and no more. A worker tells of a settlement after it has ended it, so that a flush may
+    be over a moment before."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        found = [event for event in told if isinstance(event, kind)]
+        if len(found) >= count:
+            assert len(found) == count
+            return found
+        assert time.monotonic() < end, told
+        time.sleep(0.005)
 
 
 # ---- Bad moments ----
@@ -84,7 +102,7 @@ def test_a_record_is_tried_by_one_thread_at_a_time(stage):
     with stage.client(observer=told.append) as client:
         assert client.flush(PATIENCE) == 0
     assert len(stage.sent("/commit")) - before == 20
-    assert len([event for event in told if isinstance(event, events.Settled)]) == 20
+    wait_for(told, events.Settled, 20)
     assert stage.spent() == 20 * 42
 
 
@@ -149,7 +167,7 @@ def test_a_commit_whose_key_may_be_forgotten_is_reported_and_not_sent(stage):
     with stage.client(observer=told.append) as client:
         client.flush(PATIENCE)
     assert len(stage.proxy.requests) == sent
-    (problem,) = (event.problem for event in told if isinstance(event, events.JournalFailed))
+    ((problem,),) = wait_for(told, events.JournalFailed, 1)
     assert "too old" in problem
     assert "it stays on disk" in problem
     assert '"amount":42' in problem
@@ -280,8 +298,7 @@ def test_two_clients_that_share_a_journal_settle_each_record_once(stage):
                 guard.commit(ACTUAL)
         run_together([lambda: first.flush(PATIENCE), lambda: second.flush(PATIENCE)])
         assert first.flush(PATIENCE) + second.flush(PATIENCE) == 0
-    settled = [event.reservation_id for event in told if isinstance(event, events.Settled)]
-    assert len(settled) == len(set(settled)) == 12
+    assert len({event.reservation_id for event in wait_for(told, events.Settled, 12)}) == 12
     assert len(stage.sent("/commit")) - before == 12
     assert stage.spent() == 12 * 42
 
@@ -371,7 +388,7 @@ def test_an_observer_that_exits_does_not_end_the_retries(stage):
         with client.reserve(ESTIMATE, ACTION) as guard:
             guard.commit(ACTUAL)
         settle(client)
-        assert len(seen) == 1
+        wait_for(seen, events.Pending, 1)
         stage.faults["/commit"] = [failed] * 2
         with client.reserve(ESTIMATE, ACTION) as guard:
             guard.commit(ACTUAL)
@@ -398,15 +415,15 @@ def test_an_observer_that_flushes_does_not_defeat_the_backoff(stage):
 
     with stage.client(observer=observe, retry_initial_delay=0.4, retry_max_delay=0.4, flush_timeout=0.0) as client:
         clients.append(client)
+        start = time.monotonic()
         for _ in range(3):
             with client.reserve(ESTIMATE, ACTION) as guard:
                 guard.commit(ACTUAL)
-        start = time.monotonic()
         while len(told) < 9:  # the first failures, and two retries of each
             assert time.monotonic() - start < PATIENCE
             time.sleep(0.01)
-        took = time.monotonic() - start
-        assert len(stage.sent("/commit")) <= 6 + 3 * (took / 0.4 + 1)
+        sent = len(stage.sent("/commit"))
+        assert sent <= 6 + 3 * ((time.monotonic() - start) / 0.4 + 1)
         stage.faults["/commit"] = []
         settle(client)
 
@@ -440,14 +457,9 @@ def test_a_server_that_says_retry_after_0_for_ever_is_not_hammered():
 def test_spend_of_a_degraded_guard_survives_a_kill(stage):
     """It has no reservation: it is an event from the start, and on disk before it is sent."""
     stage.faults["/v1/reservations"] = [failed, failed]
-
-    def look_first(passage, line):
-        stage.at_request = stage.records()
-        swallowed_answer(passage, line)
-
-    stage.faults["/events"] = [look_first, lost_answer]
+    stage.faults["/events"] = [stage.looking_first(swallowed_answer), lost_answer]
     killed = stage.actor("commit 42", on_unavailable="allow")
-    stage.wait_for("/events", 1)
+    stage.wait_for_look()
     killed.kill()
     (record,) = stage.at_request.values()
     assert record["reservation_id"] == "degraded:" + key_of(stage.sent("/events")[0])
@@ -539,11 +551,11 @@ def seconds_at_the_end(tmp_path, count, flush, close):
 
 def test_the_exit_waits_for_all_clients_together(tmp_path):
     """Not for one after the other. What is left is on disk."""
-    assert seconds_at_the_end(tmp_path, count=5, flush=1.5, close=False) < 4.5
+    assert seconds_at_the_end(tmp_path, count=20, flush=1.5, close=False) < 15.0
 
 
 def test_the_exit_does_not_wait_for_closed_clients_again(tmp_path):
-    assert seconds_at_the_end(tmp_path, count=1, flush=3.0, close=True) < 2.0
+    assert seconds_at_the_end(tmp_path, count=1, flush=6.0, close=True) < 5.0
 
 
 def run_together(work):

@@ -16,6 +16,9 @@ from cycles_lite.runtime import shutdown
 
 ACTION = Action("llm.completion", "gpt-4o")
 
+#: Nothing is retried in the background while a test counts.
+LATER = {"retry_initial_delay": 600.0, "retry_max_delay": 600.0, "heartbeat": False}
+
 
 class Worker:
     """As a worker of gunicorn is: its handler only says that it is to end, and its present request is finished."""
@@ -35,7 +38,7 @@ def host():
 
 
 def outcomes(transport):
-    with client_of("http://fake.invalid", transport=transport, heartbeat=False, flush_timeout=0.0) as client:
+    with client_of("http://fake.invalid", transport=transport, flush_timeout=0.0, **LATER) as client:
         with client.reserve(tokens(5), ACTION) as guard:
             return guard.commit(tokens(3)).status, len(transport.calls) - 1
 
@@ -86,7 +89,7 @@ def test_without_a_record_on_disk_there_are_two_attempts_all_the_same(host):
     host.alive = False
     down = TransportError("down")
     transport = FakeTransport(replied(allowed()), down, down, replied(committed()))
-    with client_of("http://fake.invalid", transport=transport, journal_enabled=False, heartbeat=False) as client:
+    with client_of("http://fake.invalid", transport=transport, journal_enabled=False, **LATER) as client:
         with client.reserve(tokens(5), ACTION) as guard:
             assert guard.commit(tokens(3)).status is SettlementStatus.PENDING
             assert len(transport.calls) == 3

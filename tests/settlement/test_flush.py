@@ -11,9 +11,22 @@ import warnings
 
 import pytest
 from ledgers import tokens
-from peers import FakeTransport, Peer, allowed, answer, client_of, committed, config_of, ends_within, replied, silent
+from peers import (
+    FakeTransport,
+    Peer,
+    allowed,
+    answer,
+    applied,
+    client_of,
+    committed,
+    config_of,
+    ends_within,
+    replied,
+    silent,
+)
 
 from cycles_lite import Action, CyclesClient, SettlementStatus, TransportError, events
+from cycles_lite.background.worker import Job
 from cycles_lite.settlement.settler import settler_of
 
 ACTION = Action("llm.completion", "gpt-4o")
@@ -110,7 +123,7 @@ def test_a_frozen_clock_makes_no_flush_and_no_close_endless():
 
     with Peer(serve) as peer:
         # The connections' own timeouts are the sockets', which no clock of Python's freezes.
-        client = client_of(peer, read_timeout=1.0, connect_timeout=1.0, flush_timeout=0.3, **LATER)
+        client = client_of(peer, read_timeout=3.0, flush_timeout=0.3, **LATER)
         with freezegun.freeze_time("2026-11-25 12:00:00"), ends_within(PATIENCE):
             with client.reserve(tokens(5), ACTION) as guard:
                 assert guard.commit(tokens(3)).status is SettlementStatus.PENDING
@@ -186,6 +199,19 @@ def test_there_is_another_look_after_one_in_which_an_observer_ends_the_program(t
             assert time.monotonic() < limit
             time.sleep(0.005)
         assert finder._job.is_guest
+
+
+def test_a_flush_waits_for_the_event_that_a_late_commit_becomes(monkeypatch):
+    """However long it takes until a thread sends that."""
+    run = Job.run
+    monkeypatch.setattr(Job, "run", lambda job: (threading.Event().wait(0.1), run(job)))
+    expired = replied({"error": "RESERVATION_EXPIRED", "message": "no", "request_id": "r"}, 410)
+    down = TransportError("down")
+    transport = FakeTransport(replied(allowed()), down, down, expired, replied(applied(), 201))
+    with client_of("http://fake.invalid", transport=transport, **LATER) as client:
+        with client.reserve(tokens(5), ACTION) as guard:
+            assert guard.commit(tokens(3)).status is SettlementStatus.PENDING
+        assert client.flush(PATIENCE) == 0
 
 
 def test_an_attempt_that_is_wanted_while_another_ends_is_not_pending_for_ever():
