@@ -349,7 +349,7 @@ class Settler:
 
     def new_look(self) -> Look:
         """A look at the journals. A journal that was given is another's, which nobody else looks at."""
-        return Look(self.journals(), lambda: (_known([self]), _known()), claims=self._given is None)
+        return Look(self.journals(), lambda: (_known([self]), _known(open_settlers())), claims=self._given is None)
 
     def has_unseen(self) -> bool:
         """Whether there may be records on disk that this client does not hold, as far as a glance tells."""
@@ -364,12 +364,10 @@ class Settler:
         return bool(names) and not names.issubset([file_name(id) for id in list(self.pending)[:_AT_ONCE]])
 
     def unseen(self, held: Iterable[str]) -> int:
-        """How many files may hold records that neither other clients of this process hold, nor this one under the ids
-        `held`: those that the caller has counted. What it has found since is not among them, or it would count for
-        nobody. This reads the whole folder."""
-        others = [settler for settler in open_settlers() if settler is not self]
+        """How many files may hold records that no other client of this process holds, nor this one at the places
+        `held`, which the caller has counted: what it has found since counts here. This reads the whole folder."""
         try:
-            known = {file_name(id) for id in held} | (_known(others) if others else set())
+            known = {file_name(id) for id in held} | _known(one for one in open_settlers() if one is not self)
             return sum(journal.count(known) for journal in self.journals())
         except OSError as e:
             self.tell_once(f"the journal cannot be read: {e}")
@@ -438,9 +436,9 @@ def open_settlers() -> list[Settler]:
     return [settler for settler in [held() for held in _settlers.valuerefs()] if settler is not None]
 
 
-def _known(settlers: Iterable[Settler] = ()) -> set[str]:
-    """The names of the files whose spend is being settled: by these clients, or else by all of this process."""
-    return {file_name(id) for settler in settlers or open_settlers() for id in list(settler.pending)}
+def _known(settlers: Iterable[Settler]) -> set[str]:
+    """The names of the files whose spend these clients are settling."""
+    return {file_name(id) for settler in settlers for id in list(settler.pending)}
 
 
 def _after_fork() -> None:
