@@ -116,7 +116,7 @@ def post_to_the_authority() -> Moves:
 
 #: What is followed, and the most moves that it should take.
 FOLLOWED: dict[str, tuple[Callable[[], Moves], int]] = {
-    "guard.commit over HTTP": (commit_over_http, 32),
+    "guard.commit over HTTP": (commit_over_http, 34),
     "a POST to the authority": (post_to_the_authority, 45),
     "a reserve in process": (reserve_in_process, 45),
 }

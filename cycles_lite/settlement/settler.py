@@ -83,11 +83,11 @@ class Settler:
         """Take spend over: in memory first, then on disk. It is not sent yet."""
         if not self.is_open or self.pid != os.getpid():  # else its reserve has opened it
             self.open()
-        id = spend.record.reservation_id
-        spend.runner, spend.journal = get_ident(), self._journal
+        id, journal = spend.record.reservation_id, self._journal
+        spend.runner, spend.journal = get_ident(), journal
         # A key that was reserved with before leads to the same reservation, and perhaps to spend that waits there.
         spend.place, spend.is_kept = spend.record.other_place, True
-        if not self.has(id) and self.pending.setdefault(id, spend) is spend:
+        if not (journal is not None and journal.has(id)) and self.pending.setdefault(id, spend) is spend:
             spend.place = id
         self.pending[spend.place] = spend
         self._write(spend)
