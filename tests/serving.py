@@ -54,6 +54,16 @@ class Served(NamedTuple):
 ADMIN_KEY = "admin-secret"
 
 
+class Clock:
+    """Milliseconds since 1970, as the test wants them; first the beginning of 2026 in UTC."""
+
+    def __init__(self):
+        self.now = 1_767_225_600_000
+
+    def __call__(self):
+        return self.now
+
+
 @contextmanager
 def serving(folder, admin_key=ADMIN_KEY, listeners=(), public_metrics=False, **options):
     """An authority on a file, in a thread: acme has 1,000,000 tokens, its agent `bot` 1000 and caps; rival has some."""

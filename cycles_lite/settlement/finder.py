@@ -120,8 +120,9 @@ class Finder:
             self._post(delay)
         return number
 
-    def _is_to_come(self, job: Job | None) -> bool:
-        return job is not None and job.is_waiting and job is self._posted
+    def _is_to_come(self, job: Job | None, as_guest: bool = True) -> bool:
+        """Whether a job is waited for, which may be a guest: a look that is under way needs more than that."""
+        return job is not None and job.is_waiting and job is self._posted and (as_guest or not job.is_guest)
 
     def _look_later(self) -> None:
         delay = LOOK_AGAIN
@@ -133,10 +134,13 @@ class Finder:
         """Post the next step in the place of the one that waits. Wherever this is interrupted, a step is to come that
         sees to the next one; where there are two, the second finds that the next one is there."""
         job = _step_of(self, delay)
-        before = self._job
-        if is_guest and before is not None and not before.is_guest and self._is_to_come(before):
-            return  # somebody has just asked for a look, which must not be put off
         job.is_guest = is_guest
+        before = self._job
+        if is_guest and before is not None and not before.is_guest and before.is_waiting:
+            # Somebody has just asked for a look, which must not be put off. Its post may have been interrupted.
+            if before is not self._posted:
+                worker.post(job)
+            return
         self._job = job
         worker.post(job)
         self._posted = job
@@ -162,7 +166,7 @@ class Finder:
             if not settler.is_open:
                 if self._look is not None:  # it was closed during the step
                     self.go_on()
-            elif not self._is_to_come(self._job):
+            elif not self._is_to_come(self._job, self._look is None):
                 if self._look is not None or self.looks == looks:
                     self._post(self._pause)
                 else:

@@ -10,6 +10,7 @@ import os
 from contextlib import contextmanager
 
 import pytest
+from serving import Clock, Http, serving
 
 from cycles_lite import Amount, CyclesClient, CyclesConfig
 from cycles_lite.local import Authority
@@ -39,6 +40,25 @@ def client(request, tmp_path):
             with _served(authority) as client:
                 yield client
         assert authority.check() == []
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def served(tmp_path, clock):
+    """A server whose clock the test moves."""
+    with serving(tmp_path, clock=clock) as served:
+        yield served
+
+
+@pytest.fixture
+def http(served):
+    """A connection with acme's key."""
+    with Http(served.url, served.key) as http:
+        yield http
 
 
 @contextmanager

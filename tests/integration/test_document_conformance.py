@@ -12,7 +12,7 @@ import re
 
 import pytest
 from hypothesis import given, strategies as st
-from serving import ADMIN_KEY, Http, asking, committing, document, event, keyed, new_key, serving, tokens
+from serving import ADMIN_KEY, Clock, Http, asking, committing, document, event, keyed, new_key, serving, tokens
 
 from cycles_lite import Amount, Caps, TransportError
 from cycles_lite.protocol.checks import INT64_MAX, INT64_MIN
@@ -22,7 +22,6 @@ pytestmark = pytest.mark.thorough
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema reads the document's schemas")
 
 UNKNOWN = "rsv_" + "0" * 32
-START = 1_700_000_000_000
 
 
 # ---- The document as a judge ----
@@ -210,24 +209,6 @@ NEVER = {
     ("getEvidence", 500): "it reads nothing for this",
     ("getEvidenceJwks", 500): "it reads nothing for this",
 }
-
-
-class Clock:
-    now = START
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def served(tmp_path, clock):
-    with serving(tmp_path, clock=clock) as served:
-        yield served
 
 
 def on_reservation(id):

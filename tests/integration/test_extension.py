@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from serving import Http, asking, event, keyed, serving
 
 from cycles_lite import Amount, CyclesClient, CyclesConfig
@@ -12,34 +11,6 @@ from cycles_lite.session import response_in
 
 PERIODS = GET_PERIODS.path
 HOUR = 3600 * 1000
-
-
-class Clock:
-    """Milliseconds since 1970, as the test wants them; first the beginning of 2026 in UTC."""
-
-    def __init__(self):
-        self.now = 1_767_225_600_000
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def served(tmp_path, clock):
-    with serving(tmp_path, clock=clock) as served:
-        yield served
-
-
-@pytest.fixture
-def http(served):
-    """A connection with acme's key."""
-    with Http(served.url, served.key) as http:
-        yield http
 
 
 def test_periods_need_a_tenants_key(served):

@@ -7,23 +7,10 @@ import hashlib
 import re
 
 import pytest
-from serving import Http, process, serving
+from serving import Http, process
 
 from cycles_lite import ConfigError
 from cycles_lite.local import page
-
-
-@pytest.fixture
-def served(tmp_path):
-    with serving(tmp_path) as served:
-        yield served
-
-
-@pytest.fixture
-def http(served):
-    """A connection with acme's key."""
-    with Http(served.url, served.key) as http:
-        yield http
 
 
 def directives(reply):

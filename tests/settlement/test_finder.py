@@ -315,6 +315,50 @@ def test_a_look_that_is_asked_for_while_the_last_one_ends_is_not_put_off(journal
         wait_until(lambda: finder.looks > first)
 
 
+def test_a_look_that_is_being_asked_for_is_not_put_off_either(journal, monkeypatch, no_first_look):
+    """Where the thread that asks has said so, and has not come to post it yet."""
+    leave(journal, 1)
+    with client_with(journal, Authority(lambda id: DOWN)) as client:
+        finder, posts = settler_of(client._session).finder, []
+        settler_of(client._session).open()
+        post = finders.worker.post
+
+        def overtaken(job):
+            posts.append(job)
+            if len(posts) == 1:
+                finder._look_later()
+            post(job)
+
+        monkeypatch.setattr(finders.worker, "post", overtaken)
+        first = finder.look_around()
+        wait_until(lambda: finder.looks >= first)
+        assert [job.is_guest for job in posts[:2]] == [False, True]
+
+
+def test_a_look_under_way_goes_on_although_the_next_one_was_put_in_its_place(
+    journal, small, monkeypatch, no_first_look
+):
+    leave(journal, 9)
+    with client_with(journal, Authority(lambda id: DOWN)) as client:
+        finder, posts = settler_of(client._session).finder, []
+        settler_of(client._session).open()
+        post = finders.worker.post
+        monkeypatch.setattr(finders.worker, "post", posts.append)
+        finder.look_around()
+        posts[-1].run()
+        assert finder.is_looking
+        step = posts[-1]
+        finder._job = finder._posted = guest = finders._step_of(finder, 600.0)
+        guest.is_guest = True
+        step.run()
+        assert finder.is_looking
+        assert not posts[-1].is_guest
+        assert not guest.is_waiting
+        monkeypatch.setattr(finders.worker, "post", post)
+        post(posts[-1])
+        assert client.flush(PATIENCE) == 9
+
+
 def test_a_look_ends_although_the_authority_puts_all_off_at_once(journal, small, monkeypatch):
     """What is put off is written again, and so comes after all others; it must not come twice in one look."""
     monkeypatch.setattr(finders, "_BETWEEN_LOOKS", 600.0)  # there is one look
