@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 
 import pytest
 from serving import ADMIN_KEY, PATIENCE, Http, asking, raw, serving
@@ -81,6 +82,26 @@ def test_requests_that_do_not_reach_the_application_are_told_too(served, told, s
     assert (exchange.path, exchange.operation, exchange.status) == (path, "unknown", status)
     assert reply.status == status
     assert (exchange.code, exchange.request_id) == (reply.error, reply.headers["x-request-id"])
+
+
+@pytest.mark.parametrize("sent", [b"GET /nowhere HTTP/1.0\r\n\r\n", BROKEN])
+def test_nobody_has_an_answer_that_was_not_told_of(tmp_path, sent):
+    entered, may_go = threading.Event(), threading.Event()
+
+    def listener(exchange):
+        entered.set()
+        may_go.wait(PATIENCE)
+
+    with serving(tmp_path, listeners=[listener]) as served:
+        client = threading.Thread(target=raw, args=(served.url, sent))
+        client.start()
+        try:
+            assert entered.wait(PATIENCE)
+            client.join(0.3)  # an answer that was sent before would be there
+            assert client.is_alive()
+        finally:
+            may_go.set()
+            client.join(PATIENCE)
 
 
 def test_an_answer_that_cannot_be_sent_is_told_of_as_well(served, told):
