@@ -34,6 +34,10 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("ci"), max_examples=2000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# Programs that tests run print in signal handlers, which a buffered stream refuses while it is being written to; and
+# the lines of their two streams come in the order in which a terminal shows them. `cli/test_output.py` tries both.
+os.environ["PYTHONUNBUFFERED"] = "1"
+
 SETTINGS_FOR_TESTS = {"CYCLES_TEST_BASE_URL", "CYCLES_TEST_API_KEY"}
 SECONDS_TO_END, SECONDS_TO_HANG = 60.0, 400.0
 # multiprocessing's own helpers live as long as the process that first needed them.

@@ -116,7 +116,7 @@ class Finder:
         """Have the worker look for records. Return the number of the look that does so, which `looks` reaches when it
         is over; it may be under way already."""
         job, number = self._job, self.looks + 1  # counted before the post: that look may be over right after it
-        if job is None or not self._is_to_come(job) or job.is_guest or job.due > monotonic() + delay:
+        if job is None or not self._is_to_come(job, as_guest=False) or job.due > monotonic() + delay:
             self._post(delay)
         return number
 

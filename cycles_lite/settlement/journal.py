@@ -267,7 +267,7 @@ class Journal:
                         return None
                     if entry.name.endswith(PENDING):
                         found.add(entry.name)
-        except FileNotFoundError:
+        except FileNotFoundError:  # nothing was ever written to it
             pass
         return found
 
